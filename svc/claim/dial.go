@@ -1,0 +1,61 @@
+package claim
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/outage"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// Server says where etcd is and how to be let in.
+type Server struct {
+	Endpoints          []string // host:port
+	Username, Password string   // empty: no authentication
+	TLS                *tls.Config
+}
+
+// Dial returns a client of etcd. With a user name the client asks etcd for a
+// token first, and Dial waits for that; otherwise it asks nothing. It fails
+// when ctx ends, or at once if etcd refuses the password or the configuration
+// makes no sense.
+func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Client, error) {
+	cfg := clientv3.Config{
+		Endpoints: server.Endpoints, TLS: server.TLS,
+		Username: server.Username, Password: server.Password,
+		DialTimeout: callTimeout,
+		// etcd cuts off clients that ping more often than every 5 s.
+		DialKeepAliveTime:    5 * time.Second,
+		DialKeepAliveTimeout: 2 * time.Second,
+		PermitWithoutStream:  true,
+		Logger:               zap.NewNop(), // its errors are logged where they stop
+		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
+			MinConnectTimeout: time.Second,
+		})},
+	}
+	if server.Username == "" {
+		return clientv3.New(cfg)
+	}
+	var refused error
+	client, err := insist(ctx, outage.New(log, "etcd", "nothing is consumed"), func(context.Context) (*clientv3.Client, error) {
+		client, err := clientv3.New(cfg)
+		if errors.Is(err, rpctypes.ErrAuthFailed) {
+			refused = fmt.Errorf("log in to etcd as %q: %w: check ETCD_USERNAME and ETCD_PASSWORD", server.Username, err)
+			return nil, nil
+		}
+		return client, err
+	})
+	if refused != nil {
+		return nil, refused
+	}
+	return client, err
+}

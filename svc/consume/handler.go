@@ -1,0 +1,123 @@
+package consume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/event"
+)
+
+// Handler does the work of an event, once. Nil means that it is done, an error
+// that it is not, or that nobody can tell. When ctx ends it must return soon.
+// It is called by many goroutines at once.
+type Handler func(ctx context.Context, job Job) error
+
+// Job is one try of the work.
+type Job struct {
+	event.Event
+	Token   int64 // the claim's fencing token: grows with every owner of the id; 0 without etcd
+	Attempt int   // from 1
+}
+
+// Final marks an error that another try would not change.
+func Final(err error) error { return &finalError{err} }
+
+// Outage marks an error that is not the event's fault: the work is tried again
+// until it is done, however long that takes. Wait is the least time to wait
+// until then; 0 leaves it to the backoff.
+func Outage(err error, wait time.Duration) error { return &outageError{err, wait} }
+
+type finalError struct{ error }
+type outageError struct {
+	error
+	wait time.Duration
+}
+
+func (e *finalError) Unwrap() error  { return e.error }
+func (e *outageError) Unwrap() error { return e.error }
+
+// failure is a handler that has given up.
+type failure struct {
+	attempts int
+	err      error
+}
+
+func (f *failure) Error() string {
+	return fmt.Sprintf("failed after %d attempts: %v", f.attempts, f.err)
+}
+
+// work tries the handler until it is done or has failed for good. It holds a
+// slot only while the handler runs.
+func (p *Pipeline) work(ctx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
+	wait := &backoff.ExponentialBackOff{
+		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
+	}
+	for attempt := 1; ; {
+		err := p.try(ctx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
+		if err == nil {
+			return nil
+		}
+		if c.Held.Err() != nil { // cancelled: that was no try
+			return context.Cause(c.Held)
+		}
+		if ctx.Err() != nil { // the service stops, or the next try is another's
+			return context.Cause(ctx)
+		}
+		pause := wait.NextBackOff()
+		var away *outageError
+		switch {
+		case errors.As(err, &away):
+			pause = max(pause, away.wait)
+		case attempt == p.MaxAttempts || errors.As(err, new(*finalError)):
+			return &failure{attempt, err}
+		default:
+			attempt++
+		}
+		if err := sleep(ctx, c.Held, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// try runs the handler once, in a slot.
+func (p *Pipeline) try(ctx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
+	select {
+	case p.Slots <- struct{}{}:
+		defer func() { <-p.Slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c.Held.Done():
+		return context.Cause(c.Held)
+	}
+	if ctx.Err() != nil { // a slot became free at the same time
+		return context.Cause(ctx)
+	}
+	try, cancel := context.WithTimeout(c.Held, p.Timeout)
+	defer cancel()
+	defer func() {
+		if r := recover(); r != nil {
+			p.Log.Error("the handler panicked", "id", job.ID, "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the handler panicked: %v", r)
+		}
+	}()
+	return handler(try, job)
+}
+
+// sleep waits for d, or until one of the contexts ends.
+func sleep(ctx, held context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-held.Done():
+		return context.Cause(held)
+	}
+}

@@ -1,0 +1,178 @@
+// Svc processes each event of one queue once, however often it is published,
+// delivered or raced for by replicas.
+//
+// It plays the role that SERVICE_NAME names, consumes that role's queue, and,
+// with ENABLE_ETCD, claims every event's id in etcd before it does the work and
+// records it there after. All of its configuration is the environment:
+//
+//	SERVICE_NAME      required            orders (also order) or notify
+//	ENABLE_ETCD       false               process every id once
+//	AMQP_URL          amqp://guest:guest@localhost:5672/
+//	                                      one or several, comma separated, tried in turn
+//	ETCD_ENDPOINTS    localhost:2379      comma separated
+//	STATSD_ADDR       localhost:8125      UDP
+//	WEBHOOK_URL       none                where the work is done; without it, it is a log line
+//	PREFETCH          1000                unacknowledged deliveries held
+//	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
+//	MAX_ATTEMPTS      3                   tries of one handler before the event is dead-lettered
+//	HANDLER_TIMEOUT   30s                 of one try
+//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; at least 2s
+//	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever
+//	CACHE_SIZE        1000000             ids kept in memory
+//	QUEUE_TYPE        classic             or quorum
+//	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
+//	HEALTH_ADDR       off                 /healthz and /readyz over HTTP
+//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files
+//	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
+//	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
+//	LOG_LEVEL         info                debug, info, warn, error
+//	LOG_FORMAT        text                or json
+//
+// It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go
+// on (the message says how to mend that), 2 when its configuration is bad. A
+// server that is not there yet is waited for.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/metrics"
+	"github.com/streamdal/gophercon2021/svc/rabbit"
+	"github.com/streamdal/gophercon2021/svc/webhook"
+)
+
+func main() {
+	cfg, err := readConfig(os.Environ())
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	log := newLog(cfg)
+	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(stop, restore) // a second signal ends the process at once
+	if err := run(stop, cfg, log); err != nil {
+		log.Error("cannot go on", "service", newRole(cfg.Service).name, "error", err)
+		os.Exit(1)
+	}
+	log.Info("stopped", "service", newRole(cfg.Service).name)
+}
+
+// run is the service, from its first connection until stop ends and what is in
+// flight is finished.
+func run(stop context.Context, cfg Config, log *slog.Logger) error {
+	role := newRole(cfg.Service)
+	log.Info("starting", "service", role.name, "etcd", bool(cfg.Etcd))
+
+	// The shutdown in three steps: take no more events; cancel the handlers
+	// that still run; give up on etcd.
+	work := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
+	life := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
+
+	counters := metrics.Report(cfg.StatsdAt, role.name+"_", role.counters(), log)
+	defer counters.Close()
+
+	var claims consume.Claimer = claim.Unchecked{Work: work}
+	if cfg.Etcd {
+		keeper, closeStore, err := openClaims(stop, work, life, cfg, role, log)
+		if err != nil {
+			return unlessStopped(stop, err)
+		}
+		defer closeStore()
+		claims = keeper
+	}
+
+	handler := consume.Handler(logged)
+	if cfg.Webhook != "" {
+		poster := webhook.New(cfg.Webhook, role.name, cfg.Concurrency, log)
+		defer poster.Close()
+		handler = poster.Handle
+	}
+
+	pipeline := &consume.Pipeline{
+		Service: role.name, Handlers: role.handlers(handler), Claims: claims, RequireID: bool(cfg.Etcd),
+		Counter: counters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
+		Slots: make(consume.Slots, cfg.Concurrency),
+	}
+
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS}
+	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
+	letters := rabbit.NewDeadLetters(server, topology, log)
+	defer letters.Close()
+	consumer := rabbit.Consumer{
+		Server: server, Topology: topology, Letters: letters, Log: log,
+		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: pipeline.Handle,
+	}
+	return consumer.Run(stop)
+}
+
+// openClaims connects to etcd and warms the cache with the ids that it has
+// recorded.
+func openClaims(stop, work, life context.Context, cfg Config, role role, log *slog.Logger) (*claim.Keeper, func(), error) {
+	client, err := claim.Dial(stop, claim.Server{
+		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
+	}, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	store := claim.NewEtcd(client.KV, client.Lease, claim.Options{
+		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, Log: log, Work: work, Life: life,
+	})
+	closeStore := func() {
+		store.Close()
+		client.Close()
+	}
+	cache := claim.NewCache(cfg.CacheSize, cfg.DedupWindow)
+	began := time.Now()
+	if err := store.Warm(stop, cache); err != nil {
+		closeStore()
+		return nil, nil, err
+	}
+	log.Info("cache warmed", "service", role.name, "ids", cache.Len(), "took", time.Since(began).Round(time.Millisecond))
+	return claim.NewKeeper(store, cache), closeStore, nil
+}
+
+// parallel is how many deliveries are seen to at once. Twice the prefetch: when
+// a connection is lost those that it brought are finished while they are
+// already delivered again on the next. One keeps the order.
+func parallel(cfg Config) int {
+	if cfg.Concurrency == 1 {
+		return 1
+	}
+	return 2 * cfg.Prefetch
+}
+
+// reserve is the time that each of the last two steps of a shutdown has.
+func reserve(shutdown time.Duration) time.Duration {
+	return min(shutdown/4, 2*time.Second)
+}
+
+// outlive returns a context that ends d after stop does.
+func outlive(stop context.Context, d time.Duration) context.Context {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
+	context.AfterFunc(stop, func() { time.AfterFunc(d, cancel) })
+	return ctx
+}
+
+// unlessStopped makes nothing of an error that a stop has caused.
+func unlessStopped(stop context.Context, err error) error {
+	if stop.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func newLog(cfg Config) *slog.Logger {
+	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
+}

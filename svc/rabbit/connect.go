@@ -1,0 +1,135 @@
+// Package rabbit brings deliveries from RabbitMQ to whoever handles them, and
+// their acknowledgements and dead letters back, through every loss of the
+// connection.
+package rabbit
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+const (
+	dialTimeout  = 5 * time.Second  // of the TCP connection, of the handshake, of the set-up
+	writeTimeout = 10 * time.Second // of one write to the socket
+	closeTimeout = 2 * time.Second  // of saying goodbye
+	// heartbeat is how often each side says that it is there. After three that
+	// are missing the connection is given up.
+	heartbeat = 5 * time.Second
+)
+
+// Server says where the broker is.
+type Server struct {
+	URLs []string    // tried in turn
+	TLS  *tls.Config // for amqps
+}
+
+// connection is an AMQP connection that can be ended whatever the library or
+// the broker is waiting for.
+type connection struct {
+	*amqp.Connection
+	addr string
+	raw  net.Conn
+}
+
+// dial connects to the first URL that answers. What it returns for an error is
+// a refusal only if every broker refused.
+func (s Server) dial(ctx context.Context, name string) (*connection, error) {
+	var last error
+	for _, url := range s.URLs {
+		c, err := s.dialURL(ctx, url, name)
+		if err == nil {
+			return c, nil
+		}
+		if last == nil || !refused(err) {
+			last = err
+		}
+	}
+	return nil, last
+}
+
+func (s Server) dialURL(ctx context.Context, url, name string) (*connection, error) {
+	uri, err := amqp.ParseURI(url)
+	if err != nil {
+		return nil, errors.New("parse the broker's URL") // without the password that is in it
+	}
+	c := &connection{addr: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}
+	aborted := func() bool { return false }
+	cfg := amqp.Config{
+		Heartbeat:  heartbeat,
+		Locale:     "en_US",
+		Properties: amqp.Table{"product": "gophercon2021", "connection_name": name},
+		Dial: func(network, addr string) (net.Conn, error) {
+			dialer := net.Dialer{Timeout: dialTimeout}
+			conn, err := dialer.DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			c.raw = deadlineConn{conn}
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			aborted = func() bool { return !stop() }
+			// The library clears the deadline when the handshake is over.
+			return c.raw, conn.SetDeadline(time.Now().Add(dialTimeout))
+		},
+	}
+	if s.TLS != nil {
+		cfg.TLSClientConfig = s.TLS.Clone() // the library writes the server's name into it
+	}
+	c.Connection, err = amqp.DialConfig(url, cfg)
+	if aborted() {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		if c.raw != nil {
+			c.raw.Close()
+		}
+		return nil, fmt.Errorf("connect to the broker at %s as %q: %w", c.addr, uri.Username, err)
+	}
+	return c, nil
+}
+
+// within calls f, which asks the broker something, and ends the connection
+// under it if no answer comes, or ctx ends.
+func (c *connection) within(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errors.New("the broker did not answer in time"))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
+	err := f()
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// close ends the connection, politely if that is quick.
+func (c *connection) close() {
+	force := time.AfterFunc(closeTimeout, func() { c.raw.Close() })
+	defer force.Stop()
+	c.Connection.Close() // what it says does not matter any more
+}
+
+// deadlineConn bounds every write: the library sets no deadline for them, and
+// one that blocks would keep its locks for ever.
+type deadlineConn struct{ net.Conn }
+
+func (c deadlineConn) Write(b []byte) (int, error) {
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(b)
+}
+
+// refused reports whether the broker has said no: to the user, or to the
+// virtual host. A handshake that it breaks off because it goes down looks just
+// the same, so one refusal proves nothing.
+func refused(err error) bool {
+	var e *amqp.Error
+	return errors.As(err, &e) &&
+		(e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed)
+}
