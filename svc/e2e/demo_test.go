@@ -1,0 +1,228 @@
+package e2e
+
+import (
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/streadway/amqp"
+)
+
+// The README's command lines, to the letter.
+func TestGoRun(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders", "notify")
+	e.publishBodies(`{"type":"new_order","id":"123"}`)
+	for line, queue := range map[string]string{
+		`cd svc && SERVICE_NAME=order go run *.go`:                   "orders-queue",
+		`cd svc && SERVICE_NAME=notify go run *.go`:                  "notify-queue",
+		`cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go`: "orders-queue",
+		`cd svc && ENABLE_ETCD=true SERVICE_NAME=notify go run *.go`: "notify-queue",
+	} {
+		t.Run(line, func(t *testing.T) {
+			cmd := exec.Command("sh", "-c", line)
+			cmd.Dir = "../.."
+			cmd.Env = append(cmd.Environ(), e.vars()...)
+			s := startCommand(t, line, cmd)
+			s.waitLog("msg=consuming", "queue="+queue)
+			s.signal(syscall.SIGINT) // as ctrl-c: to the whole group
+			s.waitLog("msg=stopped")
+			<-s.exited
+		})
+	}
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "notify_new_order_ok": 1})
+}
+
+// Demo 1: both services get every event.
+func TestConsumeProduce(t *testing.T) {
+	e := newEnv(t)
+	orders, notify := e.start("order"), e.start("notify")
+	orders.waitLog("msg=consuming")
+	notify.waitLog("msg=consuming")
+	// Primed: Graphite shows the counters before anything has happened.
+	for _, role := range []string{"orders", "notify"} {
+		for _, name := range []string{"new_order_ok", "new_order_skipped", "new_order_failed", "malformed", "ignored"} {
+			e.waitPrimed(role + "_" + name)
+		}
+	}
+	e.publishBodies(`{"type":"new_order","id":"123"}`)
+	for role, s := range map[string]*service{"orders": orders, "notify": notify} {
+		s.waitLog("msg=processed", "service="+role, "type=new_order", "id=123")
+	}
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "notify_new_order_ok": 1})
+	orders.stop()
+	notify.stop()
+}
+
+// Demo 2: a service that was away for a while gets what it has missed.
+func TestRecovery(t *testing.T) {
+	e := newEnv(t)
+	orders, notify := e.start("orders"), e.start("notify")
+	orders.waitLog("msg=consuming")
+	notify.waitLog("msg=consuming")
+	notify.stop()
+	e.publishBodies(`{"type":"new_order","id":"124"}`)
+	orders.waitLog("msg=processed", "id=124")
+	if n := e.depth("notify-queue"); n != 1 {
+		t.Errorf("notify-queue has %d messages, want 1", n)
+	}
+	e.start("notify").waitLog("msg=processed", "id=124")
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "notify_new_order_ok": 1})
+}
+
+// Demo 3: without etcd duplicates are processed, with it they are skipped, and
+// so they are after a restart.
+func TestIdempotency(t *testing.T) {
+	e := newEnv(t)
+	event := `{"type":"new_order","id":"125"}`
+	plain := e.start("orders")
+	plain.waitLog("msg=consuming")
+	e.publishBodies(event, event)
+	plain.waitLogs(2, "msg=processed", "id=125")
+	plain.stop()
+
+	var all []*service
+	for _, role := range []string{"orders", "notify"} {
+		s := e.start(role, "ENABLE_ETCD=true")
+		s.waitLog("msg=consuming")
+		all = append(all, s)
+	}
+	e.publishBodies(event)
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 3, "notify_new_order_ok": 1})
+	e.publishBodies(event)
+	e.waitCounts(map[string]int64{"orders_new_order_skipped": 1, "notify_new_order_skipped": 1})
+	for _, s := range all {
+		s.stop()
+	}
+	for _, role := range []string{"orders", "notify"} {
+		s := e.start(role, "ENABLE_ETCD=true")
+		s.waitLog(`msg="cache warmed"`, "ids=1")
+		s.waitLog("msg=consuming")
+	}
+	e.publishBodies(event)
+	e.waitCounts(map[string]int64{
+		"orders_new_order_ok": 3, "notify_new_order_ok": 1,
+		"orders_new_order_skipped": 2, "notify_new_order_skipped": 2,
+	})
+	e.wantAllDone("orders", 1)
+	e.wantAllDone("notify", 1)
+}
+
+// What else can be in a queue: each message is settled, and none delays another.
+func TestOtherMessages(t *testing.T) {
+	e := newEnv(t)
+	orders := e.start("orders", "ENABLE_ETCD=true")
+	orders.waitLog("msg=consuming")
+	body := "not an event \xff"
+	e.publish(amqp.Publishing{
+		Body: []byte(body), AppId: "plumber", MessageId: "m1", CorrelationId: "c1", ContentType: "text/plain",
+		Headers: amqp.Table{"trace": "t1", "CC": []any{"elsewhere"}}, UserId: "guest", Expiration: "600000", DeliveryMode: amqp.Transient,
+	})
+	e.publishBodies(
+		`{"type":"order_shipped","id":"1"}`, `{"type":"order_shipped"}`, // not this role's
+		`{"type":"new_order"}`, // nothing could tell it from another
+		`{"type":"new_order","id":"126"}`,
+	)
+	e.waitCounts(map[string]int64{"orders_malformed": 2, "orders_ignored": 2, "orders_new_order_ok": 1})
+	orders.waitLog("msg=ignored", "type=order_shipped", "id=1")
+	orders.waitLog("msg=dead-lettered", "reason=malformed", "UTF-8")
+	orders.stop()
+
+	letters := e.deadLetters("orders")
+	if len(letters) != 2 {
+		t.Fatalf("%d dead letters, want 2", len(letters))
+	}
+	for _, l := range letters {
+		if l.Headers["x-reason"] != "malformed" || l.Headers["x-exchange"] != "events" || l.Headers["x-routing-key"] != "foo" ||
+			l.Headers["x-attempts"] != int32(0) || l.Headers["x-error"] == "" || l.Headers["x-failed-at"] == "" {
+			t.Errorf("headers are %v", l.Headers)
+		}
+		if l.DeliveryMode != amqp.Persistent {
+			t.Error("a dead letter is not persistent")
+		}
+		if string(l.Body) != body {
+			continue
+		}
+		if l.MessageId != "m1" || l.CorrelationId != "c1" || l.ContentType != "text/plain" || l.AppId != "plumber" || l.Headers["trace"] != "t1" ||
+			l.Headers["x-original-user_id"] != "guest" || l.Headers["x-original-expiration"] != "600000" || l.Headers["x-original-CC"] == nil {
+			t.Errorf("the dead letter is %+v", l)
+		}
+	}
+	if n := e.depth("orders-queue"); n != 0 {
+		t.Errorf("%d messages are left in the queue", n)
+	}
+}
+
+// Bad configuration ends at once, with a line for each bad value.
+func TestBadConfiguration(t *testing.T) {
+	tests := map[string]struct {
+		vars []string
+		want []string
+	}{
+		"no role":      {nil, []string{"SERVICE_NAME is not set: allowed is orders (also order) or notify"}},
+		"unknown role": {[]string{"SERVICE_NAME=ordres"}, []string{`SERVICE_NAME="ordres"`, "orders"}},
+		"all at once": {
+			[]string{"SERVICE_NAME=orders", "ENABLE_ETCD=yes", "PREFETCH=0", "CONCURRENCY=x", "MAX_ATTEMPTS=-1", "HANDLER_TIMEOUT=5",
+				"CLAIM_TTL=1s", "DEDUP_WINDOW=-1s", "CACHE_SIZE=-1", "QUEUE_TYPE=stream", "SHUTDOWN_TIMEOUT=0s", "HEALTH_ADDR=8080",
+				"LOG_LEVEL=loud", "LOG_FORMAT=xml", "ETCD_ENDPOINTS=localhost", "STATSD_ADDR=:", "WEBHOOK_URL=ftp://x/"},
+			[]string{`ENABLE_ETCD="yes": allowed is true, 1, false or 0`, `PREFETCH="0"`, `CONCURRENCY="x"`, `MAX_ATTEMPTS="-1"`, `HANDLER_TIMEOUT="5"`,
+				`CLAIM_TTL="1s"`, `DEDUP_WINDOW="-1s"`, `CACHE_SIZE="-1"`, `QUEUE_TYPE="stream"`, `SHUTDOWN_TIMEOUT="0s"`, `HEALTH_ADDR="8080"`,
+				`LOG_LEVEL="loud"`, `LOG_FORMAT="xml"`, `ETCD_ENDPOINTS="localhost"`, `STATSD_ADDR=":"`, `WEBHOOK_URL="ftp://x/"`},
+		},
+		"files": {
+			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=/nonexistent", "AMQP_CERT=/nonexistent", "ETCD_KEY=/nonexistent", "ETCD_USERNAME=root"},
+			[]string{`AMQP_CACERT="/nonexistent"`, "AMQP_KEY is not set", "ETCD_CERT is not set", "ETCD_PASSWORD is not set"},
+		},
+		"passwords": {
+			[]string{"SERVICE_NAME=orders", "AMQP_URL=http://user:s3cret@host/,amqp://u:s3cret@h:x", "ETCD_PASSWORD=s3cret"},
+			[]string{`AMQP_URL="http://***@`, "ETCD_USERNAME is not set"},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(shared.bin)
+			cmd.Env = tt.vars
+			s := startCommand(t, name, cmd)
+			s.wantExit(2)
+			lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
+			if len(lines) != len(tt.want) && name != "unknown role" {
+				t.Errorf("%d lines, want %d:\n%s", len(lines), len(tt.want), s.log)
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(s.log.String(), want) {
+					t.Errorf("no %q in:\n%s", want, s.log)
+				}
+			}
+			if strings.Contains(s.log.String(), "s3cret") {
+				t.Errorf("a password is shown:\n%s", s.log)
+			}
+		})
+	}
+}
+
+// A broker that will never have us ends the process, with a way to mend it.
+func TestCannotGoOn(t *testing.T) {
+	t.Run("queue with other arguments", func(t *testing.T) {
+		e := newEnv(t)
+		e.topology("orders")
+		s := e.start("orders", "QUEUE_TYPE=quorum")
+		s.wantExit(1)
+		s.waitLog("level=ERROR", "queue orders-queue exists with other arguments", "QUEUE_TYPE")
+	})
+	for name, url := range map[string]string{
+		"wrong password": strings.Replace(shared.rabbit.URL(), "guest:guest", "guest:wrong", 1),
+		"no such vhost":  shared.rabbit.URL() + "nowhere",
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			e.amqpURL = url
+			s := e.start("orders")
+			s.wantExit(1)
+			s.waitLog("level=ERROR", "refused 5 times in a row", "AMQP_URL")
+			if strings.Contains(s.log.String(), "wrong@") {
+				t.Error("the password is in the log")
+			}
+		})
+	}
+}

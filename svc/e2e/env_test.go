@@ -1,0 +1,264 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// env is what one test has: addresses for the services to use, and eyes and
+// hands of its own on the servers behind them.
+type env struct {
+	t       *testing.T
+	amqpURL string // of the services; the test's own way is direct
+	etcdAt  string
+	statsd  *stack.Statsd
+	started atomic.Int32
+
+	directAMQP string
+	etcd       *clientv3.Client
+}
+
+// newEnv returns an empty broker and an empty etcd: the shared ones.
+func newEnv(t *testing.T) *env {
+	return newEnvOn(t, shared.rabbit, shared.etcd)
+}
+
+func newEnvOn(t *testing.T, rabbit *stack.Rabbit, etcd *stack.Etcd) *env {
+	t.Helper()
+	statsd, err := stack.StartStatsd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { statsd.Close() })
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	e := &env{
+		t: t, amqpURL: rabbit.URL(), directAMQP: rabbit.URL(), etcdAt: etcd.Endpoint(),
+		statsd: statsd, etcd: client,
+	}
+	e.clear()
+	return e
+}
+
+// clear forgets what earlier tests have left.
+func (e *env) clear() {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if _, err := e.etcd.Delete(ctx, "/", clientv3.WithPrefix()); err != nil {
+		e.t.Fatal(err)
+	}
+	for _, role := range []string{"orders", "notify"} {
+		for _, queue := range []string{role + "-queue", role + "-queue.dead"} {
+			e.channel(func(ch *amqp.Channel) error {
+				_, err := ch.QueueDelete(queue, false, false, false)
+				return err
+			})
+		}
+	}
+	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
+}
+
+// vars is the environment of a service.
+func (e *env) vars(vars ...string) []string {
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+		"AMQP_URL=" + e.amqpURL, "ETCD_ENDPOINTS=" + e.etcdAt, "STATSD_ADDR=" + e.statsd.Addr(),
+	}, vars...)
+}
+
+// channel runs f on a channel of its own.
+func (e *env) channel(f func(*amqp.Channel) error) {
+	e.t.Helper()
+	conn, err := amqp.Dial(e.directAMQP)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	if err := f(ch); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// topology declares what a role declares, so that events can be published
+// before it has ever run.
+func (e *env) topology(roles ...string) {
+	e.t.Helper()
+	e.channel(func(ch *amqp.Channel) error {
+		if err := ch.ExchangeDeclare("events", "topic", true, false, false, false, nil); err != nil {
+			return err
+		}
+		for _, role := range roles {
+			if _, err := ch.QueueDeclare(role+"-queue", true, false, false, false, nil); err != nil {
+				return err
+			}
+			if err := ch.QueueBind(role+"-queue", "#", "events", false, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// publish sends messages as plumber does, and waits for their confirms.
+func (e *env) publish(msgs ...amqp.Publishing) {
+	e.t.Helper()
+	e.channel(func(ch *amqp.Channel) error {
+		if err := ch.Confirm(false); err != nil {
+			return err
+		}
+		confirms := ch.NotifyPublish(make(chan amqp.Confirmation, len(msgs)))
+		for _, m := range msgs {
+			if err := ch.Publish("events", "foo", false, false, m); err != nil {
+				return err
+			}
+		}
+		for range msgs {
+			select {
+			case c, ok := <-confirms:
+				if !ok || !c.Ack {
+					return fmt.Errorf("a message was not confirmed (%v, %v)", c, ok)
+				}
+			case <-time.After(patience):
+				return fmt.Errorf("a confirm did not come")
+			}
+		}
+		return nil
+	})
+}
+
+func (e *env) publishBodies(bodies ...string) {
+	e.t.Helper()
+	msgs := make([]amqp.Publishing, len(bodies))
+	for i, b := range bodies {
+		msgs[i] = plumber(b)
+	}
+	e.publish(msgs...)
+}
+
+// plumber is a message as `plumber write rabbit` sends it.
+func plumber(body string) amqp.Publishing {
+	return amqp.Publishing{Body: []byte(body), AppId: "plumber", DeliveryMode: amqp.Persistent}
+}
+
+// orders returns the bodies of n new_order events with ids of that prefix.
+func orders(prefix string, n int) []string {
+	bodies := make([]string, n)
+	for i := range bodies {
+		bodies[i] = fmt.Sprintf(`{"type":"new_order","id":"%s%d"}`, prefix, i)
+	}
+	return bodies
+}
+
+// depth returns how many messages wait in a queue, those that were delivered
+// and not acknowledged not counted; -1: there is no such queue.
+func (e *env) depth(queue string) int {
+	conn, err := amqp.Dial(e.directAMQP)
+	if err != nil {
+		return -1
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		return -1
+	}
+	q, err := ch.QueueInspect(queue)
+	if err != nil {
+		return -1
+	}
+	return q.Messages
+}
+
+// waitCounts waits until statsd has these sums.
+func (e *env) waitCounts(want map[string]int64) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	err := e.statsd.Wait(ctx, func(counts map[string]int64) bool {
+		for name, n := range want {
+			if counts[name] != n {
+				return false
+			}
+		}
+		return true
+	})
+	if err != nil {
+		e.t.Fatalf("counters are %v, want %v", e.statsd.Counts(), want)
+	}
+}
+
+// records returns the values in etcd by id, of a role.
+func (e *env) records(role string) map[string]string {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	resp, err := e.etcd.Get(ctx, "/service/"+role+"/", clientv3.WithPrefix())
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	records := make(map[string]string, len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		id := string(kv.Key[len("/service/"+role+"/xx/"):])
+		records[id] = string(kv.Value)
+	}
+	return records
+}
+
+// wantAllDone checks that n ids are done and none is claimed.
+func (e *env) wantAllDone(role string, n int) {
+	e.t.Helper()
+	done, other := 0, []string(nil)
+	for id, value := range e.records(role) {
+		if strings.HasPrefix(value, "done ") {
+			done++
+		} else {
+			other = append(other, id+": "+value)
+		}
+	}
+	if done != n || len(other) > 0 {
+		e.t.Errorf("%s: %d ids are done, want %d; not done: %.300q", role, done, n, other)
+	}
+}
+
+// deadLetters takes all messages out of a role's dead queue.
+func (e *env) deadLetters(role string) []amqp.Delivery {
+	e.t.Helper()
+	var letters []amqp.Delivery
+	e.channel(func(ch *amqp.Channel) error {
+		for {
+			d, ok, err := ch.Get(role+"-queue.dead", true)
+			if err != nil || !ok {
+				return err
+			}
+			letters = append(letters, d)
+		}
+	})
+	return letters
+}
+
+// waitPrimed waits until statsd has heard of a counter.
+func (e *env) waitPrimed(name string) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { _, ok := counts[name]; return ok }); err != nil {
+		e.t.Fatalf("%s was not primed: %v", name, e.statsd.Counts())
+	}
+}

@@ -1,0 +1,63 @@
+// Package e2e tests the whole service: the program that `go build ./svc` makes,
+// as processes, against real servers that the tests start, break and restart.
+//
+// It needs RabbitMQ installed; etcd is built in. Nothing must be running.
+package e2e
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// The servers that tests share which break none.
+var shared struct {
+	rabbit *stack.Rabbit
+	etcd   *stack.Etcd
+	bin    string // the built service
+}
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (code int) {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	dir, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		return fatal(err)
+	}
+	defer os.RemoveAll(dir)
+
+	shared.bin = filepath.Join(dir, "svc")
+	build := exec.CommandContext(ctx, "go", "build", "-o", shared.bin, "github.com/streamdal/gophercon2021/svc")
+	if raceEnabled {
+		build.Args = append(build.Args[:2], append([]string{"-race"}, build.Args[2:]...)...)
+	}
+	if out, err := build.CombinedOutput(); err != nil {
+		return fatal(fmt.Errorf("build svc: %w\n%s", err, out))
+	}
+	if shared.etcd, err = stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{}); err != nil {
+		return fatal(err)
+	}
+	defer shared.etcd.Close()
+	if shared.rabbit, err = stack.StartRabbit(ctx, filepath.Join(dir, "rabbit"), stack.RabbitOptions{}); err != nil {
+		return fatal(err)
+	}
+	defer shared.rabbit.Close()
+	return m.Run()
+}
+
+func fatal(err error) int {
+	fmt.Fprintln(os.Stderr, "e2e:", err)
+	return 1
+}

@@ -1,0 +1,199 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Two replicas of a role race for the same ids: each id's work is done once.
+func TestReplicas(t *testing.T) {
+	const ids, copies = 3000, 3
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, nil)
+	var bodies []string
+	for range copies {
+		bodies = append(bodies, orders("r", ids)...)
+	}
+	rand.Shuffle(len(bodies), func(i, j int) { bodies[i], bodies[j] = bodies[j], bodies[i] })
+	var replicas []*service
+	for range 2 {
+		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "PREFETCH=200")
+		s.waitLog("msg=consuming")
+		replicas = append(replicas, s)
+	}
+	e.publishBodies(bodies...)
+	e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": ids * (copies - 1)})
+	for _, s := range replicas {
+		if s.log.count("msg=processed") == 0 {
+			t.Errorf("%s had nothing to do", s.name)
+		}
+		s.stop()
+	}
+	if n := len(sink.all()); n != ids {
+		t.Errorf("%d posts for %d ids", n, ids)
+	}
+	if lost, twice := sink.accounts("r", ids); lost != 0 || twice != 0 {
+		t.Errorf("%d ids were lost, %d done twice", lost, twice)
+	}
+	e.wantAllDone("orders", ids)
+	if n := e.depth("orders-queue"); n != 0 {
+		t.Errorf("%d messages are left", n)
+	}
+}
+
+// Eight crashes under load, two copies of each event. Work is done twice only
+// where a process died in the middle of it, or before its record was committed.
+func TestCrashes(t *testing.T) {
+	const ids, copies, crashes = 8000, 2, 8
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, nil)
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
+	start := func() *service { return e.start("orders", vars...) }
+	replicas := []*service{start(), start()}
+	var bodies []string
+	for range copies {
+		bodies = append(bodies, orders("c", ids)...)
+	}
+	e.publishBodies(bodies...)
+	for crash := range crashes {
+		goal := (crash + 1) * ids / (crashes + 2)
+		sink.wait(t, fmt.Sprintf("%d posts", goal), func(posts []post) bool { return len(posts) >= goal })
+		victim := crash % len(replicas)
+		replicas[victim].kill()
+		replicas[victim] = start()
+	}
+	eventually(t, "an empty queue and no claim", func() error { return e.settled("orders", ids) })
+	for _, s := range replicas {
+		s.alive()
+		s.stop()
+	}
+	lost, twice := sink.accounts("c", ids)
+	if lost != 0 {
+		t.Errorf("%d of %d ids were lost", lost, ids)
+	}
+	// Per crash, what was running (CONCURRENCY) and what waited for its commit.
+	if most := crashes * (32 + 240); twice > most {
+		t.Errorf("%d ids were done twice, at most %d are allowed", twice, most)
+	}
+	t.Logf("%d ids, %d crashes: %d done twice, %d lost", ids, crashes, twice, lost)
+	e.wantAllDone("orders", ids)
+}
+
+// settled reports what is missing until n ids are done, none claimed, and the
+// queue is empty.
+func (e *env) settled(role string, n int) error {
+	done := 0
+	for id, value := range e.records(role) {
+		if !strings.HasPrefix(value, "done ") {
+			return fmt.Errorf("id %s is %q", id, value)
+		}
+		done++
+	}
+	if done != n {
+		return fmt.Errorf("%d of %d ids are done", done, n)
+	}
+	if depth := e.depth(role + "-queue"); depth != 0 {
+		return fmt.Errorf("%d messages wait", depth)
+	}
+	return nil
+}
+
+// A handler that is slower than CLAIM_TTL keeps its claim, and another replica
+// waits for it.
+func TestSlowHandler(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	release := make(chan struct{})
+	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s"}
+	a, b := e.start("orders", vars...), e.start("orders", vars...)
+	a.waitLog("msg=consuming")
+	b.waitLog("msg=consuming")
+	began := time.Now()
+	e.publishBodies(slices.Repeat(orders("slow", 1), 4)...) // round robin: two for each replica
+	time.AfterFunc(5*time.Second, func() { close(release) })
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 3})
+	if took := time.Since(began); took < 5*time.Second {
+		t.Errorf("done after %v, before the handler", took)
+	}
+	if n := len(sink.all()); n != 1 {
+		t.Errorf("%d posts, want 1", n)
+	}
+}
+
+// A crashed process's claim is free after CLAIM_TTL, and not before.
+func TestClaimOutlivesCrash(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	var mu sync.Mutex
+	first := true
+	hang := make(chan struct{})
+	sink := newSink(t, func(post) int {
+		mu.Lock()
+		hangs := first
+		first = false
+		mu.Unlock()
+		if hangs {
+			<-hang
+			return http.StatusTeapot
+		}
+		return http.StatusOK
+	})
+	t.Cleanup(func() { close(hang) })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s"}
+	a := e.start("orders", vars...)
+	a.waitLog("msg=consuming")
+	e.publishBodies(orders("x", 1)...)
+	eventually(t, "a claim", func() error {
+		if !strings.HasPrefix(e.records("orders")["x0"], "claimed ") {
+			return errNotYet
+		}
+		return nil
+	})
+	a.kill()
+	crashed := time.Now()
+	b := e.start("orders", vars...)
+	b.waitLog("msg=processed", "id=x0")
+	// The lease was renewed at most a third of it before the crash.
+	if took := time.Since(crashed); took < 1500*time.Millisecond || took > 3*time.Second+4*time.Second {
+		t.Errorf("processed %v after the crash, CLAIM_TTL is 3s", took)
+	} else {
+		t.Logf("processed %v after the crash, CLAIM_TTL is 3s", took.Round(time.Millisecond))
+	}
+}
+
+// A clean stop in mid-work finishes what runs, and leaves no claim behind.
+func TestCleanStop(t *testing.T) {
+	const ids = 2000
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, func(post) int {
+		<-time.After(5 * time.Millisecond)
+		return http.StatusOK
+	})
+	e.publishBodies(orders("s", ids)...)
+	for left := ids; left > 0; {
+		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+		s.waitLogs(min(left, 500), "msg=processed")
+		s.stop()
+		left -= s.log.count("msg=processed")
+		for id, value := range e.records("orders") {
+			if strings.HasPrefix(value, "claimed ") {
+				t.Fatalf("the claim of %s is left behind", id)
+			}
+		}
+	}
+	if n := len(sink.all()); n != ids {
+		t.Errorf("%d posts for %d ids", n, ids)
+	}
+	e.waitCounts(map[string]int64{"orders_new_order_ok": ids})
+	e.wantAllDone("orders", ids)
+}
