@@ -121,10 +121,20 @@ func (s *Etcd) commitClaims(batch []*request) {
 // claimUnder sends the batch once, answers what it can, and returns the rest:
 // all of it with an error, what changed under its hands without.
 func (s *Etcd) claimUnder(ses *session, batch []*request, again *retry) (rest []*request, err error) {
-	var resp *clientv3.TxnResponse
-	err = again.once(s.life, func(ctx context.Context) (err error) {
-		resp, err = s.claimTxn(ctx, batch, ses)
-		return err
+	resp, err := s.txn(again, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.claimAll(ctx, batch, ses)
+	})
+	if err != nil {
+		return batch, err
+	}
+	if resp.Succeeded {
+		for _, r := range batch {
+			s.grant(r, resp.Header.Revision, ses)
+		}
+		return nil, nil
+	}
+	resp, err = s.txn(again, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.claimEach(ctx, batch, ses)
 	})
 	if err != nil {
 		return batch, err
@@ -148,9 +158,8 @@ func (s *Etcd) claimUnder(ses *session, batch []*request, again *retry) (rest []
 	if len(former) == 0 {
 		return nil, nil
 	}
-	err = again.once(s.life, func(ctx context.Context) (err error) {
-		resp, err = s.takeOver(ctx, found, ses)
-		return err
+	resp, err = s.txn(again, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.takeOver(ctx, found, ses)
 	})
 	if err != nil {
 		return former, err
@@ -194,14 +203,9 @@ func (s *Etcd) commitCompletes(batch []*request) {
 			fail(batch, fmt.Errorf("complete: %w", err))
 			return
 		}
-		var resp *clientv3.TxnResponse
-		err = again.once(s.life, func(ctx context.Context) (err error) {
-			resp, err = s.completeTxn(ctx, batch, lease)
-			return err
-		})
+		err = s.completeUnder(lease, batch, again)
 		switch {
 		case err == nil:
-			completed(batch, resp)
 			return
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			s.retention.gone(lease)
@@ -214,13 +218,42 @@ func (s *Etcd) commitCompletes(batch []*request) {
 	}
 }
 
-func completed(batch []*request, resp *clientv3.TxnResponse) {
+// completeUnder sends the batch once. It answers all of it, or fails.
+func (s *Etcd) completeUnder(lease clientv3.LeaseID, batch []*request, again *retry) error {
+	resp, err := s.txn(again, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.completeAll(ctx, batch, lease)
+	})
+	if err != nil {
+		return err
+	}
+	if resp.Succeeded {
+		for _, r := range batch {
+			r.finish()
+		}
+		return nil
+	}
+	resp, err = s.txn(again, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.completeEach(ctx, batch, lease)
+	})
+	if err != nil {
+		return err
+	}
 	for i, r := range batch {
 		if lost(resp, i) {
 			r.err = ErrLost
 		}
 		r.finish()
 	}
+	return nil
+}
+
+// txn sends one transaction, with a deadline.
+func (s *Etcd) txn(again *retry, send func(context.Context) (*clientv3.TxnResponse, error)) (resp *clientv3.TxnResponse, err error) {
+	err = again.once(s.life, func(ctx context.Context) error {
+		resp, err = send(ctx)
+		return err
+	})
+	return resp, err
 }
 
 // Release gives the claim back, undone.

@@ -9,31 +9,38 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// The transactions of the protocol. Each tries first what is nearly always the
-// case, that all ids of the batch are as expected, with one flat list that etcd
-// checks quickly; only otherwise is each id decided by itself.
+// The transactions of the protocol. What is nearly always the case, that all
+// ids of a batch are as expected, is tried first with one flat list, which is
+// small on the wire and in etcd's log and quickly checked. Only if it fails is
+// each id decided by itself, in a transaction of its own inside one.
 
-// claimTxn claims all ids of the batch at once if all are absent, and
-// otherwise each by itself.
-func (s *Etcd) claimTxn(ctx context.Context, batch []*request, ses *session) (*clientv3.TxnResponse, error) {
+// claimAll claims all ids of the batch if all are absent, or none.
+func (s *Etcd) claimAll(ctx context.Context, batch []*request, ses *session) (*clientv3.TxnResponse, error) {
 	absent := make([]clientv3.Cmp, len(batch))
 	put := make([]clientv3.Op, len(batch))
+	for i, r := range batch {
+		key := s.key(r.id)
+		absent[i] = isAbsent(key)
+		put[i] = clientv3.OpPut(key, s.instance, clientv3.WithLease(ses.lease))
+	}
+	return s.kv.Txn(ctx).If(absent...).Then(put...).Commit()
+}
+
+// claimEach claims the ids of the batch that are absent and reads the others.
+func (s *Etcd) claimEach(ctx context.Context, batch []*request, ses *session) (*clientv3.TxnResponse, error) {
 	each := make([]clientv3.Op, len(batch))
 	for i, r := range batch {
 		key := s.key(r.id)
-		absent[i] = clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
-		put[i] = clientv3.OpPut(key, s.instance, clientv3.WithLease(ses.lease))
-		each[i] = clientv3.OpTxn(absent[i:i+1], put[i:i+1], []clientv3.Op{clientv3.OpGet(key)})
+		each[i] = clientv3.OpTxn([]clientv3.Cmp{isAbsent(key)},
+			[]clientv3.Op{clientv3.OpPut(key, s.instance, clientv3.WithLease(ses.lease))},
+			[]clientv3.Op{clientv3.OpGet(key)})
 	}
-	return s.kv.Txn(ctx).If(absent...).Then(put...).Else(each...).Commit()
+	return s.kv.Txn(ctx).Then(each...).Commit()
 }
 
-// existing returns what claimTxn found in the place of the i-th id, nil if it
-// was absent and is claimed now.
+// existing returns what claimEach has read in the place of the i-th id, nil if
+// it was absent and is claimed now.
 func existing(resp *clientv3.TxnResponse, i int) *mvccpb.KeyValue {
-	if resp.Succeeded {
-		return nil
-	}
 	one := resp.Responses[i].GetResponseTxn()
 	if one.Succeeded {
 		return nil
@@ -57,29 +64,47 @@ func (s *Etcd) takeOver(ctx context.Context, found []*mvccpb.KeyValue, ses *sess
 	return s.kv.Txn(ctx).Then(each...).Commit()
 }
 
-// completeTxn completes all ids of the batch at once if all claims are still
-// ours, and otherwise each by itself.
-func (s *Etcd) completeTxn(ctx context.Context, batch []*request, lease clientv3.LeaseID) (*clientv3.TxnResponse, error) {
-	done := fmt.Sprintf("done %d", time.Now().Unix())
+// completeAll completes all ids of the batch if all claims are still ours, or
+// none.
+func (s *Etcd) completeAll(ctx context.Context, batch []*request, lease clientv3.LeaseID) (*clientv3.TxnResponse, error) {
+	value := doneNow()
 	ours := make([]clientv3.Cmp, len(batch))
 	put := make([]clientv3.Op, len(batch))
+	for i, r := range batch {
+		key := s.key(r.id)
+		ours[i] = isOwned(key, r.grant.Token)
+		put[i] = clientv3.OpPut(key, value, clientv3.WithLease(lease))
+	}
+	return s.kv.Txn(ctx).If(ours...).Then(put...).Commit()
+}
+
+// completeEach completes the ids of the batch whose claims are still ours, or
+// absent: they have expired, and nobody took them.
+func (s *Etcd) completeEach(ctx context.Context, batch []*request, lease clientv3.LeaseID) (*clientv3.TxnResponse, error) {
+	value := doneNow()
 	each := make([]clientv3.Op, len(batch))
 	for i, r := range batch {
 		key := s.key(r.id)
-		ours[i] = clientv3.Compare(clientv3.CreateRevision(key), "=", r.grant.Token)
-		put[i] = clientv3.OpPut(key, done, clientv3.WithLease(lease))
-		ifAbsent := clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}, put[i:i+1], nil)
-		each[i] = clientv3.OpTxn(ours[i:i+1], put[i:i+1], []clientv3.Op{ifAbsent})
+		put := []clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(lease))}
+		ifAbsent := clientv3.OpTxn([]clientv3.Cmp{isAbsent(key)}, put, nil)
+		each[i] = clientv3.OpTxn([]clientv3.Cmp{isOwned(key, r.grant.Token)}, put, []clientv3.Op{ifAbsent})
 	}
-	return s.kv.Txn(ctx).If(ours...).Then(put...).Else(each...).Commit()
+	return s.kv.Txn(ctx).Then(each...).Commit()
 }
 
-// lost reports whether completeTxn found another claim in the place of the
+// lost reports whether completeEach found another claim in the place of the
 // i-th id's.
 func lost(resp *clientv3.TxnResponse, i int) bool {
-	if resp.Succeeded {
-		return false
-	}
 	one := resp.Responses[i].GetResponseTxn()
 	return !one.Succeeded && !one.Responses[0].GetResponseTxn().Succeeded
 }
+
+func isAbsent(key string) clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+}
+
+func isOwned(key string, token int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(key), "=", token)
+}
+
+func doneNow() string { return fmt.Sprintf("done %d", time.Now().Unix()) }

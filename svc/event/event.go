@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"unicode/utf8"
+
+	"github.com/tidwall/gjson"
 )
 
 // MaxID is the longest id that is accepted, in bytes of UTF-8.
@@ -35,70 +37,70 @@ func Parse(body []byte) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("body is not valid UTF-8")
 	}
-	var f fields
-	if err := json.Unmarshal(body, &f); err != nil {
+	if err := valid(body); err != nil {
 		return Event{}, fmt.Errorf("body is not a JSON event: %w", err)
 	}
-	switch {
-	case loneSurrogate(body):
+	if loneSurrogate(body) {
 		return Event{}, errors.New("body has a lone surrogate escape, which is not Unicode text")
-	case f.typ == nil:
-		return Event{}, errors.New(`"type" is missing`)
-	case f.id == nil:
-		return Event{Type: *f.typ, Body: body}, ErrNoID
-	case len(*f.id) == 0:
-		return Event{}, errors.New(`"id" is empty`)
-	case len(*f.id) > MaxID:
-		return Event{}, fmt.Errorf(`"id" has %d bytes, at most %d are allowed`, len(*f.id), MaxID)
 	}
-	return Event{Type: *f.typ, ID: *f.id, Body: body}, nil
+	var typ, id field
+	gjson.ParseBytes(body).ForEach(func(name, value gjson.Result) bool {
+		switch name.Str {
+		case "type":
+			typ.see(value)
+		case "id":
+			id.see(value)
+		}
+		return true
+	})
+	if err := typ.check("type"); err != nil {
+		return Event{}, err
+	}
+	e := Event{Type: typ.value.Str, ID: id.value.Str, Body: body}
+	switch err := id.check("id"); {
+	case id.seen == 0:
+		return e, ErrNoID
+	case err != nil:
+		return Event{}, err
+	case len(e.ID) == 0:
+		return Event{}, errors.New(`"id" is empty`)
+	case len(e.ID) > MaxID:
+		return Event{}, fmt.Errorf(`"id" has %d bytes, at most %d are allowed`, len(e.ID), MaxID)
+	}
+	return e, nil
 }
 
-// fields picks type and id out of a JSON object and checks the rest only for
-// being JSON.
-type fields struct{ typ, id *string }
-
-// UnmarshalJSON gets one complete, valid JSON value: json.Unmarshal has
-// checked that before it calls.
-func (f *fields) UnmarshalJSON(value []byte) error {
-	dec := json.NewDecoder(bytes.NewReader(value))
-	if open, err := dec.Token(); err != nil || open != json.Delim('{') {
-		return errors.New("not an object")
+// valid checks what gjson takes for granted.
+func valid(body []byte) error {
+	if !json.Valid(body) {
+		return json.Unmarshal(body, &json.RawMessage{}) // says where and why
 	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return err
-		}
-		switch name {
-		case "type":
-			err = readOnce(dec, "type", &f.typ)
-		case "id":
-			err = readOnce(dec, "id", &f.id)
-		default:
-			var skip json.RawMessage
-			err = dec.Decode(&skip)
-		}
-		if err != nil {
-			return err
-		}
+	if bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
+		return errors.New("not an object")
 	}
 	return nil
 }
 
-func readOnce(dec *json.Decoder, name string, to **string) error {
-	if *to != nil {
+// field is a name of an object that may be given once, with a string.
+type field struct {
+	value gjson.Result
+	seen  int
+}
+
+func (f *field) see(value gjson.Result) {
+	f.value = value
+	f.seen++
+}
+
+func (f *field) check(name string) error {
+	switch {
+	case f.seen == 0:
+		return fmt.Errorf("%q is missing", name)
+	case f.seen > 1:
 		return fmt.Errorf("%q is given twice", name)
-	}
-	var s any
-	if err := dec.Decode(&s); err != nil {
-		return err
-	}
-	text, ok := s.(string)
-	if !ok {
+	case f.value.Type != gjson.String:
 		return fmt.Errorf("%q is not a string", name)
 	}
-	*to = &text
 	return nil
 }
 

@@ -125,3 +125,13 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func BenchmarkParse(b *testing.B) {
+	body := []byte(`{"type":"new_order","id":"6f1c0de2-5b0a-4c6e-9d0c-2f6c7a1d9e11","user_id":"42","items":[{"sku":"a","n":1}]}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := event.Parse(body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
