@@ -57,6 +57,7 @@ func NewEtcd(kv clientv3.KV, lease clientv3.Lease, o Options) *Etcd {
 			taking: make(chan struct{}, 1), ends: make(map[clientv3.LeaseID]*leaseEnd),
 		},
 	}
+	s.sessions.keep, s.sessions.stopKeep = context.WithCancel(o.Life)
 	s.claims = group{commit: s.commitClaims, parallel: parallel}
 	s.completes = group{commit: s.commitCompletes, parallel: parallel}
 	return s
@@ -75,7 +76,6 @@ func (s *Etcd) Close() {
 	s.claims.wg.Wait()
 	s.completes.wg.Wait()
 	s.sessions.close()
-	s.sessions.wg.Wait()
 }
 
 func (s *Etcd) key(id string) string { return prefix(s.role, shardOf(id)) + id }

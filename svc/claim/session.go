@@ -40,6 +40,9 @@ type sessions struct {
 	log   *slog.Logger
 	away  *outage.Log
 
+	keep     context.Context // under life; while it lasts, leases are kept alive
+	stopKeep context.CancelFunc
+
 	making chan struct{} // held by the one who makes a session
 	wg     sync.WaitGroup
 
@@ -97,14 +100,11 @@ func (s *sessions) open() (*session, error) {
 	ses.held, ses.lose = context.WithCancelCause(s.work)
 	// Not under s.work: a claim is kept alive until it has ended, even when
 	// the process is stopping.
-	keep, stop := context.WithCancel(s.life)
-	alive, err := s.lease.KeepAlive(keep, lease)
+	alive, err := s.lease.KeepAlive(s.keep, lease)
 	if err != nil { // only if the client is closed
-		stop()
 		return nil, err
 	}
 	s.wg.Go(func() {
-		defer stop()
 		for range alive {
 		}
 		s.drop(ses)
@@ -122,7 +122,7 @@ func (s *sessions) drop(ses *session) {
 	first, holds := !ses.lost, ses.holds
 	ses.lost = true
 	s.mu.Unlock()
-	if first && s.life.Err() == nil {
+	if first && s.keep.Err() == nil {
 		s.log.Warn("claim session lost: its claims are asked for again", "lease", leaseName(ses.lease), "claims", holds)
 	}
 	ses.lose(ErrSessionLost)
@@ -166,6 +166,8 @@ func (s *sessions) revoke(ctx context.Context, ses *session) {
 // somebody may still be working under it, or its outcome is unknown: then only
 // time may free its claims.
 func (s *sessions) close() {
+	defer s.wg.Wait()
+	defer s.stopKeep()
 	s.mu.Lock()
 	ses := s.current
 	s.current = nil
