@@ -32,9 +32,11 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		Endpoints: server.Endpoints, TLS: server.TLS,
 		Username: server.Username, Password: server.Password,
 		DialTimeout: callTimeout,
-		// etcd cuts off clients that ping more often than every 5 s.
-		DialKeepAliveTime:    5 * time.Second,
-		DialKeepAliveTimeout: 2 * time.Second,
+		// The timeout is for data that is not acknowledged, too, so that it is
+		// how soon a network that swallows packets is noticed. It must be
+		// longer than an etcd that is alive takes to answer.
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 5 * time.Second,
 		PermitWithoutStream:  true,
 		Logger:               zap.NewNop(), // its errors are logged where they stop
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{

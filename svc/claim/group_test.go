@@ -184,7 +184,7 @@ func TestGroupAnswers(t *testing.T) {
 				parallel, distinct := 1+draw(4), 1+draw(500)
 				c := &commits{t: t}
 				c.take = func(batch []*request) {
-					<-time.After(time.Duration(draw(10)) * time.Millisecond)
+					<-time.After(time.Duration(1+draw(10)) * time.Millisecond)
 					for _, r := range batch {
 						r.answer.Grant.ID = r.id
 						if n, _ := strconv.Atoi(r.id); n%2 == 1 {
@@ -194,10 +194,10 @@ func TestGroupAnswers(t *testing.T) {
 				}
 				g := &group{commit: c.commit, parallel: parallel}
 				var callers sync.WaitGroup
-				const requests = 2000
+				const requests = 1000
 				for range requests {
 					callers.Go(func() {
-						<-time.After(time.Duration(draw(30)) * time.Millisecond)
+						<-time.After(time.Duration(1+draw(30)) * time.Millisecond)
 						n := draw(distinct)
 						r := &request{id: strconv.Itoa(n)}
 						g.do(r)

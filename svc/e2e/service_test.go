@@ -160,9 +160,14 @@ func (b *logBuffer) count(parts ...string) int {
 	return n
 }
 
-// tail returns the last n lines.
+// tail returns the last n lines that are not about one event that went well.
 func (b *logBuffer) tail(n int) string {
-	lines := strings.Split(b.String(), "\n")
+	var lines []string
+	for line := range strings.Lines(b.String()) {
+		if !strings.Contains(line, "msg=processed") && !strings.Contains(line, "msg=skipped") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 

@@ -44,7 +44,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer c.watching.Wait()
 	defer c.handling.Wait()
 	wait := &backoff.ExponentialBackOff{
-		InitialInterval: 200 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
+		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
 	refusals := 0
 	for {

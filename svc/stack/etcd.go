@@ -2,166 +2,159 @@ package stack
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"io"
-	"net/url"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/pkg/v3/featuregate"
-	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 )
 
-// EtcdOptions are what a test may want of etcd beside its defaults.
+// EtcdOptions are what a member can have beyond etcd's defaults, and beyond the
+// lease checkpoints and the compaction that docker-compose.yaml turns on too.
 type EtcdOptions struct {
-	QuotaBytes int64 // of the backend; 0: etcd's own
-	// TLS: with CACert clients must show a certificate of it.
+	QuotaBytes int64          // of the data; 0: etcd's default, 2 GiB
+	Config     map[string]any // further settings, by their names in etcd's configuration file
+
+	// Paths of PEM files, for TLS. With CACert, clients have to show a
+	// certificate from that authority.
 	Cert, Key, CACert string
 }
 
-// Etcd is one etcd member: a process of its own, built from etcd's own code.
+// Etcd is one private etcd member: a process of its own, so that it can be
+// killed, with the data on the disk as a crash leaves it.
 type Etcd struct {
-	spec etcdSpec
-	proc *process
+	*Server
+	client, peer port
 }
 
-type etcdSpec struct {
-	EtcdOptions
-	Name, Dir, Log string
-	Client, Peer   int // ports
-	Cluster        string
-}
-
-// StartEtcd starts a cluster of one, with its data in dir, as docker-compose
-// has it: lease checkpoints, durable writes. It is ready when it returns.
-func StartEtcd(ctx context.Context, dir string, o EtcdOptions) (*Etcd, error) {
-	members, err := StartEtcdCluster(ctx, dir, 1, o)
+// StartEtcd starts a cluster of one member in dir, a folder that is new or
+// empty, and returns when it serves. That takes half a second.
+func StartEtcd(ctx context.Context, dir string, options EtcdOptions) (*Etcd, error) {
+	members, err := startEtcds(ctx, []string{dir}, options)
 	if err != nil {
 		return nil, err
 	}
 	return members[0], nil
 }
 
-// StartEtcdCluster starts a cluster of n members.
-func StartEtcdCluster(ctx context.Context, dir string, n int, o EtcdOptions) (members []*Etcd, err error) {
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, err
+// StartEtcdCluster starts a cluster of n members in folders below dir.
+func StartEtcdCluster(ctx context.Context, dir string, n int, options EtcdOptions) ([]*Etcd, error) {
+	dirs := make([]string, n)
+	for i := range dirs {
+		dirs[i] = filepath.Join(dir, fmt.Sprintf("etcd%d", i))
 	}
-	var cluster []string
-	for i := range n {
-		e := &Etcd{spec: etcdSpec{EtcdOptions: o, Name: fmt.Sprintf("etcd%d", i)}}
-		e.spec.Dir = filepath.Join(dir, e.spec.Name)
-		e.spec.Log = e.spec.Dir + ".log"
-		if err := freePorts(&e.spec.Client, &e.spec.Peer); err != nil {
-			return nil, err
+	return startEtcds(ctx, dirs, options)
+}
+
+func startEtcds(ctx context.Context, dirs []string, options EtcdOptions) (members []*Etcd, err error) {
+	defer func() {
+		if err != nil {
+			for _, e := range members {
+				err = errors.Join(err, e.Close())
+			}
+			members = nil
+		}
+	}()
+	var peers []string
+	for i, dir := range dirs {
+		e, err := newEtcd(fmt.Sprintf("etcd%d", i), dir)
+		if err != nil {
+			return members, fmt.Errorf("start etcd: %w", err)
 		}
 		members = append(members, e)
-		cluster = append(cluster, fmt.Sprintf("%s=http://127.0.0.1:%d", e.spec.Name, e.spec.Peer))
+		peers = append(peers, e.name+"=http://"+e.peer.addr())
 	}
-	started := make(chan error)
 	for _, e := range members {
-		e.spec.Cluster = strings.Join(cluster, ",")
-		go func() { started <- e.Start(ctx) }()
-	}
-	for range members {
-		if e := <-started; e != nil {
-			err = e
+		if err := e.writeConfig(strings.Join(peers, ","), options); err != nil {
+			return members, fmt.Errorf("configure etcd: %w", err)
 		}
 	}
+	// At once: none of them serves before most of them run.
+	starting, ctx := errgroup.WithContext(ctx)
+	for _, e := range members {
+		starting.Go(func() error { return e.Start(ctx) })
+	}
+	return members, starting.Wait()
+}
+
+func newEtcd(name, dir string) (*Etcd, error) {
+	exe, err := os.Executable()
 	if err != nil {
-		for _, e := range members {
-			e.Close()
-		}
+		return nil, fmt.Errorf("find the own executable: %w", err)
+	}
+	server, err := newServer(name, dir)
+	if err != nil {
 		return nil, err
 	}
-	return members, nil
+	e := &Etcd{Server: server}
+	// The environment is empty: etcd must not find settings there.
+	e.command = &exec.Cmd{Path: exe, Args: []string{etcdName, e.configFile()}, Env: []string{}}
+	e.ready = e.awaitServing
+	if err := e.reserve(&e.client, &e.peer); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
 }
 
-// Endpoint is where clients connect: host:port.
-func (e *Etcd) Endpoint() string { return fmt.Sprintf("127.0.0.1:%d", e.spec.Client) }
+// Endpoint is where clients connect: host and port.
+func (e *Etcd) Endpoint() string { return e.client.addr() }
 
-// Start starts the member again on its data, after Kill or Stop.
-func (e *Etcd) Start(ctx context.Context) error {
-	if err := os.MkdirAll(e.spec.Dir, 0o700); err != nil {
-		return err
-	}
-	proc, err := start(ctx, childSpec{Etcd: &e.spec})
-	if err != nil {
-		return fmt.Errorf("start etcd: %w\n%s", err, tail(e.spec.Log))
-	}
-	e.proc = proc
-	return nil
-}
-
-// Kill ends the member as a power cut does.
-func (e *Etcd) Kill() { e.proc.kill() }
-
-// Stop ends the member in good order.
-func (e *Etcd) Stop(ctx context.Context) error {
-	e.proc.stdin.Close()
-	return e.proc.wait(ctx)
-}
-
-// Pause freezes the member; Resume lets it go on.
-func (e *Etcd) Pause() error  { return e.proc.signal(syscall.SIGSTOP) }
-func (e *Etcd) Resume() error { return e.proc.signal(syscall.SIGCONT) }
-
-// Close ends the member and removes its data. It may be called twice.
-func (e *Etcd) Close() error {
-	if e.proc != nil {
-		e.proc.kill()
-	}
-	return os.RemoveAll(e.spec.Dir)
-}
-
-// run is the member, in the child.
-func (s *etcdSpec) run() error {
-	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir, cfg.InitialCluster = s.Name, s.Dir, s.Cluster
-	scheme := "http"
-	if s.Cert != "" {
-		scheme = "https"
-		cfg.ClientTLSInfo = transport.TLSInfo{CertFile: s.Cert, KeyFile: s.Key, TrustedCAFile: s.CACert, ClientCertAuth: s.CACert != ""}
-	}
-	client, peer := local(scheme, s.Client), local("http", s.Peer)
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = client, client
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = peer, peer
-	cfg.QuotaBackendBytes = s.QuotaBytes
-	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, "5m"
-	gate := cfg.ServerFeatureGate.(featuregate.MutableFeatureGate)
-	if err := gate.SetFromMap(map[string]bool{"LeaseCheckpoint": true, "LeaseCheckpointPersist": true}); err != nil {
-		return err
-	}
-	cfg.LogOutputs = []string{s.Log}
-	cfg.LogLevel = "warn"
-	e, err := embed.StartEtcd(cfg)
-	if err != nil {
-		return err
-	}
-	defer e.Close()
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		return err
-	case <-time.After(time.Minute):
-		return fmt.Errorf("etcd is not ready after a minute")
-	}
-	fmt.Println(os.Getpid())
-	io.Copy(io.Discard, os.Stdin)
-	return nil
-}
-
-func local(scheme string, port int) []url.URL {
-	return []url.URL{{Scheme: scheme, Host: fmt.Sprintf("127.0.0.1:%d", port)}}
-}
-
-// Client returns a client of the member. Close it.
+// Client returns a client of the member, without TLS. The caller closes it.
 func (e *Etcd) Client() (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{Endpoints: []string{e.Endpoint()}, Logger: zap.NewNop()})
+}
+
+func (e *Etcd) configFile() string { return filepath.Join(e.dir, "etcd.json") }
+
+func (e *Etcd) writeConfig(cluster string, options EtcdOptions) error {
+	scheme := "http"
+	if options.Cert != "" {
+		scheme = "https"
+	}
+	client, peer := scheme+"://"+e.client.addr(), "http://"+e.peer.addr()
+	config := map[string]any{
+		"name":                        e.name,
+		"data-dir":                    filepath.Join(e.dir, "data"),
+		"listen-client-urls":          client,
+		"advertise-client-urls":       client,
+		"listen-peer-urls":            peer,
+		"initial-advertise-peer-urls": peer,
+		"initial-cluster":             cluster,
+		"quota-backend-bytes":         options.QuotaBytes,
+		"auto-compaction-mode":        "periodic",
+		"auto-compaction-retention":   "5m",
+		// Without checkpoints a lease gets its full time again whenever the
+		// leader changes or restarts.
+		"feature-gates": "LeaseCheckpoint=true,LeaseCheckpointPersist=true",
+		"log-outputs":   []string{"stderr"},
+		"client-transport-security": map[string]any{
+			"cert-file": options.Cert, "key-file": options.Key,
+			"trusted-ca-file": options.CACert, "client-cert-auth": options.CACert != "",
+		},
+	}
+	maps.Copy(config, options.Config)
+	content, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(e.configFile(), content, 0o600)
+}
+
+// awaitServing waits for the one line that serveEtcd prints.
+func (e *Etcd) awaitServing(ctx context.Context, p *process) error {
+	select {
+	case <-p.spoke:
+		return nil
+	case <-p.gone:
+		return p.ended()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

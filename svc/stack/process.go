@@ -3,147 +3,129 @@ package stack
 import (
 	"bufio"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// process is a running server and the child that watches it.
+// process is a command that runs under a guard.
 type process struct {
-	child *exec.Cmd
-	stdin io.Closer
-	group int // what signals go to: the server's process group, or the child
-	ended chan struct{}
+	guard io.Closer     // standard input of the guard: closing it kills the command
+	group int           // process group of the command
+	spoke chan struct{} // closed at the first byte it writes to its standard output
+	gone  chan struct{} // closed when the command, its children and the guard have ended
+	err   error         // why it ended, nil if well; valid once gone is closed
 }
 
-// start starts a child and waits until it says its first line.
-func start(ctx context.Context, spec childSpec) (*process, error) {
-	self, err := os.Executable()
+// start runs cmd under a guard. Whoever calls it has to kill the process, or
+// wait until it is gone.
+func start(cmd *exec.Cmd) (*process, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the own executable: %w", err)
+	}
+	out := cmd.Stdout
+	guarded := &exec.Cmd{
+		Path:   exe,
+		Args:   append([]string{guardName, cmd.Path}, cmd.Args...),
+		Env:    cmd.Env,
+		Dir:    cmd.Dir,
+		Stderr: cmd.Stderr,
+		// Ctrl-C on a terminal goes to a process group: not to this one, so
+		// that a program can stop in its own order while its servers run.
+		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
+	}
+	stdin, err := guarded.StdinPipe()
 	if err != nil {
 		return nil, err
 	}
-	text, err := json.Marshal(spec)
+	stdout, err := guarded.StdoutPipe()
 	if err != nil {
 		return nil, err
 	}
-	child := exec.Command(self)
-	child.Env = append(os.Environ(), childVar+"="+string(text))
-	child.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	var stderr strings.Builder
-	child.Stderr = &stderr
-	stdin, err := child.StdinPipe()
-	if err != nil {
+	if err := guarded.Start(); err != nil {
 		return nil, err
 	}
-	stdout, err := child.StdoutPipe()
-	if err != nil {
-		return nil, err
+	output := bufio.NewReader(stdout)
+	line, _ := output.ReadString('\n')
+	group, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil { // the guard has said why on standard error
+		stdin.Close()
+		return nil, fmt.Errorf("guard of %s did not start it: %w", cmd.Path, guarded.Wait())
 	}
-	if err := child.Start(); err != nil {
-		return nil, err
-	}
-	p := &process{child: child, stdin: stdin, ended: make(chan struct{})}
-	said := make(chan error, 1)
+	p := &process{guard: stdin, group: group, spoke: make(chan struct{}), gone: make(chan struct{})}
 	go func() {
-		defer close(p.ended)
-		lines := bufio.NewReader(stdout)
-		_, err := fmt.Fscanln(lines, &p.group)
-		said <- err
-		io.Copy(io.Discard, lines)
-		child.Wait()
+		defer close(p.gone)
+		if _, err := output.Peek(1); err == nil {
+			close(p.spoke)
+		}
+		// The output ends when all who had inherited it have ended: that is
+		// the command with its children, and not only the guard.
+		io.Copy(out, output)
+		p.err = guarded.Wait()
 	}()
-	select {
-	case err = <-said:
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		p.kill()
-		return nil, fmt.Errorf("start a child process: %w: %s", err, stderr.String())
-	}
 	return p, nil
 }
 
-// signal reaches all processes of the server.
+// killTimeout is how long the kernel may take to clear a process away.
+const killTimeout = 10 * time.Second
+
+// kill ends the command and its children by SIGKILL and waits until they are gone.
+func (p *process) kill() error {
+	ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+	defer cancel()
+	p.guard.Close()
+	return p.wait(ctx)
+}
+
+// signal sends a signal to the command and its children.
 func (p *process) signal(sig syscall.Signal) error {
-	return syscall.Kill(-p.group, sig)
-}
-
-// kill ends the server at once and waits until it has.
-func (p *process) kill() {
-	if p.group > 0 {
-		p.signal(syscall.SIGKILL)
-	}
-	p.stdin.Close()
-	<-p.ended
-}
-
-// wait waits until the server has ended by itself.
-func (p *process) wait(ctx context.Context) error {
 	select {
-	case <-p.ended:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	case <-p.gone:
+		return os.ErrProcessDone
+	default:
+		return syscall.Kill(-p.group, sig)
 	}
 }
 
-// until asks ready now and then until it succeeds, the server ends or ctx does.
-func (p *process) until(ctx context.Context, ready func(context.Context) error) error {
-	tick := time.NewTicker(50 * time.Millisecond)
+// ended is the error of a process that is gone and should not be.
+func (p *process) ended() error {
+	if p.err == nil {
+		return errors.New("it ended")
+	}
+	return fmt.Errorf("it ended: %w", p.err)
+}
+
+// poll calls f ten times a second until it succeeds.
+func (p *process) poll(ctx context.Context, f func(context.Context) error) error {
+	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := ready(ctx)
+		err := f(ctx)
 		if err == nil {
 			return nil
 		}
 		select {
 		case <-tick.C:
-		case <-p.ended:
-			return fmt.Errorf("the server has ended: %w", err)
+		case <-p.gone:
+			return p.ended()
 		case <-ctx.Done():
-			return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		}
 	}
 }
 
-// freePort returns a TCP port of the loopback interface that nobody listens
-// on. It is below the range from which systems take ports for connections, so
-// that none takes it before the server does.
-func freePort() (int, error) {
-	for range 1000 {
-		port := 10_000 + rand.IntN(20_000)
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			return port, l.Close()
-		}
+func (p *process) wait(ctx context.Context) error {
+	select {
+	case <-p.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return 0, fmt.Errorf("no free port on 127.0.0.1")
-}
-
-// freePorts sets each to a free port.
-func freePorts(ports ...*int) (err error) {
-	for _, p := range ports {
-		if *p, err = freePort(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// tail returns the end of a log file, for errors.
-func tail(path string) string {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }

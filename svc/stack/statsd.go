@@ -2,101 +2,122 @@ package stack
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"net"
-	"strconv"
-	"strings"
 	"sync"
 )
 
-// Statsd receives what is sent to a statsd, and adds it up.
+// Statsd is a UDP sink for statsd metrics that keeps the sums of counters.
 type Statsd struct {
-	conn net.PacketConn
-	done chan struct{}
+	conn *net.UDPConn
+	gone chan struct{} // closed when nothing is received any more
 
 	mu      sync.Mutex
 	counts  map[string]int64
-	changed chan struct{} // closed with the next change
+	last    map[string]float64
+	changed chan struct{} // closed, and replaced, at every packet
 }
 
-// StartStatsd listens on a free UDP port of the loopback interface.
+// receiveBuffer, in bytes, is asked for so that a burst does not get lost while
+// the machine is busy. Linux gives 208 KiB unless net.core.rmem_max allows more.
+const receiveBuffer = 4 << 20
+
+// StartStatsd starts a sink on a free port of 127.0.0.1.
 func StartStatsd() (*Statsd, error) { return StartStatsdAt("127.0.0.1:0") }
 
-// StartStatsdAt listens on that address.
+// StartStatsdAt starts a sink on that address.
 func StartStatsdAt(addr string) (*Statsd, error) {
-	conn, err := net.ListenPacket("udp", addr)
+	udp, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("start statsd: %w", err)
 	}
-	conn.(*net.UDPConn).SetReadBuffer(4 << 20) // as much as the system allows
-	s := &Statsd{conn: conn, done: make(chan struct{}), counts: make(map[string]int64), changed: make(chan struct{})}
-	go s.listen()
+	conn, err := net.ListenUDP("udp", udp)
+	if err != nil {
+		return nil, fmt.Errorf("start statsd: %w", err)
+	}
+	conn.SetReadBuffer(receiveBuffer) // less of it does for most
+	s := &Statsd{
+		conn: conn, gone: make(chan struct{}),
+		counts: map[string]int64{}, last: map[string]float64{}, changed: make(chan struct{}),
+	}
+	go s.receive()
 	return s, nil
 }
 
-// Addr is host:port.
+func (s *Statsd) receive() {
+	defer close(s.gone)
+	packet := make([]byte, 1<<16)
+	for {
+		n, err := s.conn.Read(packet)
+		if err != nil {
+			return // closed
+		}
+		s.add(string(packet[:n]))
+	}
+}
+
+func (s *Statsd) add(packet string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for m := range parseMetrics(packet) {
+		if m.kind == "c" {
+			s.counts[m.name] += m.count()
+		} else {
+			s.last[m.name] = m.value
+		}
+	}
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// Addr is where to send to: host and port.
 func (s *Statsd) Addr() string { return s.conn.LocalAddr().String() }
 
-// Close stops listening.
-func (s *Statsd) Close() error {
-	err := s.conn.Close()
-	<-s.done
-	return err
+// Count is the sum of a counter.
+func (s *Statsd) Count(name string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts[name]
 }
 
-func (s *Statsd) listen() {
-	defer close(s.done)
-	packet := make([]byte, 64<<10)
-	for {
-		n, _, err := s.conn.ReadFrom(packet)
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		for line := range strings.Lines(string(packet[:n])) {
-			s.add(strings.TrimSpace(line))
-		}
-		close(s.changed)
-		s.changed = make(chan struct{})
-		s.mu.Unlock()
-	}
-}
-
-// add takes one metric: name:value|type. Counters add up, others replace.
-func (s *Statsd) add(line string) {
-	name, rest, _ := strings.Cut(line, ":")
-	value, kind, ok := strings.Cut(rest, "|")
-	n, err := strconv.ParseFloat(value, 64)
-	if !ok || err != nil {
-		return
-	}
-	if strings.HasPrefix(kind, "c") {
-		s.counts[name] += int64(n)
-	} else {
-		s.counts[name] = int64(n)
-	}
-}
-
-// Counts returns all sums by name.
+// Counts returns the sums of all counters that were received, those that are 0
+// as well.
 func (s *Statsd) Counts() map[string]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.counts)
 }
 
-// Wait waits until ok is true of the sums.
-func (s *Statsd) Wait(ctx context.Context, ok func(map[string]int64) bool) error {
+// Last is the last value of a gauge or a timer.
+func (s *Statsd) Last(name string) (value float64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	value, ok = s.last[name]
+	return value, ok
+}
+
+// Wait returns when the sums are as wanted: now, or after one of the packets to
+// come. The map is lent to the function, for the call.
+func (s *Statsd) Wait(ctx context.Context, wanted func(counts map[string]int64) bool) error {
 	for {
 		s.mu.Lock()
-		good, changed := ok(s.counts), s.changed
+		ok, changed := wanted(s.counts), s.changed
 		s.mu.Unlock()
-		if good {
+		if ok {
 			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("wait for counters: %w", ctx.Err())
 		}
 	}
+}
+
+// Close stops receiving. A second call does nothing.
+func (s *Statsd) Close() error {
+	s.conn.Close()
+	<-s.gone
+	return nil
 }

@@ -1,0 +1,313 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// Whatever happens to the broker, no event is lost, and while the process lives
+// none is done twice.
+func TestBrokerFaults(t *testing.T) {
+	w := newWorld(t)
+	w.publishSteadily()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	faults := []struct {
+		name   string
+		break_ func()
+	}{
+		{"connections cut", func() { w.toRabbit.cut(); w.toRabbit.mend() }},
+		{"connections closed by the broker", func() {
+			_, err := w.rabbit.Ctl(ctx, "close_all_connections", "a test")
+			must(err)
+		}},
+		{"killed and restarted", func() { must(w.rabbit.Kill()); must(w.rabbit.Start(ctx)) }},
+		{"stopped and restarted", func() { must(w.rabbit.Stop(ctx)); must(w.rabbit.Start(ctx)) }},
+		{"packets swallowed", func() {
+			before := w.replicas[0].log.count("no connection to the broker")
+			w.toRabbit.swallow()
+			w.replicas[0].waitLogs(before+1, "no connection to the broker") // heartbeats are missed
+			w.toRabbit.heal()
+			w.toRabbit.cut()
+			w.toRabbit.mend()
+		}},
+	}
+	for _, f := range faults {
+		before := w.replicas[0].log.count("msg=consuming")
+		w.progress(100)
+		f.break_()
+		w.replicas[0].waitLogs(before+1, "msg=consuming")
+		w.progress(100)
+		t.Log("survived:", f.name)
+	}
+	w.settle(0)
+}
+
+// A queue that is deleted under the consumer is declared again.
+func TestQueueDeleted(t *testing.T) {
+	e := newEnv(t)
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	e.channel(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDelete("orders-queue", false, false, false)
+		return err
+	})
+	s.waitLog("no connection to the broker", "cancelled the consumer")
+	s.waitLogs(2, "msg=consuming")
+	e.publishBodies(orders("q", 1)...)
+	s.waitLog("msg=processed", "id=q0")
+	s.stop()
+}
+
+// Under an alarm the broker stops reading from connections that publish. The
+// acknowledgements of good events must not be behind a dead letter.
+func TestAlarm(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.publishBodies(orders("a", 500)...)
+	w.publishBodies("poison 0") // so that the dead letters' connection is known to publish
+	eventually(t, "a dead letter", func() error {
+		if w.depth("orders-queue.dead") != 1 {
+			return errNotYet
+		}
+		return nil
+	})
+	hold := make(chan struct{})
+	w.sink.answer = func(post) int { <-hold; return http.StatusOK }
+	w.publishBodies(append(orders("b", 100), "poison 1", "poison 2")...)
+	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+	w.waitCounts(map[string]int64{"orders_new_order_ok": 600})
+	// All good events are acknowledged: what is left are the poison messages,
+	// delivered or dead.
+	eventually(t, "acknowledgements under the alarm", func() error {
+		out, err := w.rabbit.Ctl(ctx, "list_queues", "name", "messages", "--formatter", "csv")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			line = strings.ReplaceAll(strings.TrimSpace(line), `"`, "")
+			if name, n, _ := strings.Cut(line, ","); name == "orders-queue" && n != "0" && n != "1" && n != "2" {
+				return fmt.Errorf("not yet: %s", line)
+			}
+		}
+		return nil
+	})
+	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "0.6"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "three dead letters", func() error {
+		if w.depth("orders-queue.dead") != 3 || w.depth("orders-queue") != 0 {
+			return errNotYet
+		}
+		return nil
+	})
+	for _, s := range w.replicas {
+		s.stop()
+	}
+}
+
+// While etcd is away nothing is processed unchecked, nothing spins, and work
+// goes on at once when it is back.
+func TestEtcdFaults(t *testing.T) {
+	w := newWorld(t)
+	w.publishSteadily()
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	faults := []struct {
+		name          string
+		begin, end    func()
+		within        time.Duration
+		longerThanTTL bool
+	}{
+		{"killed", func() { must(w.etcdServer.Kill()) }, func() { must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
+		{"stopped", func() { must(w.etcdServer.Stop(ctx)) }, func() { must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
+		{"frozen", func() { must(w.etcdServer.Pause()) }, func() { must(w.etcdServer.Resume()) }, 2 * time.Second, false},
+		{"cut off", w.toEtcd.cut, w.toEtcd.mend, 2 * time.Second, false},
+		{"frozen for longer than CLAIM_TTL", func() { must(w.etcdServer.Pause()) }, func() { must(w.etcdServer.Resume()) }, 2 * time.Second, true},
+		{"packets swallowed for longer than CLAIM_TTL", w.toEtcd.swallow, w.toEtcd.heal, 2 * time.Second, true},
+	}
+	for _, f := range faults {
+		w.progress(100)
+		f.begin()
+		quiet := time.After(2 * time.Second)
+		if f.longerThanTTL {
+			quiet = time.After(6 * time.Second)
+		}
+		<-time.After(500 * time.Millisecond) // what was granted is finished
+		posts, cpu := len(w.sink.all()), w.replicas[0].cpu()+w.replicas[1].cpu()
+		<-quiet
+		if n := len(w.sink.all()) - posts; n > 0 {
+			t.Errorf("%s: %d posts while etcd was away", f.name, n)
+		}
+		if used := w.replicas[0].cpu() + w.replicas[1].cpu() - cpu; used > time.Second/2 {
+			t.Errorf("%s: %v of CPU while waiting", f.name, used)
+		}
+		f.end()
+		back := time.Now()
+		w.progress(10)
+		took := time.Since(back)
+		if took > f.within {
+			t.Errorf("%s: work goes on after %v", f.name, took)
+		}
+		t.Logf("survived: %s; work went on after %v", f.name, took.Round(time.Millisecond))
+	}
+	w.settle(0)
+	// One line when it goes and one when it comes back, not one a message.
+	w.wantLog(len(faults)-2, 2*len(faults), "etcd is away")
+	w.wantLog(len(faults)-2, 2*len(faults), "etcd is back")
+}
+
+// An etcd that answers after seconds is slow, and not away.
+func TestSlowEtcd(t *testing.T) {
+	w := newWorld(t)
+	w.publishSteadily()
+	w.progress(50)
+	w.toEtcd.delay(2500)
+	w.progress(200)
+	w.toEtcd.heal()
+	w.settle(0)
+}
+
+// A full etcd is an outage that somebody has to end.
+func TestEtcdFull(t *testing.T) {
+	w := newWorldWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	w.publishSteadily()
+	w.progress(50)
+	fill := strings.Repeat("x", 1<<20)
+	for {
+		if _, err := w.etcd.Put(ctx, "/fill", fill); err != nil {
+			break
+		}
+	}
+	for _, s := range w.replicas {
+		s.waitLog("etcd is away", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
+	}
+	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.etcd.Delete(ctx, "/fill")
+	if _, err := w.etcd.Compact(ctx, resp.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.etcd.Defragment(ctx, w.etcdServer.Endpoint()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	w.progress(10)
+	if took := time.Since(back); took > 2*time.Second {
+		t.Errorf("work goes on %v after the disarm", took)
+	}
+	w.settle(0)
+}
+
+// While the webhook's host is away events wait, claimed and unacknowledged, and
+// the log says so once.
+func TestWebhookAway(t *testing.T) {
+	var away atomic.Bool
+	w := newWorldWith(t, stack.EtcdOptions{}, func(post) int {
+		if away.Load() {
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusOK
+	})
+	w.publishSteadily()
+	w.progress(50)
+	away.Store(true)
+	for _, s := range w.replicas {
+		s.waitLog("the webhook is away")
+	}
+	w.progress(300) // tries, all in vain
+	away.Store(false)
+	w.progress(100)
+	w.settle(0)
+	w.wantLog(1, 1, "the webhook is away")
+	w.wantLog(1, 1, "the webhook is back")
+	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {
+		t.Errorf("%d events failed", n)
+	}
+}
+
+// A dead queue that is gone is declared again, and the letter is not lost.
+func TestDeadQueueDeleted(t *testing.T) {
+	e := newEnv(t)
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	e.publishBodies("poison 0")
+	s.waitLog("msg=dead-lettered")
+	e.channel(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDelete("orders-queue.dead", false, false, false)
+		return err
+	})
+	e.publishBodies("poison 1", "poison 2")
+	s.waitLogs(3, "msg=dead-lettered")
+	s.stop()
+	bodies := make(map[string]int)
+	for _, l := range e.deadLetters("orders") {
+		bodies[string(l.Body)]++
+	}
+	if bodies["poison 1"] == 0 || bodies["poison 2"] == 0 || len(bodies) != 2 {
+		t.Errorf("dead letters are %v", bodies)
+	}
+}
+
+// 200 reconnects leave goroutines and descriptors as they were: here as the
+// files of the process, in the packages' tests as goroutines.
+func TestReconnectsLeakNothing(t *testing.T) {
+	e := newEnv(t)
+	p := newProxy(t, strings.TrimSuffix(strings.TrimPrefix(e.amqpURL, "amqp://guest:guest@"), "/"))
+	e.amqpURL = "amqp://guest:guest@" + p.Listen + "/"
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	e.publishBodies("poison") // the dead letters' connection, too
+	s.waitLog("msg=dead-lettered")
+	before := s.descriptors()
+	for i := range 200 {
+		p.cut()
+		p.mend()
+		s.waitLogs(i+2, "msg=consuming")
+	}
+	e.publishBodies("poison")
+	s.waitLogs(2, "msg=dead-lettered")
+	if after := s.descriptors(); after > before+2 {
+		t.Errorf("%d files were open, now %d", before, after)
+	}
+	s.stop()
+}

@@ -1,0 +1,172 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// world is an env of its own servers, behind networks of their own, with two
+// replicas of a role that work for a sink, and a steady stream of events: what
+// a fault test breaks.
+type world struct {
+	*env
+	rabbit            *stack.Rabbit
+	etcdServer        *stack.Etcd
+	toRabbit, toEtcd  *proxy
+	sink              *sink
+	replicas          []*service
+	published         int
+	publishing        sync.WaitGroup
+	stopPublishing    context.CancelFunc
+	claimTTL          time.Duration
+	copiesOfEachEvent int
+}
+
+func newWorld(t *testing.T, vars ...string) *world {
+	t.Helper()
+	return newWorldWith(t, stack.EtcdOptions{}, nil, vars...)
+}
+
+func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars ...string) *world {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	dir := t.TempDir()
+	etcd, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { etcd.Close() })
+	rabbit, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbit"), stack.RabbitOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { rabbit.Close() })
+
+	w := &world{env: newEnvOn(t, rabbit, etcd), rabbit: rabbit, etcdServer: etcd, copiesOfEachEvent: 2}
+	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
+	w.toEtcd = newProxy(t, etcd.Endpoint())
+	w.amqpURL, w.etcdAt = "amqp://guest:guest@"+w.toRabbit.Listen+"/", w.toEtcd.Listen
+	if answer == nil {
+		answer = func(post) int {
+			<-time.After(2 * time.Millisecond)
+			return http.StatusOK
+		}
+	}
+	w.sink = newSink(t, answer)
+	w.topology("orders")
+	for range 2 {
+		s := w.start("orders", append([]string{
+			"ENABLE_ETCD=true", "WEBHOOK_URL=" + w.sink.URL, "CLAIM_TTL=4s", "PREFETCH=100",
+		}, vars...)...)
+		s.waitLog("msg=consuming")
+		w.replicas = append(w.replicas, s)
+	}
+	return w
+}
+
+// publishSteadily publishes events, each twice, some hundred a second, until
+// settle. It holds its breath while the broker is away.
+func (w *world) publishSteadily() {
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stopPublishing = cancel
+	w.publishing.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			w.publishUntilBroken(ctx, tick)
+			<-tick.C
+		}
+	})
+}
+
+// publishUntilBroken publishes on one connection. An event that was not
+// confirmed is published again on the next: a copy more does no harm.
+func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
+	conn, err := amqp.Dial(w.directAMQP)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil || ch.Confirm(false) != nil {
+		return
+	}
+	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 64))
+	for ctx.Err() == nil {
+		const burst = 5
+		for range w.copiesOfEachEvent {
+			for i := range burst {
+				if ch.Publish("events", "foo", false, false, plumber(fmt.Sprintf(`{"type":"new_order","id":"w%d"}`, w.published+i))) != nil {
+					return
+				}
+			}
+		}
+		for range burst * w.copiesOfEachEvent {
+			if c, ok := <-confirms; !ok || !c.Ack {
+				return
+			}
+		}
+		w.published += burst
+		<-tick.C
+	}
+}
+
+// progress waits until n more ids than now are done.
+func (w *world) progress(n int) {
+	w.t.Helper()
+	goal := len(w.sink.all()) + n
+	w.sink.wait(w.t, fmt.Sprintf("%d more posts", n), func(posts []post) bool { return len(posts) >= goal })
+}
+
+// settle stops publishing and waits until everything is done. It checks that
+// nothing is lost, that nothing but twice ids were done twice, and that both
+// replicas are alive; then it stops them.
+func (w *world) settle(twice int) {
+	w.t.Helper()
+	w.stopPublishing()
+	w.publishing.Wait()
+	eventually(w.t, "everything done", func() error { return w.settled("orders", w.published) })
+	for _, s := range w.replicas {
+		s.alive()
+		s.stop()
+	}
+	lost, twiceDone := w.sink.accounts("w", w.published)
+	w.t.Logf("%d events, %d done twice, %d lost", w.published, twiceDone, lost)
+	if lost > 0 || twiceDone > twice {
+		w.t.Errorf("of %d events %d were lost, %d done twice (allowed: 0, %d)", w.published, lost, twiceDone, twice)
+	}
+	if n := max(0, w.depth("orders-queue.dead")); n > 0 {
+		w.t.Errorf("%d dead letters", n)
+	}
+	w.wantAllDone("orders", w.published)
+}
+
+// wantLog checks that the log of each replica has a number of such lines.
+func (w *world) wantLog(least, most int, parts ...string) {
+	w.t.Helper()
+	for _, s := range w.replicas {
+		if n := s.log.count(parts...); n < least || n > most {
+			w.t.Errorf("%s has %d lines with %q, want %d to %d", s.name, n, parts, least, most)
+		}
+	}
+}
+
+// cpu returns the CPU time that a process has used.
+func (s *service) cpu() time.Duration {
+	stat := readFile(s.t, fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid))
+	fields := strings.Fields(stat[strings.LastIndex(stat, ")")+1:])
+	var user, system int
+	fmt.Sscan(fields[11], &user)
+	fmt.Sscan(fields[12], &system)
+	return time.Duration(user+system) * 10 * time.Millisecond
+}

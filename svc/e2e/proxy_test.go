@@ -1,0 +1,58 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+)
+
+// proxy is a network between the services and a server, which can be broken.
+type proxy struct {
+	t *testing.T
+	*toxiproxy.Proxy
+}
+
+// newProxy listens on a free port and forwards to upstream, host:port.
+func newProxy(t *testing.T, upstream string) *proxy {
+	t.Helper()
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p := &proxy{t, toxiproxy.NewProxy(server, upstream, "127.0.0.1:0", upstream)}
+	p.must(p.Start())
+	t.Cleanup(p.Stop)
+	return p
+}
+
+func (p *proxy) must(err error) {
+	p.t.Helper()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// cut closes all connections and refuses new ones, until mend.
+func (p *proxy) cut()  { p.Stop() }
+func (p *proxy) mend() { p.t.Helper(); p.must(p.Start()) }
+
+// swallow lets every packet in both directions vanish, until heal.
+func (p *proxy) swallow() {
+	for _, stream := range []string{"upstream", "downstream"} {
+		p.toxic(fmt.Sprintf(`{"name":"swallow-%s","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream, stream))
+	}
+}
+
+// delay makes every answer take ms more milliseconds, until heal.
+func (p *proxy) delay(ms int) {
+	p.toxic(fmt.Sprintf(`{"name":"delay","type":"latency","stream":"downstream","attributes":{"latency":%d}}`, ms))
+}
+
+func (p *proxy) toxic(json string) {
+	p.t.Helper()
+	_, err := p.Toxics.AddToxicJson(strings.NewReader(json))
+	p.must(err)
+}
+
+func (p *proxy) heal() { p.Toxics.ResetToxics(context.Background()) }

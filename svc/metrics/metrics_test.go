@@ -1,0 +1,400 @@
+package metrics
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"maps"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/cactus/go-statsd-client/v5/statsd"
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// sink is a statsd.
+type sink struct {
+	net.PacketConn
+	t       *testing.T
+	totals  map[string]int64
+	packets int
+}
+
+func listen(t *testing.T) *sink {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return &sink{PacketConn: conn, t: t, totals: make(map[string]int64)}
+}
+
+// addr is where the sink listens, by the name of its host.
+func (s *sink) addr() string {
+	_, port, _ := net.SplitHostPort(s.LocalAddr().String())
+	return net.JoinHostPort("localhost", port)
+}
+
+// read takes in one packet, and reports whether it is the last.
+func (s *sink) read() (last bool) {
+	s.t.Helper()
+	packet := make([]byte, 64<<10)
+	n, _, err := s.ReadFrom(packet)
+	if err != nil {
+		s.t.Fatalf("no packet after %v: %v", s.totals, err)
+	}
+	if string(packet[:n]) == "last" {
+		return true
+	}
+	if n > 1432 {
+		s.t.Errorf("a packet of %d bytes", n)
+	}
+	s.packets++
+	for line := range strings.Lines(string(packet[:n])) {
+		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		count, isCounter := strings.CutSuffix(value, "|c")
+		v, err := strconv.ParseInt(count, 10, 64)
+		if !isCounter || err != nil {
+			s.t.Fatalf("%q is not a count at rate 1", line)
+		}
+		s.totals[name] += v
+	}
+	return false
+}
+
+// until reads until it has these totals.
+func (s *sink) until(want map[string]int64) {
+	s.t.Helper()
+	s.SetReadDeadline(time.Now().Add(30 * time.Second))
+	for !maps.Equal(s.totals, want) {
+		s.read()
+	}
+}
+
+// rest reads what was sent before.
+func (s *sink) rest() {
+	s.t.Helper()
+	if _, err := s.WriteTo([]byte("last"), s.LocalAddr()); err != nil {
+		s.t.Fatal(err)
+	}
+	for !s.read() {
+	}
+}
+
+func (s *sink) expect(want map[string]int64) {
+	s.t.Helper()
+	if diff := cmp.Diff(want, s.totals); diff != "" {
+		s.t.Errorf("statsd's totals (-want +got):\n%s", diff)
+	}
+}
+
+var names = []string{"new_order_ok", "malformed", "ignored"}
+
+func report(t *testing.T, addr string) *Counters {
+	return Report(addr, "orders_", names, slog.New(slog.NewTextHandler(t.Output(), nil)))
+}
+
+func TestPrimesWithZero(t *testing.T) {
+	s := listen(t)
+	c := report(t, s.addr())
+	defer c.Close()
+	s.until(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 0})
+}
+
+func TestCountsAddUp(t *testing.T) {
+	s := listen(t)
+	c := report(t, s.addr())
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 1000 {
+				c.Count("new_order_ok")
+			}
+			c.Count("malformed")
+		})
+	}
+	wg.Wait()
+	want := map[string]int64{"orders_new_order_ok": 8000, "orders_malformed": 8, "orders_ignored": 0}
+	s.until(want) // without being closed
+	c.Close()
+	s.rest()
+	s.expect(want)
+}
+
+func TestCloseFlushes(t *testing.T) {
+	s := listen(t)
+	c := report(t, s.addr())
+	for range 7 {
+		c.Count("ignored")
+	}
+	c.Close()
+	s.rest()
+	s.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 7})
+	c.Count("ignored") // of a handler that ends later
+}
+
+func TestNobodyListens(t *testing.T) {
+	s := listen(t)
+	s.Close()
+	var log lines
+	c := Report(s.LocalAddr().String(), "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+	for range 100_000 {
+		c.Count("ignored")
+	}
+	c.Close()
+	if log.String() != "" {
+		t.Error(log.String())
+	}
+}
+
+func TestUnknownNamePanics(t *testing.T) {
+	c := report(t, listen(t).addr())
+	defer c.Close()
+	defer func() {
+		if recover() == nil {
+			t.Error("a name that is not reported is counted")
+		}
+	}()
+	c.Count("new_order_okay")
+}
+
+// lines is a log that is read while it is written.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// useNameServer has every connection to a name server made by dial.
+func useNameServer(t *testing.T, dial func(context.Context) (net.Conn, error)) {
+	before := net.DefaultResolver
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
+	t.Cleanup(func() { net.DefaultResolver = before })
+}
+
+// nameServer is a connection to a name server that knows every name: it is
+// this host's.
+func nameServer() net.Conn {
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		size := make([]byte, 2)
+		if _, err := io.ReadFull(server, size); err != nil {
+			return
+		}
+		m := make([]byte, binary.BigEndian.Uint16(size))
+		if _, err := io.ReadFull(server, m); err != nil {
+			return
+		}
+		const header = 12
+		question := header + bytes.IndexByte(m[header:], 0) + len("\x00ttcc") // name, type, class
+		isA := m[question-3] == 1
+		answer := append([]byte{m[0], m[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, m[header:question]...)
+		if isA {
+			answer[7] = 1 // answers: the name above, A, IN, 1 s, 4 bytes
+			answer = append(answer, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1)
+		}
+		server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
+	}()
+	return client
+}
+
+// away is a statsd whose name cannot be resolved.
+const away = "no-such-host.invalid:8125"
+
+func TestUnresolvableName(t *testing.T) {
+	useNameServer(t, func(context.Context) (net.Conn, error) { return nil, errors.New("no name server") })
+	synctest.Test(t, func(t *testing.T) {
+		var log lines
+		c := Report(away, "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+		begin := time.Now()
+		for range 100_000 {
+			c.Count("ignored")
+		}
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("counting took %v", took)
+		}
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if n := strings.Count(log.String(), "\n"); n != 1 ||
+			!strings.Contains(log.String(), "statsd is away") || !strings.Contains(log.String(), "STATSD_ADDR") {
+			t.Errorf("in an hour it logs %d lines, want one:\n%s", n, log.String())
+		}
+		begin = time.Now()
+		c.Close()
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("close took %v", took)
+		}
+	})
+}
+
+func TestNameServerHangs(t *testing.T) {
+	hang := make(chan (<-chan struct{}), 1) // what dials wait for; made in the bubble
+	useNameServer(t, func(context.Context) (net.Conn, error) {
+		end := <-hang
+		hang <- end
+		<-end
+		return nil, errors.New("no name server")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		end := make(chan struct{})
+		hang <- end
+		c := report(t, away)
+		<-time.After(time.Minute)
+		begin := time.Now()
+		for range 100_000 {
+			c.Count("ignored")
+		}
+		if took := time.Since(begin); took > 0 {
+			t.Errorf("counting took %v", took)
+		}
+		c.Close()
+		if took := time.Since(begin); took > time.Second {
+			t.Errorf("close took %v", took)
+		}
+		close(end)
+		<-c.done
+	})
+}
+
+// What is counted until statsd's name can be resolved is not lost.
+func TestNameIsResolvedLater(t *testing.T) {
+	var known atomic.Bool
+	useNameServer(t, func(context.Context) (net.Conn, error) {
+		if known.Load() {
+			return nameServer(), nil
+		}
+		return nil, errors.New("no name server")
+	})
+	s := listen(t)
+	synctest.Test(t, func(t *testing.T) {
+		var log lines
+		_, port, _ := net.SplitHostPort(s.addr())
+		c := Report("statsd.invalid:"+port, "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+		c.Count("ignored")
+		<-time.After(time.Minute)
+		known.Store(true)
+		c.Count("ignored")
+		<-time.After(redial + interval)
+		synctest.Wait()
+		c.Close()
+		s.rest()
+		s.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 2})
+		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is back") {
+			t.Errorf("log:\n%s", log.String())
+		}
+	})
+}
+
+// statter is a client whose sending can fail.
+type statter struct {
+	statsd.Statter
+	fails  atomic.Bool
+	totals map[string]int64
+	calls  int
+	closed bool
+}
+
+func (s *statter) Inc(name string, value int64, rate float32, _ ...statsd.Tag) error {
+	s.calls++
+	if s.fails.Load() {
+		return errors.New("network is unreachable")
+	}
+	if rate != 1 {
+		return errors.New("not at rate 1")
+	}
+	s.totals[name] += value
+	return nil
+}
+
+func (s *statter) Close() error {
+	s.closed = true
+	return nil
+}
+
+// reportTo is Report with a client.
+func reportTo(s *statter) *Counters {
+	c := &Counters{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
+	for _, name := range names {
+		c.counts[name] = &counter{name: "orders_" + name}
+	}
+	go c.run()
+	return c
+}
+
+// However much is counted, statsd is told a few times a second.
+func TestReportsRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &statter{totals: make(map[string]int64)}
+		c := reportTo(s)
+		synctest.Wait()
+		if s.calls != len(names) {
+			t.Errorf("%d calls to prime %d counters", s.calls, len(names))
+		}
+		for range 40 {
+			for range 1000 {
+				c.Count("ignored")
+			}
+			<-time.After(interval)
+			synctest.Wait()
+		}
+		if s.calls > len(names)+41 || s.totals["orders_ignored"] < 39_000 {
+			t.Errorf("%d calls tell statsd of %v", s.calls, s.totals)
+		}
+		calls := s.calls
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if s.calls > calls+1 {
+			t.Errorf("%d calls when nothing is counted", s.calls-calls)
+		}
+		c.Close()
+		if s.totals["orders_ignored"] != 40_000 || !s.closed {
+			t.Errorf("at the end statsd knows %v; closed: %v", s.totals, s.closed)
+		}
+	})
+}
+
+// What cannot be sent is sent later: counts, and the first 0 of each.
+func TestSendingFails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &statter{totals: make(map[string]int64)}
+		s.fails.Store(true)
+		c := reportTo(s)
+		c.Count("ignored")
+		<-time.After(time.Minute)
+		synctest.Wait()
+		s.fails.Store(false)
+		c.Count("ignored")
+		<-time.After(interval)
+		synctest.Wait()
+		want := map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 2}
+		if diff := cmp.Diff(want, s.totals); diff != "" {
+			t.Errorf("statsd's totals (-want +got):\n%s", diff)
+		}
+		c.Close()
+	})
+}

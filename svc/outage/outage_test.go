@@ -1,0 +1,109 @@
+package outage_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/streamdal/gophercon2021/svc/outage"
+)
+
+func newLog(name, meanwhile string) (*outage.Log, *bytes.Buffer) {
+	var lines bytes.Buffer
+	h := slog.NewTextHandler(&lines, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})
+	return outage.New(slog.New(h), name, meanwhile), &lines
+}
+
+// A call is one of a test: its error and its advice, or that it was answered.
+type call struct {
+	err      string
+	advice   string
+	answered bool
+	after    time.Duration // since the call before
+}
+
+func TestLog(t *testing.T) {
+	tests := map[string]struct {
+		calls []call
+		want  []string
+	}{
+		"answered":      {[]call{{answered: true}, {answered: true}}, nil},
+		"the first try": {[]call{{err: "refused"}}, []string{`level=WARN msg="etcd is away: events wait" error=refused`}},
+		"one outage": {
+			[]call{{err: "refused"}, {err: "refused"}, {err: "timeout", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
+			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=1.5s`},
+		},
+		"two outages": {
+			[]call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
+			[]string{`level=WARN msg="etcd is away: events wait" error=a`, `level=INFO msg="etcd is back" away=1h0m0s`,
+				`level=WARN msg="etcd is away: events wait" error=b`, `level=INFO msg="etcd is back" away=123ms`},
+		},
+		"with advice": {
+			[]call{{err: "no space", advice: "defrag"}, {err: "no space", advice: "defrag"}, {answered: true}},
+			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`},
+		},
+		"advice that comes later": {
+			[]call{{err: "refused"}, {err: "no space", advice: "defrag"}, {err: "refused"}, {err: "no space", advice: "defrag"}},
+			[]string{`level=WARN msg="etcd is away: events wait" error=refused`,
+				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		},
+		"other advice": {
+			[]call{{err: "no space", advice: "defrag"}, {err: "denied", advice: "grant"}, {answered: true, after: time.Second}},
+			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`,
+				`level=WARN msg="etcd is away: events wait" error=denied mend=grant`, `level=INFO msg="etcd is back" away=1s`},
+		},
+		"the same advice in the next outage": {
+			[]call{{err: "no space", advice: "defrag"}, {answered: true}, {err: "no space", advice: "defrag"}},
+			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`,
+				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, lines := newLog("etcd", "events wait")
+				for _, c := range tt.calls {
+					if c.after > 0 {
+						<-time.After(c.after)
+					}
+					if c.answered {
+						l.Answered()
+					} else {
+						l.Failed(errors.New(c.err), c.advice)
+					}
+				}
+				want := strings.Join(tt.want, "\n")
+				if diff := cmp.Diff(want, strings.TrimSuffix(lines.String(), "\n")); diff != "" {
+					t.Errorf("log (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+func TestManyCallers(t *testing.T) {
+	l, lines := newLog("etcd", "events wait")
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() { l.Failed(errors.New("refused"), "") })
+	}
+	wg.Wait()
+	for range 50 {
+		wg.Go(l.Answered)
+	}
+	wg.Wait()
+	if n := strings.Count(lines.String(), "\n"); n != 2 {
+		t.Errorf("%d lines, want 2:\n%s", n, lines)
+	}
+}

@@ -1,0 +1,95 @@
+package stack_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// abandonVar makes this test binary a program that starts servers, and names
+// the folder for them.
+const abandonVar = "STACK_TEST_ABANDON"
+
+// abandon starts servers, pauses one, says where they are and waits to be killed.
+func abandon(dir string) (exit int) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	e, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer e.Close()
+	r, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbit"), stack.RabbitOptions{})
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer r.Close()
+	if err := e.Pause(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	fmt.Println(e.Endpoint(), fmt.Sprintf("127.0.0.1:%d", r.Port()))
+	io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// No server outlives the program that has started it, even if that is killed
+// and the server is paused.
+func TestParentKilled(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t)
+	exe, err := os.Executable()
+	check(t, err)
+	// All processes that come of the parent inherit an end of this pipe, as
+	// they close nothing they do not know. It breaks when the last one ends.
+	family, inherited, err := os.Pipe()
+	check(t, err)
+	defer family.Close()
+	parent := exec.CommandContext(ctx, exe)
+	parent.Env = append(os.Environ(), abandonVar+"="+t.TempDir())
+	parent.ExtraFiles = []*os.File{inherited}
+	parent.Stderr = os.Stderr
+	stdin, err := parent.StdinPipe() // when we die, the parent ends
+	check(t, err)
+	defer stdin.Close()
+	stdout, err := parent.StdoutPipe()
+	check(t, err)
+	check(t, parent.Start())
+	inherited.Close()
+
+	var etcd, rabbit string
+	if _, err := fmt.Fscanln(stdout, &etcd, &rabbit); err != nil {
+		t.Fatalf("the parent has started nothing: %v, %v", err, parent.Wait())
+	}
+	for _, addr := range []string{etcd, rabbit} {
+		conn, err := net.Dial("tcp", addr)
+		check(t, err)
+		conn.Close()
+	}
+
+	check(t, parent.Process.Kill())
+	if err := parent.Wait(); !strings.Contains(err.Error(), "killed") {
+		t.Fatal(err)
+	}
+	until, _ := ctx.Deadline()
+	check(t, family.SetReadDeadline(until))
+	if _, err := io.ReadAll(family); err != nil {
+		t.Fatalf("a process has outlived its parent: %v", err)
+	}
+	for _, addr := range []string{etcd, rabbit} {
+		if conn, err := net.Dial("tcp", addr); err == nil {
+			conn.Close()
+			t.Errorf("%s still answers", addr)
+		}
+	}
+}

@@ -1,0 +1,167 @@
+package stack_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+func etcdClient(t *testing.T, e *stack.Etcd) *clientv3.Client {
+	t.Helper()
+	client, err := e.Client()
+	check(t, err)
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// What etcd has answered outlives a kill, and a stop; it can be paused.
+func TestEtcd(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t)
+	e, err := stack.StartEtcd(ctx, t.TempDir(), stack.EtcdOptions{})
+	check(t, err)
+	closeAtEnd(t, e)
+	client := etcdClient(t, e)
+	_, err = client.Put(ctx, "k", "v")
+	check(t, err)
+
+	check(t, e.Kill())
+	check(t, e.Kill())
+	check(t, e.Start(ctx))
+	if err := e.Start(ctx); err == nil {
+		t.Error("started twice")
+	}
+
+	check(t, e.Pause())
+	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
+	if _, err := client.Get(short, "k"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a paused etcd answers: %v", err)
+	}
+	check(t, e.Resume())
+	_, err = client.Get(ctx, "k")
+	check(t, err)
+
+	check(t, e.Stop(ctx))
+	check(t, e.Start(ctx))
+	resp, err := client.Get(ctx, "k")
+	check(t, err)
+	if len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "v" {
+		t.Errorf("after a kill and a stop: %v", resp.Kvs)
+	}
+}
+
+func TestEtcdKilledWhilePaused(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t)
+	dir := filepath.Join(t.TempDir(), "etcd")
+	e, err := stack.StartEtcd(ctx, dir, stack.EtcdOptions{})
+	check(t, err)
+	check(t, e.Pause())
+	check(t, e.Kill())
+	check(t, e.Close())
+	check(t, e.Close())
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after Close the folder is there: %v", err)
+	}
+	if err := e.Start(ctx); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("started after Close: %v", err)
+	}
+}
+
+// A cluster goes on without one of its members, and takes it back.
+func TestEtcdCluster(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t)
+	members, err := stack.StartEtcdCluster(ctx, t.TempDir(), 3, stack.EtcdOptions{})
+	check(t, err)
+	for _, e := range members {
+		closeAtEnd(t, e)
+	}
+	check(t, members[0].Kill())
+	client := etcdClient(t, members[1])
+	put := func() error {
+		// A write that meets the election of a new leader is not answered.
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		_, err := client.Put(ctx, "k", "v")
+		return err
+	}
+	for put() != nil {
+		check(t, ctx.Err())
+	}
+	check(t, members[0].Start(ctx))
+	resp, err := etcdClient(t, members[0]).Get(ctx, "k")
+	check(t, err)
+	if len(resp.Kvs) != 1 {
+		t.Errorf("the member that was away has %v", resp.Kvs)
+	}
+}
+
+func TestEtcdOptions(t *testing.T) {
+	t.Parallel()
+	ctx := deadline(t)
+	files := makeCertificates(t)
+	e, err := stack.StartEtcd(ctx, t.TempDir(), stack.EtcdOptions{
+		Cert: files.cert, Key: files.key, CACert: files.ca,
+		Config: map[string]any{"max-txn-ops": 3},
+	})
+	check(t, err)
+	closeAtEnd(t, e)
+	connect := func(config *tls.Config) *clientv3.Client {
+		client, err := clientv3.New(clientv3.Config{Endpoints: []string{e.Endpoint()}, TLS: config, Logger: zap.NewNop()})
+		check(t, err)
+		t.Cleanup(func() { client.Close() })
+		return client
+	}
+
+	puts := []clientv3.Op{clientv3.OpPut("a", ""), clientv3.OpPut("b", ""), clientv3.OpPut("c", ""), clientv3.OpPut("d", "")}
+	_, err = connect(files.client).Txn(ctx).Then(puts[:3]...).Commit()
+	check(t, err)
+	if _, err = connect(files.client).Txn(ctx).Then(puts...).Commit(); err == nil {
+		t.Error("etcd has not read its settings")
+	}
+	stranger := &tls.Config{RootCAs: files.client.RootCAs}
+	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	if _, err := connect(stranger).Get(short, "a"); err == nil {
+		t.Error("a client without a certificate was served")
+	}
+}
+
+// A start that fails says what the server has said, and leaves nothing.
+func TestEtcdDoesNotStart(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "etcd")
+	_, err := stack.StartEtcd(deadline(t), dir, stack.EtcdOptions{Config: map[string]any{"auto-compaction-mode": "sometimes"}})
+	if err == nil || !strings.Contains(err.Error(), `"sometimes"`) {
+		t.Errorf("the error is %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder is there: %v", err)
+	}
+}
+
+// Close removes the folder, and so it must have been empty.
+func TestFolderInUse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	kept := filepath.Join(dir, "kept")
+	check(t, os.WriteFile(kept, nil, 0o600))
+	if e, err := stack.StartEtcd(deadline(t), dir, stack.EtcdOptions{}); err == nil {
+		e.Close()
+		t.Error("started")
+	}
+	if _, err := os.Stat(kept); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,38 @@
+package stack
+
+import (
+	"errors"
+	"net"
+	"testing"
+)
+
+func TestNoRabbit(t *testing.T) {
+	if _, err := findTools([]string{t.TempDir()}); !errors.Is(err, ErrNoRabbit) {
+		t.Errorf("the error is %v", err)
+	}
+}
+
+// A reserved port is free for a server, and taken for all others who look for one.
+func TestReservedPort(t *testing.T) {
+	p, err := reservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		l, err := net.Listen("tcp", p.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		if lock, err := net.ListenPacket("udp4", p.addr()); err == nil {
+			lock.Close()
+			t.Error("reserved twice")
+		}
+	}
+	p.Close()
+	lock, err := net.ListenPacket("udp4", p.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lock.Close()
+}

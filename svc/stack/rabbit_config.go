@@ -1,0 +1,82 @@
+package stack
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The files of a node, in its folder.
+const (
+	configFile  = "rabbitmq.conf"
+	pluginsFile = "enabled_plugins"
+	noFile      = "none" // is never there: in place of a file of the machine's own installation
+)
+
+// env is the whole environment of the node and of rabbitmqctl: nothing comes
+// from ours, where another node may be configured, or from the machine's
+// configuration in /etc.
+func (r *Rabbit) env() []string {
+	file := func(name string) string { return filepath.Join(r.dir, name) }
+	return []string{
+		"PATH=" + r.tools.path,
+		"HOME=" + r.dir, // holds the cookie
+		"LANG=C.UTF-8",
+		"ERL_EPMD_PORT=" + fmt.Sprint(r.epmd.number),
+		"ERL_EPMD_ADDRESS=127.0.0.1",
+		// The port mapper is ours, see startEpmd: Erlang is to start none.
+		"ERL_ZFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+		// Run Erlang in place of the script that starts it: what we signal is
+		// then the node itself. Nothing else comes of it.
+		"RUNNING_UNDER_SYSTEMD=true",
+		"RABBITMQ_NODENAME=" + r.node,
+		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
+		"RABBITMQ_NODE_PORT=" + fmt.Sprint(r.amqp.number),
+		"RABBITMQ_DIST_PORT=" + fmt.Sprint(r.dist.number),
+		"RABBITMQ_CTL_DIST_PORT_MIN=0", // any
+		"RABBITMQ_CTL_DIST_PORT_MAX=0",
+		"RABBITMQ_MNESIA_BASE=" + file("data"),
+		"RABBITMQ_LOG_BASE=" + r.dir,
+		"RABBITMQ_LOGS=-", // standard output
+		"RABBITMQ_PID_FILE=" + file("pid"),
+		"RABBITMQ_CONFIG_FILE=" + file(configFile),
+		"RABBITMQ_CONFIG_FILES=" + file(noFile),
+		"RABBITMQ_ADVANCED_CONFIG_FILE=" + file(noFile),
+		"RABBITMQ_CONF_ENV_FILE=" + file(noFile),
+		"RABBITMQ_ENABLED_PLUGINS_FILE=" + file(pluginsFile),
+	}
+}
+
+func (r *Rabbit) writeConfig(options RabbitOptions) error {
+	plugins, conf := "[].\n", new(strings.Builder)
+	if options.Management {
+		plugins = "[rabbitmq_management].\n"
+		fmt.Fprintf(conf, "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", r.management.number)
+	}
+	if options.Cert != "" {
+		fmt.Fprintf(conf, "listeners.ssl.1 = %s\n", r.tls.addr())
+		fmt.Fprintf(conf, "ssl_options.certfile = %s\nssl_options.keyfile = %s\n", options.Cert, options.Key)
+	}
+	if options.CACert != "" {
+		fmt.Fprintf(conf, "ssl_options.cacertfile = %s\n", options.CACert)
+		fmt.Fprintf(conf, "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n")
+	}
+	if first := options.Join; first != nil {
+		// A node that starts without data joins those it is told of.
+		fmt.Fprintf(conf, "cluster_formation.peer_discovery_backend = classic_config\n")
+		for i, node := range []string{first.node, r.node} {
+			fmt.Fprintf(conf, "cluster_formation.classic_config.nodes.%d = %s\n", i+1, node)
+		}
+	}
+	conf.WriteString(options.Config)
+
+	for name, content := range map[string]string{
+		configFile: conf.String(), pluginsFile: plugins, ".erlang.cookie": r.cookie,
+	} {
+		if err := os.WriteFile(filepath.Join(r.dir, name), []byte(content), 0o400); err != nil {
+			return err
+		}
+	}
+	return nil
+}

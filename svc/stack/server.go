@@ -1,0 +1,195 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// startTimeout is far more than a server needs: a test on a busy machine should
+// not fail by it.
+const startTimeout = 90 * time.Second
+
+// Server is the process of a RabbitMQ node or an etcd member. It can be
+// broken in the ways that processes break. Its methods may be called from
+// several goroutines at once.
+type Server struct {
+	name    string                                // for errors
+	dir     string                                // everything it keeps
+	log     *os.File                              // all it prints
+	command *exec.Cmd                             // path, arguments and environment
+	ready   func(context.Context, *process) error // returns when it serves
+	owned   []io.Closer                           // closed after it, last first
+
+	mu     sync.Mutex
+	proc   *process // nil before the first start
+	closed bool
+}
+
+// newServer makes a server with a folder and a log. The folder must not hold
+// anything yet, as Close removes it.
+func newServer(name, dir string) (*Server, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	if len(entries) > 0 {
+		return nil, fmt.Errorf("folder %s is not empty", dir)
+	}
+	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{name: name, dir: dir, log: log, owned: []io.Closer{log}}, nil
+}
+
+// Start starts the server, again on the data and the ports it had, and returns
+// when it serves. It fails when the server runs already.
+func (s *Server) Start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	p, err := s.spawn()
+	if err != nil {
+		return fmt.Errorf("start %s: %w", s.name, err)
+	}
+	if err := s.ready(ctx, p); err != nil {
+		err = fmt.Errorf("start %s: %w; the end of its log:\n%s", s.name, err, s.logTail())
+		return errors.Join(err, p.kill())
+	}
+	return nil
+}
+
+func (s *Server) spawn() (*process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil, os.ErrClosed
+	}
+	if s.running() {
+		return nil, errors.New("it runs already")
+	}
+	p, err := start(&exec.Cmd{
+		Path: s.command.Path, Args: s.command.Args, Env: s.command.Env,
+		Dir: s.dir, Stdout: s.log, Stderr: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.proc = p
+	return p, nil
+}
+
+func (s *Server) running() bool {
+	if s.proc == nil {
+		return false
+	}
+	select {
+	case <-s.proc.gone:
+		return false
+	default:
+		return true
+	}
+}
+
+// Kill ends the server by SIGKILL, paused or not, and returns when it is gone:
+// its ports are closed, and its data lies as the crash has left it. Killing what
+// does not run is no error.
+func (s *Server) Kill() error {
+	p := s.process()
+	if p == nil {
+		return nil
+	}
+	if err := p.kill(); err != nil {
+		return fmt.Errorf("kill %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// Stop asks the server to end in good order (SIGTERM) and returns when it is
+// gone. A server that is paused has to be resumed first.
+func (s *Server) Stop(ctx context.Context) error {
+	if err := s.signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stop %s: %w", s.name, err)
+	}
+	if err := s.process().wait(ctx); err != nil {
+		return fmt.Errorf("stop %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// Pause stops the server where it is (SIGSTOP): its connections stay open and
+// nothing answers, as when a machine hangs or a network swallows packets.
+func (s *Server) Pause() error {
+	if err := s.signal(syscall.SIGSTOP); err != nil {
+		return fmt.Errorf("pause %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// Resume lets a paused server go on.
+func (s *Server) Resume() error {
+	if err := s.signal(syscall.SIGCONT); err != nil {
+		return fmt.Errorf("resume %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// Close kills the server and removes its folder. A second call does nothing.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return nil
+	}
+	s.closed = true
+	var errs []error
+	if s.proc != nil {
+		errs = append(errs, s.proc.kill())
+	}
+	for i := len(s.owned) - 1; i >= 0; i-- {
+		errs = append(errs, s.owned[i].Close())
+	}
+	errs = append(errs, os.RemoveAll(s.dir))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close %s: %w", s.name, err)
+	}
+	return nil
+}
+
+func (s *Server) process() *process {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.proc
+}
+
+func (s *Server) signal(sig syscall.Signal) error {
+	p := s.process()
+	if p == nil {
+		return os.ErrProcessDone
+	}
+	return p.signal(sig)
+}
+
+// logTail returns the last 4 KiB of the log.
+func (s *Server) logTail() string {
+	log, err := os.ReadFile(s.log.Name())
+	if err != nil {
+		return err.Error()
+	}
+	return string(bytes.TrimSpace(log[max(0, len(log)-4096):]))
+}
