@@ -433,8 +433,10 @@ func TestKeeperOfAnEndedStore(t *testing.T) {
 				if o := mustEnd(t, waits); !errors.Is(o.err, errEnded) {
 					t.Errorf("who waits is told %v", o.err)
 				}
-				if _, err := k.Claim(t.Context(), "2"); !errors.Is(err, errEnded) {
-					t.Errorf("the next is told %v", err)
+				for _, id := range []string{"1", "2"} {
+					if o := mustEnd(t, claiming(t.Context(), k, id)); !errors.Is(o.err, errEnded) {
+						t.Errorf("the next for %s is told %v", id, o.err)
+					}
 				}
 			})
 		})

@@ -18,7 +18,7 @@ import (
 // env is what one test has: addresses for the services to use, and eyes and
 // hands of its own on the servers behind them.
 type env struct {
-	t       *testing.T
+	t       testing.TB
 	amqpURL string // of the services; the test's own way is direct
 	etcdAt  string
 	statsd  *stack.Statsd
@@ -33,7 +33,7 @@ func newEnv(t *testing.T) *env {
 	return newEnvOn(t, shared.rabbit, shared.etcd)
 }
 
-func newEnvOn(t *testing.T, rabbit *stack.Rabbit, etcd *stack.Etcd) *env {
+func newEnvOn(t testing.TB, rabbit *stack.Rabbit, etcd *stack.Etcd) *env {
 	t.Helper()
 	statsd, err := stack.StartStatsd()
 	if err != nil {

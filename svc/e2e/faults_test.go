@@ -15,7 +15,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-func readFile(t *testing.T, path string) string {
+func readFile(t testing.TB, path string) string {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -189,15 +189,18 @@ func TestEtcdFaults(t *testing.T) {
 	w.wantLog(len(faults)-2, 2*len(faults), "etcd is back")
 }
 
-// An etcd that answers after seconds is slow, and not away.
+// An etcd that answers after seconds is slow, and not away: with the default
+// CLAIM_TTL no session is lost.
 func TestSlowEtcd(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t, "CLAIM_TTL=10s")
 	w.publishSteadily()
 	w.progress(50)
 	w.toEtcd.delay(2500)
 	w.progress(200)
 	w.toEtcd.heal()
 	w.settle(0)
+	w.wantLog(0, 0, "claim session lost")
+	w.wantLog(0, 0, "etcd is away")
 }
 
 // A full etcd is an outage that somebody has to end.
@@ -303,6 +306,9 @@ func TestReconnectsLeakNothing(t *testing.T) {
 		p.cut()
 		p.mend()
 		s.waitLogs(i+2, "msg=consuming")
+		// A connection that brings something resets the backoff.
+		e.publishBodies(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
+		s.waitLogs(i+1, "msg=processed")
 	}
 	e.publishBodies("poison")
 	s.waitLogs(2, "msg=dead-lettered")

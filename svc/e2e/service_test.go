@@ -19,7 +19,7 @@ const patience = 60 * time.Second
 
 // service is one running process of svc.
 type service struct {
-	t      *testing.T
+	t      testing.TB
 	name   string
 	cmd    *exec.Cmd
 	log    *logBuffer
@@ -34,11 +34,22 @@ func (e *env) start(role string, vars ...string) *service {
 	return startCommand(e.t, fmt.Sprintf("%s-%d", role, e.started.Add(1)), cmd)
 }
 
+// startLogging is start with the log in a file, which costs the test no time.
+func (e *env) startLogging(role string, log *os.File, vars ...string) *service {
+	e.t.Helper()
+	cmd := exec.Command(shared.bin)
+	cmd.Env = append(e.vars("SERVICE_NAME="+role), vars...)
+	cmd.Stderr = log
+	return startCommand(e.t, role, cmd)
+}
+
 // startCommand runs a command whose standard error is a log.
-func startCommand(t *testing.T, name string, cmd *exec.Cmd) *service {
+func startCommand(t testing.TB, name string, cmd *exec.Cmd) *service {
 	t.Helper()
 	s := &service{t: t, name: name, cmd: cmd, log: newLogBuffer(), exited: make(chan struct{})}
-	cmd.Stdout, cmd.Stderr = s.log, s.log
+	if cmd.Stderr == nil {
+		cmd.Stdout, cmd.Stderr = s.log, s.log
+	}
 	// A group of its own: `go run` has a child.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second
@@ -213,7 +224,7 @@ func match(text string, parts []string, n int) (line string, found int) {
 
 // eventually waits until f returns nil, asking now and then: it is for servers
 // that do not tell when they change.
-func eventually(t *testing.T, what string, f func() error) {
+func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

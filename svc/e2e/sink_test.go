@@ -35,7 +35,7 @@ type post struct {
 	began   time.Time
 }
 
-func newSink(t *testing.T, answer func(post) int) *sink {
+func newSink(t testing.TB, answer func(post) int) *sink {
 	s := &sink{answer: answer, changed: make(chan struct{})}
 	s.Server = httptest.NewServer(http.HandlerFunc(s.handle))
 	t.Cleanup(func() {
@@ -87,7 +87,7 @@ func (s *sink) all() []post {
 }
 
 // wait waits until ok is true of the posts so far.
-func (s *sink) wait(t *testing.T, what string, ok func(posts []post) bool) {
+func (s *sink) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	t.Helper()
 	timeout := time.After(patience)
 	for {

@@ -137,6 +137,7 @@ func TestCountsAddUp(t *testing.T) {
 func TestCloseFlushes(t *testing.T) {
 	s := listen(t)
 	c := report(t, s.addr())
+	s.until(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 0})
 	for range 7 {
 		c.Count("ignored")
 	}
@@ -227,7 +228,11 @@ func nameServer() net.Conn {
 const away = "no-such-host.invalid:8125"
 
 func TestUnresolvableName(t *testing.T) {
-	useNameServer(t, func(context.Context) (net.Conn, error) { return nil, errors.New("no name server") })
+	var asked sync.Map // when the name server was
+	useNameServer(t, func(context.Context) (net.Conn, error) {
+		asked.Store(time.Now(), true)
+		return nil, errors.New("no name server")
+	})
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
 		c := Report(away, "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
@@ -243,6 +248,13 @@ func TestUnresolvableName(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 1 ||
 			!strings.Contains(log.String(), "statsd is away") || !strings.Contains(log.String(), "STATSD_ADDR") {
 			t.Errorf("in an hour it logs %d lines, want one:\n%s", n, log.String())
+		}
+		times := 0
+		for range asked.Range {
+			times++
+		}
+		if most := int(time.Hour/redial) + 1; times < 2 || times > most {
+			t.Errorf("in an hour it was looked up %d times, want up to %d", times, most)
 		}
 		begin = time.Now()
 		c.Close()

@@ -68,6 +68,12 @@ func TestLog(t *testing.T) {
 			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`,
 				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
 		},
+		"the same advice later in the next outage": {
+			[]call{{err: "no space", advice: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", advice: "defrag"}},
+			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`,
+				`level=WARN msg="etcd is away: events wait" error=refused`,
+				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

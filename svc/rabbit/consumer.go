@@ -163,8 +163,10 @@ func explain(err *amqp.Error) error {
 	return err
 }
 
-// dispatch starts a handler for each delivery until the channel or ctx ends.
+// dispatch hands each delivery to a handler until the channel or ctx ends.
 func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, gone <-chan error, s *settler) (progress bool, err error) {
+	work := make(chan *Delivery)
+	defer close(work)
 	for {
 		select {
 		case c.room <- struct{}{}:
@@ -174,16 +176,18 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 			return progress, nil
 		}
 		select {
-		case d, ok := <-deliveries:
+		case msg, ok := <-deliveries:
 			if !ok {
 				<-c.room
 				return progress, c.cause(gone)
 			}
 			progress = true
-			c.handling.Go(func() {
-				defer func() { <-c.room }()
-				c.Handle(ctx, &Delivery{msg: d, settler: s, letters: c.Letters})
-			})
+			d := &Delivery{msg: msg, settler: s, letters: c.Letters}
+			select {
+			case work <- d:
+			default:
+				c.handling.Go(func() { c.handle(ctx, d, work) })
+			}
 		case err := <-gone:
 			<-c.room
 			return progress, err
@@ -191,6 +195,16 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 			<-c.room
 			return progress, nil
 		}
+	}
+}
+
+// handle sees d to its end, and then what else comes while it waits: a
+// goroutine that has grown its stack is cheaper than a new one.
+func (c *Consumer) handle(ctx context.Context, d *Delivery, work <-chan *Delivery) {
+	for more := true; more; {
+		c.Handle(ctx, d)
+		<-c.room
+		d, more = <-work
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -743,30 +744,42 @@ func TestCancelledIsNotTold(t *testing.T) {
 	}
 }
 
-// Connections are used again by as many posts as run at once. A few more may be
-// made: net/http starts to connect before it knows of one that becomes free.
+// As many connections are kept as posts run at once.
 func TestConnectionsAreUsedAgain(t *testing.T) {
-	const parallel, rounds = 8, 50
-	url, seen := serve(t, func(from *bufio.Reader, to net.Conn, seen *seen) {
-		for readRequest(from) == nil {
-			seen.posts.Add(1)
-			io.WriteString(to, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	const parallel, rounds = 8, 5
+	var together [rounds]sync.WaitGroup // the posts of a round
+	for r := range together {
+		together[r].Add(parallel)
+	}
+	var conns atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		round, _ := strconv.Atoi(r.Header.Get("X-Attempt"))
+		together[round].Done()
+		together[round].Wait()
+	}))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			conns.Add(1)
 		}
-	})
-	p := New(url, "orders", parallel, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	var wg sync.WaitGroup
-	for range parallel {
-		wg.Go(func() {
-			for range rounds {
-				if err := p.Handle(patient(t), order("1")); err != nil {
+	}
+	server.Start()
+	defer server.Close()
+	p := New(server.URL, "orders", parallel, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	defer p.Close()
+	for round := range rounds {
+		var posts sync.WaitGroup
+		for range parallel {
+			posts.Go(func() {
+				job := order("1")
+				job.Attempt = round
+				if err := p.Handle(patient(t), job); err != nil {
 					t.Error(err)
 				}
-			}
-		})
+			})
+		}
+		posts.Wait()
 	}
-	wg.Wait()
-	p.Close()
-	if seen.end(); seen.posts.Load() != parallel*rounds || seen.conns.Load() > 5*parallel {
-		t.Errorf("%d posts on %d connections, want %d on about %d", seen.posts.Load(), seen.conns.Load(), parallel*rounds, parallel)
+	if conns.Load() != parallel {
+		t.Errorf("%d connections for %d posts at once", conns.Load(), parallel)
 	}
 }

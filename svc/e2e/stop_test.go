@@ -1,0 +1,432 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// brink is an env whose ways to the servers can be broken. The broker is the
+// shared one behind a network of its own; etcd is its own, so that it can be
+// frozen.
+type brink struct {
+	*env
+	etcdServer       *stack.Etcd
+	toRabbit, toEtcd *proxy
+}
+
+func newBrink(t *testing.T) *brink {
+	t.Helper()
+	return newBrinkWith(t, stack.EtcdOptions{})
+}
+
+func newBrinkWith(t *testing.T, o stack.EtcdOptions) *brink {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	etcd, err := stack.StartEtcd(ctx, filepath.Join(t.TempDir(), "etcd"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { etcd.Close() })
+	b := &brink{env: newEnvOn(t, shared.rabbit, etcd), etcdServer: etcd}
+	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
+	b.toEtcd = newProxy(t, etcd.Endpoint())
+	b.amqpURL, b.etcdAt = "amqp://guest:guest@"+b.toRabbit.Listen+"/", b.toEtcd.Listen
+	b.topology("orders")
+	return b
+}
+
+// shutdown is the SHUTDOWN_TIMEOUT of the tests here: short, so that what only
+// just fits into it is seen.
+const shutdown = 4 * time.Second
+
+// stopWithin asks s to stop and checks that it does, with status 0, in that
+// time. It returns how long it took.
+func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Duration {
+	s.t.Helper()
+	asked := time.Now()
+	s.signal(sig)
+	s.wantExit(0)
+	took := time.Since(asked)
+	if took > most {
+		s.t.Errorf("%s stopped after %v, at most %v are allowed", s.name, took, most)
+	}
+	s.waitLog("msg=stopped")
+	return took
+}
+
+// claimed returns the ids that are claimed and not done.
+func (e *env) claimed(role string) (ids []string) {
+	e.t.Helper()
+	for id, value := range e.records(role) {
+		if strings.HasPrefix(value, "claimed ") {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// workers counts the posts that are being answered. Each takes a while.
+type workers struct {
+	takes   time.Duration
+	running atomic.Int32
+}
+
+func (w *workers) answer(post) int {
+	w.running.Add(1)
+	defer w.running.Add(-1)
+	<-time.After(w.takes)
+	return http.StatusOK
+}
+
+// A stop under load: what runs is finished, recorded and acknowledged, the rest
+// is given back, and nothing is done again by the next process.
+func TestStopUnderLoad(t *testing.T) {
+	const ids, concurrency = 1500, 16
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			e := newEnv(t)
+			e.topology("orders")
+			e.publishBodies(orders("s", ids)...)
+			work := &workers{takes: 250 * time.Millisecond}
+			sink := newSink(t, work.answer)
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+			s := e.start("orders", append(vars, fmt.Sprint("CONCURRENCY=", concurrency))...)
+			sink.wait(t, "some work", func(p []post) bool { return len(p) >= 2*concurrency })
+			eventually(t, "all slots taken", func() error {
+				if work.running.Load() < concurrency {
+					return errNotYet
+				}
+				return nil
+			})
+			took := s.stopWithin(sig, shutdown)
+
+			done := len(sink.all())
+			if running := work.running.Load(); running != 0 {
+				t.Errorf("%d handlers ran when the process ended", running)
+			}
+			if n := s.log.count("msg=processed"); n != done {
+				t.Errorf("%d were done, %d are logged as processed", done, n)
+			}
+			e.wantAllDone("orders", done) // and nothing claimed
+			eventually(t, "the rest back in the queue", func() error {
+				if depth := e.depth("orders-queue"); depth != ids-done {
+					return fmt.Errorf("%d wait, want %d", depth, ids-done)
+				}
+				return nil
+			})
+			t.Logf("stopped in %v: %d done and acknowledged, %d given back", took.Round(time.Millisecond), done, ids-done)
+
+			work.takes = time.Millisecond
+			next := e.start("orders", vars...)
+			eventually(t, "everything done", func() error { return e.settled("orders", ids) })
+			next.stopWithin(sig, shutdown)
+			if n := len(sink.all()); n != ids {
+				t.Errorf("%d posts for %d ids", n, ids)
+			}
+			e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": 0})
+		})
+	}
+}
+
+// A stop while a server is away: in time, and nothing is lost. Work that could
+// not be recorded, because etcd was away, is done again; work whose
+// acknowledgement did not get through is not.
+func TestStopDuringOutage(t *testing.T) {
+	const ids = 1000
+	broker := "no connection to the broker"
+	tests := map[string]struct {
+		begin, end func(*brink)
+		noticed    string // what the log says when it is noticed; none: it is not, for long
+		noEtcd     bool
+	}{
+		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is away", true},
+		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is away", true},
+		"etcd frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, "", true},
+		"etcd's packets swallowed": {
+			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.mend() }, "", true},
+		"broker away": {func(b *brink) { b.toRabbit.cut() }, func(b *brink) { b.toRabbit.mend() }, broker, false},
+		"broker's packets swallowed": {
+			func(b *brink) { b.toRabbit.swallow() }, func(b *brink) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.mend() }, "", false},
+		"both cut off": {
+			func(b *brink) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *brink) { b.toRabbit.mend(); b.toEtcd.mend() }, broker, true},
+		"both frozen": {
+			func(b *brink) { b.toRabbit.swallow(); b.etcdServer.Pause() },
+			func(b *brink) { b.etcdServer.Resume(); b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.mend() }, "", true},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBrink(t)
+			work := &workers{takes: 100 * time.Millisecond}
+			sink := newSink(t, work.answer)
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+			s := b.start("orders", vars...)
+			b.publishBodies("poison") // so that there is a connection for dead letters to close, too
+			s.waitLog("msg=dead-lettered")
+			b.publishBodies(orders("o", ids)...)
+			sink.wait(t, "some work", func(p []post) bool { return len(p) >= 64 })
+			tt.begin(b)
+			if tt.noticed != "" {
+				s.waitLog(tt.noticed)
+			} else {
+				<-time.After(time.Second)
+			}
+			took := s.stopWithin(syscall.SIGTERM, shutdown)
+			tt.end(b)
+			b.toEtcd.Stop() // whatever was still on its way is gone
+			b.toEtcd.mend()
+
+			claims := b.claimed("orders")
+			unrecorded := len(sink.work()) - (len(b.records("orders")) - len(claims))
+			if !tt.noEtcd && (len(claims) > 0 || unrecorded != 0) {
+				t.Errorf("etcd was there, but %d claims are left, %d done ids are not recorded", len(claims), unrecorded)
+			}
+			work.takes = time.Millisecond
+			next := b.start("orders", vars...)
+			eventually(t, "everything done", func() error { return b.settled("orders", ids) })
+			next.stopWithin(syscall.SIGTERM, shutdown)
+			lost, twice := sink.accounts("o", ids)
+			if lost > 0 || twice > unrecorded {
+				t.Errorf("%d of %d ids were lost, %d done twice, %d could not be recorded", lost, ids, twice, unrecorded)
+			}
+			t.Logf("stopped in %v; %d claims left, %d done and not recorded, %d done twice, %d lost",
+				took.Round(time.Millisecond), len(claims), unrecorded, twice, lost)
+		})
+	}
+}
+
+// The shortest shutdown that is allowed has to do for a broker that says
+// nothing any more, too.
+func TestStopShortly(t *testing.T) {
+	b := newBrink(t)
+	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT=1s")
+	b.publishBodies("poison")
+	s.waitLog("msg=dead-lettered")
+	b.toRabbit.swallow()
+	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, time.Second))
+}
+
+// silence listens and never says a word.
+type silence struct {
+	net.Listener
+	accepted chan struct{} // closed at the first connection
+}
+
+func newSilence(t *testing.T) *silence {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &silence{l, make(chan struct{})}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		var conns []net.Conn
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				break
+			}
+			if len(conns) == 0 {
+				close(s.accepted)
+			}
+			conns = append(conns, c)
+		}
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-ended })
+	return s
+}
+
+// A stop before anything is connected.
+func TestStopBeforeTheFirstConnection(t *testing.T) {
+	const nobody = "127.0.0.1:1"
+	tests := map[string]struct {
+		vars   []string
+		silent string // the variable that gets the address of a silent listener
+		log    string // what is waited for before the stop; none: a connection to the silent listener
+	}{
+		"no broker":             {[]string{"AMQP_URL=amqp://" + nobody + "/"}, "", "no connection to the broker"},
+		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + nobody + "/", "ENABLE_ETCD=true"}, "", "no connection to the broker"},
+		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "no connection to the broker"},
+		"silent broker":         {nil, "AMQP_URL", ""},
+		"silent broker, etcd":   {[]string{"ENABLE_ETCD=true"}, "AMQP_URL", ""},
+		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is away"},
+		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is away"},
+		"silent etcd":           {[]string{"ENABLE_ETCD=true"}, "ETCD_ENDPOINTS", ""},
+		"no etcd with users":    {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "", "msg=starting"},
+		"silent etcd with users": {
+			[]string{"ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "ETCD_ENDPOINTS", ""},
+		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is away"},
+	}
+	for name, tt := range tests {
+		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+			t.Run(name+"/"+sig.String(), func(t *testing.T) {
+				t.Parallel() // nothing is shared, and next to nothing done
+				vars := tt.vars
+				silence := newSilence(t)
+				if tt.silent != "" {
+					addr := silence.Addr().String()
+					if tt.silent == "AMQP_URL" {
+						addr = "amqp://" + addr + "/"
+					}
+					vars = append(vars[:len(vars):len(vars)], tt.silent+"="+addr)
+				}
+				statsd, err := stack.StartStatsd()
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { statsd.Close() })
+				e := &env{t: t, amqpURL: shared.rabbit.URL(), etcdAt: shared.etcd.Endpoint(), statsd: statsd}
+				s := e.start("orders", append([]string{"SHUTDOWN_TIMEOUT=" + shutdown.String()}, vars...)...)
+				if tt.log != "" {
+					s.waitLog(tt.log)
+				} else {
+					select {
+					case <-silence.accepted:
+					case <-time.After(patience):
+						t.Fatal("it does not connect")
+					}
+				}
+				t.Log("stopped in", s.stopWithin(sig, shutdown).Round(time.Millisecond))
+				if n := s.log.count("msg=consuming"); n > 0 {
+					t.Error("it consumed")
+				}
+			})
+		}
+	}
+}
+
+// A stop while the cache is warmed.
+func TestStopDuringWarmup(t *testing.T) {
+	const ids = 12000
+	b := newBrink(t)
+	b.fillRecords(ids)
+	t.Run("slow", func(t *testing.T) {
+		b.toEtcd.delay(300)
+		defer b.toEtcd.heal()
+		s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+		s.waitLog(`msg="warming the cache"`) // that is said when it takes long
+		t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
+		if s.log.count("cache warmed")+s.log.count("msg=consuming") > 0 {
+			t.Error("the warm-up was over")
+		}
+	})
+	t.Run("frozen", func(t *testing.T) {
+		b.toEtcd.delay(300)
+		s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+		s.waitLog(`msg="warming the cache"`)
+		b.etcdServer.Pause()
+		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
+		b.etcdServer.Resume()
+		b.toEtcd.heal()
+	})
+	// And nothing is wrong with those records.
+	s := b.start("orders", "ENABLE_ETCD=true")
+	s.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", ids))
+	s.stop()
+}
+
+// fillRecords writes n done ids into etcd, in all shards.
+func (e *env) fillRecords(n int) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var ops []clientv3.Op
+	for i := range n {
+		ops = append(ops, clientv3.OpPut(fmt.Sprintf("/service/orders/%02x/old%d", i%256, i), "done 1"))
+		if len(ops) == 120 || i == n-1 {
+			if _, err := e.etcd.Txn(ctx).Then(ops...).Commit(); err != nil {
+				e.t.Fatal(err)
+			}
+			ops = ops[:0]
+		}
+	}
+}
+
+// hang is a webhook that answers nothing until the end of the test.
+func hang(t *testing.T) (answer func(post) int, began chan struct{}) {
+	release, began := make(chan struct{}), make(chan struct{}, 100)
+	t.Cleanup(func() { close(release) })
+	return func(post) int {
+		began <- struct{}{}
+		<-release
+		return http.StatusTeapot
+	}, began
+}
+
+// A handler that does not come to an end is cancelled in time for a clean exit,
+// and its event is there for the next process at once: its claim was given
+// back.
+func TestStopWithHangingHandler(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	answer, began := hang(t)
+	sink := newSink(t, answer)
+	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())
+	e.publishBodies(orders("h", 3)...)
+	for range 3 {
+		<-began
+	}
+	took := s.stopWithin(syscall.SIGTERM, shutdown)
+	if took < shutdown/2 {
+		t.Errorf("stopped after %v: the handlers had no time to finish", took)
+	}
+	if ids := e.claimed("orders"); len(ids) > 0 {
+		t.Errorf("claims are left: %v", ids)
+	}
+	t.Log("stopped in", took.Round(time.Millisecond))
+	next := e.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=60s")
+	next.waitLogs(3, "msg=processed")
+	if n := max(0, e.depth("orders-queue.dead")); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+	next.stop()
+}
+
+// A second signal does not wait for anything.
+func TestSecondSignal(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			e := newEnv(t)
+			e.topology("orders")
+			answer, began := hang(t)
+			sink := newSink(t, answer)
+			s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "SHUTDOWN_TIMEOUT=50s")
+			e.publishBodies(orders("2nd", 1)...)
+			<-began
+			s.signal(sig)
+			select {
+			case <-s.exited:
+				t.Fatal("the first signal ended it at once")
+			case <-time.After(time.Second):
+			}
+			asked := time.Now()
+			s.signal(sig)
+			select {
+			case <-s.exited:
+			case <-time.After(5 * time.Second):
+				t.Fatal("it goes on")
+			}
+			took := time.Since(asked)
+			if status := s.cmd.ProcessState.Sys().(syscall.WaitStatus); took > time.Second || !status.Signaled() || status.Signal() != sig {
+				t.Errorf("ended after %v: %v", took, s.cmd.ProcessState)
+			}
+			t.Logf("ended after %v: %v", took.Round(time.Millisecond), s.cmd.ProcessState)
+		})
+	}
+}
