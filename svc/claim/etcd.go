@@ -187,12 +187,13 @@ func (s *Etcd) deny(r *request, state State, ses *session) {
 
 // Complete records that the work is done.
 func (s *Etcd) Complete(g Grant) (time.Duration, error) {
+	began := time.Now()
 	r := request{id: g.ID, grant: g}
 	s.completes.do(&r)
 	if r.err == nil || errors.Is(r.err, ErrLost) {
 		s.sessions.release(g.session, 1)
 	}
-	return s.retention.life(), r.err
+	return s.retention.lifeSince(began), r.err
 }
 
 func (s *Etcd) commitCompletes(batch []*request) {

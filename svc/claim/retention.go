@@ -11,7 +11,10 @@ import (
 
 const (
 	// idsPerLease bounds how much etcd deletes in one go when a retention
-	// lease expires.
+	// lease expires, and for how long it answers nobody else: measured on two
+	// cores, a put that met the end of a lease with 1,000 keys waited for up
+	// to 7 ms, 5,000 keys 36 ms, 20,000 keys 120 ms, 100,000 keys 880 ms
+	// (0.6 ms otherwise). BenchmarkLeaseExpiry measures it again.
 	idsPerLease = 5000
 	// longestSlice bounds for how long one retention lease is handed out. At
 	// low rates it decides how many leases there are: 144 a day.
@@ -76,12 +79,13 @@ func (r *retention) gone(id clientv3.LeaseID) {
 	}
 }
 
-// life returns how long what was completed just now is remembered at least.
-func (r *retention) life() time.Duration {
+// lifeSince returns how long what was completed after began is remembered at
+// least: its answer may have come late.
+func (r *retention) lifeSince(began time.Time) time.Duration {
 	if r.window == 0 {
 		return Forever
 	}
-	return r.window
+	return r.window - time.Since(began)
 }
 
 // leaseEnd is when a lease that was met in etcd ends at the earliest.

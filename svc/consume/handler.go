@@ -1,6 +1,7 @@
 package consume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,14 +95,14 @@ func (p *Pipeline) try(ctx context.Context, c *claim.Claim, handler Handler, job
 	case <-c.Held.Done():
 		return context.Cause(c.Held)
 	}
-	if ctx.Err() != nil { // a slot became free at the same time
-		return context.Cause(ctx)
+	if err := sleep(ctx, c.Held, 0); err != nil { // a slot became free at the same time
+		return err
 	}
 	try, cancel := context.WithTimeout(c.Held, p.Timeout)
 	defer cancel()
 	defer func() {
 		if r := recover(); r != nil {
-			p.Log.Error("the handler panicked", "id", job.ID, "panic", r, "stack", string(debug.Stack()))
+			p.Log.Error("the handler panicked", "service", p.Service, "id", job.ID, "panic", r, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", r)
 		}
 	}()
@@ -110,6 +111,9 @@ func (p *Pipeline) try(ctx context.Context, c *claim.Claim, handler Handler, job
 
 // sleep waits for d, or until one of the contexts ends.
 func sleep(ctx, held context.Context, d time.Duration) error {
+	if err := cmp.Or(context.Cause(ctx), context.Cause(held)); err != nil || d == 0 {
+		return err
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

@@ -157,7 +157,7 @@ func TestPanicIsLogged(t *testing.T) {
 		tries := []consume.Handler{panics, done}
 		p := newProcess(t, func(ctx context.Context, job consume.Job) error { return tries[job.Attempt-1](ctx, job) })
 		p.Handle(t.Context(), p.order("1"))
-		p.expect(t, "claim 1: granted", "try 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" id=1 panic=boom`,
+		p.expect(t, "claim 1: granted", "try 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" service=orders id=1 panic=boom`,
 			"try 1: attempt 2, token 1", "complete 1", "count new_order_ok", processed, "ack")
 		if len(p.Slots) != 0 {
 			t.Error("the panic kept its slot")

@@ -32,7 +32,10 @@ type Counters struct {
 type counter struct {
 	name  string // at statsd
 	total atomic.Int64
-	sent  int64 // of total; the reporter's own
+
+	// The reporter's own.
+	sent   int64 // of total
+	primed bool  // sent at least once
 }
 
 // Report starts to report counters with these names, prefixed with prefix, to
@@ -67,17 +70,15 @@ func (c *Counters) run() {
 	defer close(c.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	prime := true
 	for {
 		if c.connect() {
-			c.flush(prime)
-			prime = false
+			c.flush()
 		}
 		select {
 		case <-tick.C:
 		case <-c.quit:
 			if c.client != nil {
-				c.flush(prime)
+				c.flush()
 				c.client.Close()
 			}
 			return
@@ -107,14 +108,14 @@ func (c *Counters) connect() bool {
 
 // flush sends what has been counted since the last time. What cannot be sent
 // now is sent later.
-func (c *Counters) flush(prime bool) {
+func (c *Counters) flush() {
 	for _, counter := range c.counts {
 		total := counter.total.Load()
-		if total == counter.sent && !prime {
+		if total == counter.sent && counter.primed {
 			continue
 		}
 		if err := c.client.Inc(counter.name, total-counter.sent, 1); err == nil {
-			counter.sent = total
+			counter.sent, counter.primed = total, true
 		}
 	}
 }

@@ -3,6 +3,7 @@ package rabbit
 import (
 	"context"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -62,8 +63,9 @@ func letter(msg amqp.Delivery, l consume.Letter, now time.Time) amqp.Publishing 
 	}
 }
 
-// cut shortens s to at most n bytes of valid UTF-8.
+// cut makes at most n bytes of valid UTF-8 of s, which may quote anything.
 func cut(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) <= n {
 		return s
 	}

@@ -75,7 +75,7 @@ func (s *settler) run() {
 			for _, tag := range order.stragglers() {
 				s.ack(tag, false)
 			}
-		} else if order.open > 0 && late == nil {
+		} else if len(order.open) > 0 && late == nil {
 			late = time.After(patience)
 		}
 	}
@@ -83,54 +83,53 @@ func (s *settler) run() {
 
 // ackOrder finds the acknowledgements that cover what has been settled. The
 // broker numbers the deliveries of a channel from 1, and closes the channel if
-// one is acknowledged twice.
+// one is acknowledged twice. One delivery may be away for as long as millions
+// behind it come and go, so what is kept is bounded by the prefetch.
 type ackOrder struct {
-	first   uint64 // every tag up to this one is acknowledged
-	settled map[uint64]ackState
-	open    int // settled and not acknowledged
+	first   uint64              // every tag up to this one is settled
+	last    uint64              // the latest tag that is settled
+	missing map[uint64]struct{} // the tags between them that are not
+	open    []uint64            // settled and not acknowledged
 }
-
-type ackState bool // whether it has been acknowledged singly
 
 func (o *ackOrder) add(tags []uint64) {
-	if o.settled == nil {
-		o.settled = make(map[uint64]ackState)
+	if o.missing == nil {
+		o.missing = make(map[uint64]struct{})
 	}
 	for _, tag := range tags {
-		o.settled[tag] = false
+		for o.last < tag {
+			o.last++
+			o.missing[o.last] = struct{}{}
+		}
+		delete(o.missing, tag)
 	}
-	o.open += len(tags)
+	o.open = append(o.open, tags...)
 }
 
-// prefix returns the tag up to which everything is settled, if that is not
-// acknowledged yet.
+// prefix returns the latest tag that can be acknowledged together with all
+// before it, if there is one.
 func (o *ackOrder) prefix() (tag uint64, ok bool) {
-	for {
-		acked, settled := o.settled[o.first+1]
-		if !settled {
-			return tag, ok
+	for o.first < o.last {
+		if _, missing := o.missing[o.first+1]; missing {
+			break
 		}
 		o.first++
-		delete(o.settled, o.first)
-		if !acked {
-			tag, ok = o.first, true
-			o.open--
+	}
+	behind := o.open[:0]
+	for _, t := range o.open {
+		if t <= o.first {
+			tag, ok = max(tag, t), true
+		} else {
+			behind = append(behind, t)
 		}
 	}
+	o.open = behind
+	return tag, ok
 }
 
 // stragglers returns the tags that are settled behind one that is not.
 func (o *ackOrder) stragglers() []uint64 {
-	if o.open == 0 {
-		return nil
-	}
-	tags := make([]uint64, 0, o.open)
-	for tag, acked := range o.settled {
-		if !acked {
-			o.settled[tag] = true
-			tags = append(tags, tag)
-		}
-	}
-	o.open = 0
+	tags := o.open
+	o.open = nil
 	return tags
 }

@@ -11,7 +11,6 @@ import (
 	"net/http/httptrace"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
@@ -32,7 +31,7 @@ const (
 // its claim by its X-Fencing-Token: smaller than one seen before.
 type Poster struct {
 	url, role string
-	client    *http.Client
+	transport *http.Transport // not a Client: a redirect is an answer like any other
 	away      *outage.Log
 }
 
@@ -40,22 +39,17 @@ type Poster struct {
 // once. Close it when no post runs.
 func New(url, role string, parallel int, log *slog.Logger) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = counted(transport.DialContext)
 	transport.MaxIdleConnsPerHost = parallel
 	transport.MaxResponseHeaderBytes = mostAnswer
 	return &Poster{
-		url: url, role: role,
+		url: url, role: role, transport: transport,
 		away: outage.New(log, "the webhook", "events wait, claimed and unacknowledged"),
-		client: &http.Client{
-			Transport: transport,
-			// A redirect is an answer like any other: following it would post
-			// the event to somebody who was not named.
-			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-		},
 	}
 }
 
 // Close closes idle connections.
-func (p *Poster) Close() { p.client.CloseIdleConnections() }
+func (p *Poster) Close() { p.transport.CloseIdleConnections() }
 
 // Handle posts the event once. It is a consume.Handler.
 //
@@ -63,13 +57,17 @@ func (p *Poster) Close() { p.client.CloseIdleConnections() }
 // tried again. 429, 502, 503, 504 and every failure before the request was
 // written are an outage. Anything else is final.
 func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
-	var written atomic.Bool // at least in part: the other side may have acted
+	var conn *countedConn
+	var before int64
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		WroteHeaders: func() { written.Store(true) },
+		GotConn: func(got httptrace.GotConnInfo) {
+			conn = unwrap(got.Conn)
+			before = conn.written.Load()
+		},
 	})
 	resp, err := p.post(ctx, job)
 	if err != nil {
-		if written.Load() {
+		if conn != nil && conn.written.Load() > before { // at least in part: the other side may have acted
 			return fmt.Errorf("post to the webhook, outcome unknown: %w", err)
 		}
 		if context.Cause(ctx) == nil || ctx.Err() == context.DeadlineExceeded {
@@ -78,8 +76,11 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 		return consume.Outage(fmt.Errorf("reach the webhook: %w", err), 0)
 	}
 	defer resp.Body.Close()
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
-	err = fmt.Errorf("the webhook answered %s: %s", resp.Status, quote(answer))
+	var answer []byte
+	if resp.StatusCode != http.StatusSwitchingProtocols { // after that the body is the connection, without end or deadline
+		answer, _ = io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
+	}
+	err = fmt.Errorf("the webhook answered %d %s: %s", resp.StatusCode, http.StatusText(resp.StatusCode), quote(answer))
 	switch code := resp.StatusCode; code {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		p.away.Failed(err, "")
@@ -108,7 +109,11 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 	req.Header.Set("Idempotency-Key", p.role+"/"+escape(job.ID))
 	req.Header.Set("X-Fencing-Token", strconv.FormatInt(job.Token, 10))
 	req.Header.Set("X-Attempt", strconv.Itoa(job.Attempt))
-	return p.client.Do(req)
+	if user := req.URL.User; user != nil {
+		password, _ := user.Password()
+		req.SetBasicAuth(user.Username(), password)
+	}
+	return p.transport.RoundTrip(req)
 }
 
 // escape percent-encodes what may not stand in a header, and % itself.

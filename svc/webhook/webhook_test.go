@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -104,9 +106,11 @@ func patient(t *testing.T) context.Context {
 	return ctx
 }
 
+func (p *Poster) http() *http.Transport { return p.transport }
+
 // useDialer has the poster connect with dial.
 func (p *Poster) useDialer(dial func(ctx context.Context) (net.Conn, error)) {
-	p.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
+	p.http().DialContext = counted(func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) })
 }
 
 func TestRequest(t *testing.T) {
@@ -321,6 +325,38 @@ func TestHandshakeFails(t *testing.T) {
 	for name, serve := range tests {
 		t.Run(name, func(t *testing.T) {
 			expect(t, newPoster(t, serve(t)).Handle(patient(t), order("1")), isOutage)
+		})
+	}
+}
+
+func TestTLS(t *testing.T) {
+	for _, http2 := range []bool{false, true} {
+		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
+			var posts atomic.Int64
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if posts.Add(1) == 3 {
+					panic(http.ErrAbortHandler) // cuts the connection, or the stream
+				}
+				if (r.ProtoMajor == 2) != http2 || r.Header.Get("Idempotency-Key") != "orders/1" {
+					t.Errorf("got %s with the key %q", r.Proto, r.Header.Get("Idempotency-Key"))
+				}
+			}))
+			server.EnableHTTP2 = http2
+			server.StartTLS()
+			defer server.Close()
+			p := newPoster(t, server.URL)
+			p.http().TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
+			p.http().TLSClientConfig.RootCAs.AddCert(server.Certificate())
+			for range 2 { // the second on the connection of the first
+				if err := p.Handle(patient(t), order("1")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expect(t, p.Handle(patient(t), order("1")), isTry)
+			if posts.Load() != 3 {
+				t.Errorf("%d posts, want 3", posts.Load())
+			}
+			p.Close()
 		})
 	}
 }
