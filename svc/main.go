@@ -39,6 +39,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -49,6 +50,10 @@ import (
 	"github.com/streamdal/gophercon2021/svc/webhook"
 )
 
+// gcPercent trades memory for time: some 70 MB resident instead of 50 at full
+// speed with 100,000 ids cached, for a sixth of the CPU time.
+const gcPercent = 300
+
 func main() {
 	cfg, err := readConfig(os.Environ())
 	if err != nil {
@@ -56,6 +61,9 @@ func main() {
 		os.Exit(2)
 	}
 	log := newLog(cfg)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, restore) // a second signal ends the process at once
 	if err := run(stop, cfg, log); err != nil {

@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"runtime"
 	"sync"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -57,7 +58,12 @@ func (g *group) do(r *request) {
 
 // fly commits until nobody waits.
 func (g *group) fly() {
-	for batch := g.take(); batch != nil; batch = g.take() {
+	for {
+		runtime.Gosched() // whoever else is about to ask goes first, and into the same batch
+		batch := g.take()
+		if batch == nil {
+			return
+		}
 		g.commit(batch)
 	}
 }

@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"runtime"
 	"sync"
 	"time"
 
@@ -63,6 +64,7 @@ func (s *settler) run() {
 		case <-s.quit:
 			overdue, quit = true, true
 		}
+		runtime.Gosched() // whoever else is about to settle goes first, and into the same frame
 		s.mu.Lock()
 		order.add(s.tags)
 		s.tags = s.tags[:0]

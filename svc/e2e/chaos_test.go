@@ -1,0 +1,386 @@
+package e2e
+
+import (
+	"cmp"
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+	"golang.org/x/sync/errgroup"
+)
+
+var (
+	chaosSeed = flag.Uint64("chaos.seed", 0, "of TestChaos's faults; 0: from the time")
+	chaosFor  = flag.Duration("chaos.for", 60*time.Second, "how long TestChaos goes on")
+)
+
+// TestChaos is everything at once: two replicas under a steady load, each event
+// published twice, and faults drawn from a seed, one or two at a time. It
+// accounts for each piece of work that was done twice: the fault that is the
+// reason must have been there while it was done or recorded.
+//
+//	go test ./svc/e2e -run TestChaos -v -chaos.for=10m -timeout=15m -chaos.seed=7
+func TestChaos(t *testing.T) {
+	seed := cmp.Or(*chaosSeed, uint64(time.Now().UnixNano()))
+	t.Logf("-chaos.seed=%d", seed)
+	draw := rand.New(rand.NewPCG(seed, 0))
+	c := newChaos(t, seed)
+	c.publishSteadily()
+	c.progress(200)
+	for began := time.Now(); time.Since(began) < *chaosFor; {
+		c.breakSomething(draw)
+		c.healthy()
+	}
+	c.settleAndAccount()
+}
+
+const (
+	chaosTTL     = 4 * time.Second
+	shortOutage  = 1500 * time.Millisecond // less than what a renewed lease has left at the least
+	longOutage   = chaosTTL + 2*time.Second
+	chaosWorkers = 32 // CONCURRENCY
+	chaosHeld    = 100
+)
+
+// chaos is a world with a ledger of the work.
+type chaos struct {
+	*world
+	faults  []fault
+	away    atomic.Bool // the webhook answers 503
+	silent  atomic.Bool // the webhook does the work and does not answer
+	drawn   map[string]int
+	lastLog []int // lines "consuming" of each replica before a fault
+
+	mu        sync.Mutex
+	entries   map[string][]work // by id
+	unsaid    map[string]bool   // ids that were not answered once
+	refused   int
+	asked     int // posts of work that was done already, with the same token
+	windows   []window
+	etcdSince time.Time // since when etcd is out of reach; zero: it is not
+	etcdUntil time.Time // the end of its last outage
+}
+
+// work is a post that was carried out.
+type work struct {
+	token        int64
+	began, ended time.Time
+}
+
+// fault is something that breaks, and is mended before run returns.
+type fault struct {
+	name   string
+	domain string // faults of one domain do not come together
+	run    func(context.Context) error
+}
+
+// window is a time in which work may be done that is not recorded, so that it
+// is done again.
+type window struct {
+	reason   string
+	from, to time.Time
+	most     int // ids
+	used     int
+}
+
+func newChaos(t *testing.T, seed uint64) *chaos {
+	c := &chaos{drawn: make(map[string]int), entries: make(map[string][]work), unsaid: make(map[string]bool)}
+	answers := rand.New(rand.NewPCG(seed, 1))
+	var mu sync.Mutex
+	one := func(n int) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return answers.IntN(n) == 0
+	}
+	c.world = newWorldWith(t, stack.EtcdOptions{}, func(p post) int { return c.answer(p, one) },
+		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+	c.faults = []fault{
+		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, (*service).kill) }},
+		{"other replica killed (-9)", "replica", func(context.Context) error { return c.replace(1, (*service).kill) }},
+		{"replica stopped (TERM)", "replica", func(context.Context) error { return c.replace(0, c.terminate) }},
+		{"replica frozen for longer than CLAIM_TTL", "replica", c.freeze},
+		{"broker killed (-9)", "broker", func(ctx context.Context) error {
+			if err := c.rabbit.Kill(); err != nil {
+				return err
+			}
+			return c.rabbit.Start(ctx)
+		}},
+		{"broker's connections cut", "broker", func(context.Context) error { c.toRabbit.Stop(); return c.toRabbit.Start() }},
+		{"broker's connections closed by it", "broker", func(ctx context.Context) error {
+			_, err := c.rabbit.Ctl(ctx, "close_all_connections", "chaos")
+			return err
+		}},
+		{"etcd killed (-9)", "etcd", c.outage(false, func(ctx context.Context) error {
+			if err := c.etcdServer.Kill(); err != nil {
+				return err
+			}
+			return c.etcdServer.Start(ctx)
+		})},
+		{"etcd frozen for less than CLAIM_TTL", "etcd", c.outage(false, c.pauseEtcd(shortOutage))},
+		{"etcd frozen for longer than CLAIM_TTL", "etcd", c.outage(true, c.pauseEtcd(longOutage))},
+		{"etcd cut off", "etcd", c.outage(false, c.cutEtcd(shortOutage))},
+		{"etcd cut off for longer than CLAIM_TTL", "etcd", c.outage(true, c.cutEtcd(longOutage))},
+		{"etcd's answers lost", "etcd", c.outage(false, func(ctx context.Context) error {
+			// Requests get through, answers do not, and then the connection is gone.
+			if _, err := c.toEtcd.Toxics.AddToxicJson(strings.NewReader(`{"name":"lose","type":"timeout","stream":"downstream","attributes":{"timeout":100}}`)); err != nil {
+				return err
+			}
+			<-time.After(200 * time.Millisecond)
+			c.toEtcd.heal()
+			return nil
+		})},
+		{"webhook answers 503", "webhook", c.flag(&c.away, 2*time.Second)},
+		{"webhook's answers lost", "webhook", c.flag(&c.silent, time.Second)},
+	}
+	return c
+}
+
+// answer is the webhook. It keeps the ledger.
+func (c *chaos) answer(p post, one func(n int) bool) int {
+	began := time.Now()
+	if c.away.Load() {
+		c.mu.Lock()
+		c.refused++
+		c.mu.Unlock()
+		return http.StatusServiceUnavailable
+	}
+	<-time.After(2 * time.Millisecond)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	same := slices.IndexFunc(c.entries[p.id], func(w work) bool { return w.token == p.token })
+	if same >= 0 {
+		c.asked++
+		c.entries[p.id][same].ended = time.Now()
+	} else {
+		c.entries[p.id] = append(c.entries[p.id], work{p.token, began, time.Now()})
+	}
+	// A lost answer counts as a try: not too many of one id.
+	if c.silent.Load() && !c.unsaid[p.id] && one(3) {
+		c.unsaid[p.id] = true
+		panic(http.ErrAbortHandler)
+	}
+	return http.StatusOK
+}
+
+// breakSomething draws one fault, or two of different domains that come
+// together, and returns when they are mended.
+func (c *chaos) breakSomething(draw *rand.Rand) {
+	c.t.Helper()
+	faults := []fault{c.faults[draw.IntN(len(c.faults))]}
+	if second := c.faults[draw.IntN(len(c.faults))]; draw.IntN(3) == 0 && second.domain != faults[0].domain {
+		faults = append(faults, second)
+	}
+	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two
+	c.lastLog = nil
+	for _, s := range c.replicas {
+		c.lastLog = append(c.lastLog, s.log.count("msg=consuming"))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var group errgroup.Group
+	for i, f := range faults {
+		c.drawn[f.name]++
+		group.Go(func() error {
+			<-time.After(time.Duration(i) * delay)
+			if err := f.run(ctx); err != nil {
+				return fmt.Errorf("%s: %w", f.name, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// healthy waits until both replicas consume and finish events again.
+func (c *chaos) healthy() {
+	c.t.Helper()
+	before := make([]int, len(c.replicas))
+	for i, s := range c.replicas {
+		s.alive()
+		s.waitLog("msg=consuming")
+		before[i] = s.log.count("msg=processed")
+	}
+	for i, s := range c.replicas {
+		s.waitLogs(before[i]+20, "msg=processed")
+	}
+}
+
+// replace ends a replica and starts another in its place.
+func (c *chaos) replace(i int, end func(*service)) error {
+	asked := time.Now()
+	end(c.replicas[i])
+	c.excuse("a replica ended", asked, time.Now(), chaosWorkers)
+	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.sink.URL,
+		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+	return nil
+}
+
+func (c *chaos) terminate(s *service) {
+	s.signal(syscall.SIGTERM)
+	<-s.exited
+	if code := s.cmd.ProcessState.ExitCode(); code != 0 {
+		c.t.Errorf("%s: exit status %d after TERM", s.name, code)
+	}
+}
+
+// freeze stops a replica for longer than its claims last.
+func (c *chaos) freeze(context.Context) error {
+	from := time.Now()
+	c.replicas[1].signal(syscall.SIGSTOP)
+	<-time.After(longOutage)
+	c.replicas[1].signal(syscall.SIGCONT)
+	c.excuse("a replica was frozen for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*chaosHeld)
+	return nil
+}
+
+func (c *chaos) pauseEtcd(d time.Duration) func(context.Context) error {
+	return func(context.Context) error {
+		if err := c.etcdServer.Pause(); err != nil {
+			return err
+		}
+		<-time.After(d)
+		return c.etcdServer.Resume()
+	}
+}
+
+func (c *chaos) cutEtcd(d time.Duration) func(context.Context) error {
+	return func(context.Context) error {
+		c.toEtcd.Stop()
+		<-time.After(d)
+		return c.toEtcd.Start()
+	}
+}
+
+// outage is a fault of etcd. While it lasts, and until it is noticed that it is
+// over, nothing is recorded.
+func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		from := time.Now()
+		c.mu.Lock()
+		c.etcdSince = from
+		c.mu.Unlock()
+		err := run(ctx)
+		c.mu.Lock()
+		c.etcdSince, c.etcdUntil = time.Time{}, time.Now().Add(2*time.Second)
+		c.mu.Unlock()
+		if longerThanTTL {
+			// All that either replica had claimed.
+			c.excuse("etcd was away for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*2*chaosHeld)
+		}
+		return err
+	}
+}
+
+func (c *chaos) flag(f *atomic.Bool, d time.Duration) func(context.Context) error {
+	return func(context.Context) error {
+		f.Store(true)
+		<-time.After(d)
+		f.Store(false)
+		return nil
+	}
+}
+
+// excuse allows work that was done between from and to, or in the second before
+// in which it waits for its record, to be done again. While etcd is away what
+// was granted is worked on, up to all that a replica holds, and not recorded.
+func (c *chaos) excuse(reason string, from, to time.Time, most int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := window{reason: reason, from: from.Add(-time.Second), to: to, most: most + 2*120}
+	if since := c.etcdSince; !since.IsZero() || c.etcdUntil.After(from) {
+		w.reason += " while etcd was away"
+		w.from = from.Add(-longOutage - 2*time.Second)
+		w.most = max(w.most, 2*chaosHeld)
+	}
+	c.windows = append(c.windows, w)
+}
+
+// settleAndAccount waits until everything is done and prints the accounts.
+func (c *chaos) settleAndAccount() {
+	t := c.t
+	t.Helper()
+	c.stopPublishing()
+	c.publishing.Wait()
+	eventually(t, "everything done, no claim, an empty queue", func() error { return c.settled("orders", c.published) })
+	for _, s := range c.replicas {
+		s.alive()
+		s.stop()
+	}
+	c.wantAllDone("orders", c.published)
+	dead := max(0, c.depth("orders-queue.dead"))
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	lost, twice := 0, 0
+	for i := range c.published {
+		id := fmt.Sprint("w", i)
+		entries := c.entries[id]
+		if len(entries) == 0 {
+			lost++
+			continue
+		}
+		slices.SortFunc(entries, func(a, b work) int { return cmp.Compare(a.token, b.token) })
+		for i, w := range entries[:len(entries)-1] {
+			twice++
+			if !c.account(w) {
+				t.Errorf("%s was done with token %d from %s to %s and again with %d at %s, and no fault is the reason",
+					id, w.token, clock(w.began), clock(w.ended), entries[i+1].token, clock(entries[i+1].began))
+			}
+		}
+	}
+	var out strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(c.drawn)) {
+		fmt.Fprintf(&out, "  %3d %s\n", c.drawn[name], name)
+	}
+	fmt.Fprintf(&out, "%d done, %d of their posts asked again with the same token, %d refused\n", c.published-lost, c.asked, c.refused)
+	fmt.Fprintf(&out, "%d done twice:\n", twice)
+	for reason, n := range c.reasons() {
+		fmt.Fprintf(&out, "  %3d of at most %d because %s (%d times)\n", n.used, n.most, reason, n.times)
+	}
+	t.Logf("%d events, each published twice; faults:\n%s%d lost, %d dead letters", c.published, &out, lost, dead)
+	for _, w := range c.windows {
+		if w.used > w.most {
+			t.Errorf("%d ids were done twice because %s at %s, at most %d are allowed", w.used, w.reason, clock(w.to), w.most)
+		}
+	}
+	if lost > 0 || dead > 0 {
+		t.Errorf("%d events were lost, %d dead-lettered", lost, dead)
+	}
+}
+
+// account finds the window that work which was done again falls into.
+func (c *chaos) account(w work) bool {
+	for i := range c.windows {
+		if f := &c.windows[i]; w.began.Before(f.to) && w.ended.After(f.from) {
+			f.used++
+			return true
+		}
+	}
+	return false
+}
+
+type total struct{ used, most, times int }
+
+func (c *chaos) reasons() map[string]total {
+	totals := make(map[string]total)
+	for _, w := range c.windows {
+		n := totals[w.reason]
+		totals[w.reason] = total{n.used + w.used, n.most + w.most, n.times + 1}
+	}
+	return totals
+}
+
+func clock(t time.Time) string { return t.Format("15:04:05.000") }

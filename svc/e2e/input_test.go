@@ -1,0 +1,513 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/streadway/amqp"
+)
+
+// legalIDs are ids that something on the way might take for something else.
+func legalIDs() []string {
+	return []string{
+		"a", " ", "a b", "\ta ", "/", "//", "../../etc", "a/b/c", "/service/orders/00/x", ".", "..", "%", "%2F", "%zz", "100%",
+		"line\nbreak", "return\r\nX-Attempt: 9", "\x00", "nul\x00l", "\x7f", `"quoted"`, `back\slash`, "done 1", "claimed 0",
+		"заказ", "注文", "طلب", "🧾", "e\u0301", "\u00e9", "\ufeff", "\ufffd", "\u2028", "A", "\U0010ffff", "null", "0", "*", "?a=b&c#d",
+		strings.Repeat("x", 512), strings.Repeat("\u00e9", 256),
+	}
+}
+
+// badBodies are bodies that are no events, by what is wrong with them.
+func badBodies() map[string]string {
+	deep := strings.Repeat("[", 200_000)
+	return map[string]string{
+		"empty":               "",
+		"blank":               " \n",
+		"truncated":           `{"type":"new_order","id":"1`,
+		"not JSON":            "hello",
+		"NUL bytes":           strings.Repeat("\x00", 64),
+		"an array":            `[{"type":"new_order","id":"1"}]`,
+		"a string":            `"new_order"`,
+		"null":                "null",
+		"type is a number":    `{"type":1,"id":"1"}`,
+		"type is null":        `{"type":null,"id":"1"}`,
+		"no type":             `{"id":"1"}`,
+		"id is a number":      `{"type":"new_order","id":1}`,
+		"id is an object":     `{"type":"new_order","id":{"id":"1"}}`,
+		"id is null":          `{"type":"new_order","id":null}`,
+		"no id":               `{"type":"new_order"}`,
+		"other case":          `{"type":"new_order","ID":"1"}`,
+		"id is empty":         `{"type":"new_order","id":""}`,
+		"id of 513 bytes":     fmt.Sprintf(`{"type":"new_order","id":%q}`, strings.Repeat("x", 513)),
+		"id of 514 bytes":     `{"type":"new_order","id":"` + strings.Repeat("\u00e9", 257) + `"}`,
+		"two ids":             `{"type":"new_order","id":"1","id":"2"}`,
+		"two ids, one escape": `{"type":"new_order","id":"1","\u0069d":"2"}`,
+		"two types":           `{"type":"new_order","type":"x","id":"1"}`,
+		"trailing data":       `{"type":"new_order","id":"1"} x`,
+		"two events":          `{"type":"new_order","id":"1"}{"type":"new_order","id":"2"}`,
+		"trailing comma":      `{"type":"new_order","id":"1",}`,
+		"byte order mark":     "\ufeff" + `{"type":"new_order","id":"1"}`,
+		"UTF-16":              "{\x00\"\x00t\x00",
+		"invalid UTF-8":       "{\"type\":\"new_order\",\"id\":\"\xff\"}",
+		"invalid elsewhere":   "{\"type\":\"new_order\",\"id\":\"1\",\"note\":\"\xc3\x28\"}",
+		"surrogate in UTF-8":  "{\"type\":\"new_order\",\"id\":\"\xed\xa0\x80\"}",
+		"lone surrogate":      `{"type":"new_order","id":"\ud800"}`,
+		"200,000 deep":        `{"type":"new_order","id":"1","deep":` + deep + strings.Repeat("]", len(deep)) + "}",
+		"200,000 open":        deep,
+		"200,000 objects":     strings.Repeat(`{"a":`, 200_000),
+		"8 MiB":               strings.Repeat("x", 8<<20),
+		"8 MiB of an event":   `{"type":"new_order","id":"1","pad":"` + strings.Repeat("x", 8<<20),
+	}
+}
+
+// Every body is processed, or dead-lettered as it was; nothing crashes, and
+// nothing waits for anything.
+func TestBadInput(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, nil)
+	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+	s.waitLog("msg=consuming")
+
+	bad := badBodies()
+	var bodies []string
+	var good int
+	for _, body := range bad {
+		// A good event behind each: it is not kept from being processed.
+		bodies = append(bodies, body, fmt.Sprintf(`{"type":"new_order","id":"good%d"}`, good))
+		good++
+	}
+	big := `{"type":"new_order","id":"big","pad":"` + strings.Repeat("x", 8<<20) + `"}`
+	legal := map[string]string{
+		"big":    big,
+		"spaces": "\r\n\t {\"id\" : \"spaces\" ,\"type\":\"new_order\"} \n",
+		"é":      `{"type":"new_\u006frder","id":"\u00e9","more":[1e400,{"id":"other"}]}`, // one of legalIDs, written differently
+	}
+	for _, body := range legal {
+		bodies = append(bodies, body)
+	}
+	e.publishBodies(bodies...)
+	e.publishBodies(`{"type":"new_order","id":"last"}`)
+	published := time.Now()
+	s.waitLog("msg=processed", "id=last")
+	took := time.Since(published)
+	if took > 5*time.Second {
+		t.Errorf("a good event was processed after %v", took)
+	}
+	processed := good + len(legal) + 1
+	e.waitCounts(map[string]int64{"orders_malformed": int64(len(bad)), "orders_new_order_ok": int64(processed), "orders_ignored": 0})
+	e.wantAllDone("orders", processed)
+	if n := len(sink.all()); n != processed {
+		t.Errorf("%d posts, want %d", n, processed)
+	}
+	for _, p := range sink.all() {
+		if want, ok := legal[unescape(t, p.id)]; ok && p.body != want {
+			t.Errorf("the body of %s was posted as %.80q", p.id, p.body)
+		}
+	}
+	t.Logf("%d bad bodies, the last good event was processed after %v", len(bad), took.Round(time.Millisecond))
+	s.stop()
+
+	letters := make(map[string]amqp.Delivery)
+	for _, l := range e.deadLetters("orders") {
+		if _, twice := letters[string(l.Body)]; twice {
+			t.Errorf("dead-lettered twice: %.80q", l.Body)
+		}
+		letters[string(l.Body)] = l
+	}
+	for name, body := range bad {
+		l, ok := letters[body]
+		if !ok {
+			t.Errorf("%s: not dead-lettered unchanged", name)
+			continue
+		}
+		if text, _ := l.Headers["x-error"].(string); l.Headers["x-reason"] != "malformed" || text == "" || l.AppId != "plumber" {
+			t.Errorf("%s: %v, %q", name, l.Headers, l.AppId)
+		}
+		delete(letters, body)
+	}
+	for body := range letters {
+		t.Errorf("dead-lettered: %.80q", body)
+	}
+	if n := e.depth("orders-queue"); n != 0 {
+		t.Errorf("%d messages are left", n)
+	}
+}
+
+func unescape(t *testing.T, id string) string {
+	t.Helper()
+	id, err := url.PathUnescape(id)
+	if err != nil {
+		t.Errorf("the key %q cannot be read: %v", id, err)
+	}
+	return id
+}
+
+// An id may be any text. Two that look alike are two; each is processed once.
+func TestOddIDs(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, nil)
+	ids := legalIDs()
+	var bodies []string
+	for _, id := range ids {
+		body := fmt.Sprintf(`{"type":"new_order","id":%s}`, quoteJSON(id))
+		bodies = append(bodies, body, strings.ReplaceAll(body, `new_order`, `new\u005forder`)) // the same event, other bytes
+	}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL}
+	a, b := e.start("orders", vars...), e.start("orders", vars...)
+	a.waitLog("msg=consuming")
+	b.waitLog("msg=consuming")
+	e.publishBodies(bodies...)
+	n := int64(len(ids))
+	e.waitCounts(map[string]int64{"orders_new_order_ok": n, "orders_new_order_skipped": n})
+	e.wantAllDone("orders", len(ids))
+	records := e.records("orders")
+	for _, id := range ids {
+		if !strings.HasPrefix(records[id], "done ") {
+			t.Errorf("there is no record of %q", id)
+		}
+	}
+	var posted []string
+	for _, p := range sink.all() {
+		posted = append(posted, unescape(t, p.id))
+		if p.attempt != 1 {
+			t.Errorf("the attempt of %q is %d", p.id, p.attempt)
+		}
+	}
+	if diff := cmp.Diff(slices.Sorted(slices.Values(ids)), slices.Sorted(slices.Values(posted))); diff != "" {
+		t.Errorf("posts (-want +got):\n%s", diff)
+	}
+	a.stop()
+	b.stop()
+
+	// All of them are found again by the warm-up.
+	c := e.start("orders", vars...)
+	c.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", len(ids)))
+	e.publishBodies(bodies...)
+	e.waitCounts(map[string]int64{"orders_new_order_ok": n, "orders_new_order_skipped": 3 * n})
+	c.stop()
+	if n := max(0, e.depth("orders-queue.dead")); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// quoteJSON quotes without an escape that JSON does not need.
+func quoteJSON(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case r < ' ':
+			fmt.Fprintf(&b, `\u%04x`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String() + `"`
+}
+
+// Whatever is in a message's properties and headers is in the dead letter's.
+func TestDeadLetterKeepsHeaders(t *testing.T) {
+	e := newEnv(t)
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	at := time.Unix(1_700_000_000, 0)
+	values := map[string]any{
+		"string": "s", "empty": "", "long": strings.Repeat("é", 5000), "invalid": "\xff",
+		"true": true, "false": false, "nil": nil,
+		"byte": byte(200), "int16": int16(-2), "int32": int32(-3), "int64": int64(-1 << 60),
+		"float32": float32(1.5), "float64": 1e300, "decimal": amqp.Decimal{Scale: 2, Value: 12345},
+		"time": at, "bytes": []byte{0, 1, 0xff}, "no bytes": []byte{},
+		"array": []any{"a", int32(1), nil, []any{true, []any{}}, amqp.Table{"k": []any{int64(1)}}}, "empty array": []any{},
+		"table": amqp.Table{"a": amqp.Table{"b": amqp.Table{"c": at}}, "d": nil, "e": []byte("x")}, "empty table": amqp.Table{},
+		"": "a name of no bytes", strings.Repeat("n", 255): "a long name", "x-death": []any{amqp.Table{"count": int64(1), "reason": "expired"}},
+	}
+	all := make(amqp.Table)
+	var msgs []amqp.Publishing
+	for name, value := range values {
+		all[name] = value
+		msgs = append(msgs, amqp.Publishing{Body: []byte(name), Headers: amqp.Table{name: value}})
+	}
+	msgs = append(msgs, amqp.Publishing{
+		Body: []byte("everything"), Headers: all, ContentType: "text/plain", ContentEncoding: "none", DeliveryMode: amqp.Transient, Priority: 7,
+		CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: at, Type: "t", AppId: "a",
+	}, amqp.Publishing{Body: []byte("nothing")})
+	e.publish(msgs...)
+	e.waitCounts(map[string]int64{"orders_malformed": int64(len(msgs))})
+	s.stop()
+
+	type message struct {
+		Headers                                                       amqp.Table
+		ContentType, ContentEncoding, Correlation, ReplyTo, MessageID string
+		Priority                                                      uint8
+		Timestamp                                                     time.Time
+		Type, App                                                     string
+	}
+	want, got := make(map[string]message), make(map[string]message)
+	for _, m := range msgs {
+		want[string(m.Body)] = message{m.Headers, m.ContentType, m.ContentEncoding, m.CorrelationId, m.ReplyTo, m.MessageId, m.Priority, m.Timestamp, m.Type, m.AppId}
+	}
+	for _, l := range e.deadLetters("orders") {
+		for _, name := range []string{"x-reason", "x-error", "x-attempts", "x-exchange", "x-routing-key", "x-failed-at"} {
+			if l.Headers[name] == nil {
+				t.Errorf("%q: no %s", l.Body, name)
+			}
+			delete(l.Headers, name)
+		}
+		if len(l.Headers) == 0 {
+			l.Headers = nil
+		}
+		if l.DeliveryMode != amqp.Persistent {
+			t.Errorf("%q: not persistent", l.Body)
+		}
+		got[string(l.Body)] = message{l.Headers, l.ContentType, l.ContentEncoding, l.CorrelationId, l.ReplyTo, l.MessageId, l.Priority, l.Timestamp, l.Type, l.AppId}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("dead letters (-want +got):\n%s", diff)
+	}
+}
+
+// swapConn is a connection to the broker that writes and reads a header of a
+// type that the client library does not know: `u` where the library has `s`,
+// which takes as many bytes.
+type swapConn struct{ net.Conn }
+
+var (
+	known, unknown = []byte("\x03odds\x00\x07"), []byte("\x03oddu\x00\x07")
+)
+
+func (c swapConn) Write(b []byte) (int, error) {
+	return c.Conn.Write(bytes.ReplaceAll(b, known, unknown))
+}
+
+func (c swapConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	copy(b, bytes.ReplaceAll(b[:n], unknown, known))
+	return n, err
+}
+
+// A message that the client library cannot read breaks its connection before
+// anybody sees a delivery. What is before it in the queue is processed, it is
+// tried with a backoff, the log says what to do, and when somebody has done it
+// what is behind goes through.
+func TestUnreadableHead(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	raw, err := net.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(e.directAMQP, "amqp://guest:guest@"), "/"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := amqp.Open(swapConn{raw}, amqp.Config{SASL: []amqp.Authentication{&amqp.PlainAuth{Username: "guest", Password: "guest"}}, Vhost: "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	publish := func(m amqp.Publishing) {
+		t.Helper()
+		if err := ch.Publish("events", "foo", false, false, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	publish(plumber(`{"type":"new_order","id":"before"}`))
+	s.waitLog("msg=processed", "id=before")
+	publish(amqp.Publishing{Headers: amqp.Table{"odd": int16(7)}, Body: []byte(`{"type":"new_order","id":"odd"}`), DeliveryMode: amqp.Persistent})
+	publish(plumber(`{"type":"new_order","id":"behind"}`))
+	s.waitLogs(5, "no connection to the broker", "head of the queue cannot be read", "remove it", "next try in")
+	began, cpu := s.log.count("no connection to the broker"), s.cpu()
+	<-time.After(3 * time.Second)
+	if tries, used := s.log.count("no connection to the broker")-began, s.cpu()-cpu; tries > 4 || used > time.Second/2 {
+		t.Errorf("%d tries in 3 s, %v of CPU", tries, used)
+	}
+	// Somebody takes it out of the queue, between two tries of the service.
+	eventually(t, "the message", func() error {
+		d, ok, err := ch.Get("orders-queue", false)
+		switch {
+		case err != nil:
+			t.Fatal(err)
+		case !ok:
+			return errNotYet
+		case !strings.Contains(string(d.Body), `"odd"`):
+			d.Nack(false, true)
+			return fmt.Errorf("the head is %s", d.Body)
+		}
+		if d.Headers["odd"] != int16(7) {
+			t.Errorf("its headers are %v", d.Headers)
+		}
+		return d.Ack(false)
+	})
+	s.waitLog("msg=processed", "id=behind")
+	e.wantAllDone("orders", 2)
+	s.stop()
+}
+
+// With CONCURRENCY=1 events are handled in the order of their delivery.
+func TestOrder(t *testing.T) {
+	const ids = 200
+	e := newEnv(t)
+	e.topology("orders")
+	sink := newSink(t, func(p post) int {
+		if strings.HasSuffix(p.id, "7") && p.attempt == 1 {
+			return http.StatusInternalServerError // tried again, before the next
+		}
+		return http.StatusOK
+	})
+	e.publishBodies(orders("n", ids)...)
+	s := e.start("orders", "ENABLE_ETCD=true", "CONCURRENCY=1", "WEBHOOK_URL="+sink.URL)
+	e.waitCounts(map[string]int64{"orders_new_order_ok": ids})
+	s.stop()
+	next := 0
+	for _, p := range sink.all() {
+		if want := fmt.Sprint("n", next); p.id != want {
+			t.Fatalf("%s was posted when it was the turn of %s", p.id, want)
+		}
+		if p.status == http.StatusOK {
+			next++
+		}
+	}
+	e.wantAllDone("orders", ids)
+}
+
+// attempts returns the numbers of the tries of an id.
+func (s *sink) attempts(id string) (attempts []int) {
+	for _, p := range s.all() {
+		if p.id == id {
+			attempts = append(attempts, p.attempt)
+		}
+	}
+	return attempts
+}
+
+// What a webhook answers decides how often it is asked. A failure is not
+// remembered: when the cause is mended the event can be sent again.
+func TestAttempts(t *testing.T) {
+	tests := map[string]struct {
+		status int
+		vars   []string
+		want   []int // X-Attempt of each try
+	}{
+		"500":                  {500, nil, []int{1, 2, 3}},
+		"408":                  {408, nil, []int{1, 2, 3}},
+		"500, MAX_ATTEMPTS=1":  {500, []string{"MAX_ATTEMPTS=1"}, []int{1}},
+		"500, MAX_ATTEMPTS=5":  {500, []string{"MAX_ATTEMPTS=5"}, []int{1, 2, 3, 4, 5}},
+		"400":                  {400, nil, []int{1}},
+		"404":                  {404, nil, []int{1}},
+		"501":                  {501, nil, []int{1}},
+		"redirect":             {307, nil, []int{1}},
+		"no answer in time":    {0, []string{"HANDLER_TIMEOUT=300ms"}, []int{1, 2, 3}},
+		"no answer, once only": {0, []string{"HANDLER_TIMEOUT=300ms", "MAX_ATTEMPTS=1"}, []int{1}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			e.topology("orders")
+			var mended atomic.Bool
+			release := make(chan struct{})
+			sink := newSink(t, func(p post) int {
+				if p.id != "bad0" || mended.Load() {
+					return http.StatusOK
+				}
+				if tt.status == 0 {
+					<-release
+					return http.StatusTeapot
+				}
+				return tt.status
+			})
+			s := e.start("orders", append([]string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL}, tt.vars...)...)
+			s.waitLog("msg=consuming")
+			began := time.Now()
+			e.publishBodies(append(orders("bad", 1), orders("good", 50)...)...)
+			s.waitLogs(50, "msg=processed", "id=good")
+			good := time.Since(began)
+			s.waitLog("msg=dead-lettered", "id=bad0", "reason=failed")
+			took := time.Since(began)
+			close(release)
+			eventually(t, "the tries", func() error {
+				if diff := cmp.Diff(tt.want, slices.Sorted(slices.Values(sink.attempts("bad0")))); diff != "" {
+					return fmt.Errorf("attempts (-want +got):\n%s", diff)
+				}
+				return nil
+			})
+			eventually(t, "a released claim", func() error {
+				if value, ok := e.records("orders")["bad0"]; ok {
+					return fmt.Errorf("it is %s", value)
+				}
+				return nil
+			})
+			letters := e.deadLetters("orders")
+			if len(letters) != 1 || string(letters[0].Body) != orders("bad", 1)[0] ||
+				letters[0].Headers["x-reason"] != "failed" || letters[0].Headers["x-attempts"] != int32(len(tt.want)) {
+				t.Fatalf("dead letters are %v", letters)
+			}
+			t.Logf("50 others after %v, dead-lettered after %v: %v", good.Round(time.Millisecond), took.Round(time.Millisecond), letters[0].Headers["x-error"])
+
+			mended.Store(true)
+			e.publishBodies(string(letters[0].Body))
+			s.waitLog("msg=processed", "id=bad0")
+			e.waitCounts(map[string]int64{"orders_new_order_ok": 51, "orders_new_order_failed": 1})
+			e.wantAllDone("orders", 51)
+			s.stop()
+		})
+	}
+}
+
+// A webhook that asks for time gets it, and that is no try.
+func TestRetryAfter(t *testing.T) {
+	const asked = 2 * time.Second
+	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			e := newEnv(t)
+			e.topology("orders")
+			var mu sync.Mutex
+			var at []time.Time
+			var attempts []string
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				mu.Lock()
+				defer mu.Unlock()
+				at, attempts = append(at, time.Now()), append(attempts, r.Header.Get("X-Attempt"))
+				if len(at) <= 2 {
+					w.Header().Set("Retry-After", fmt.Sprint(asked.Seconds()))
+					w.WriteHeader(status)
+				}
+			}))
+			t.Cleanup(server.Close)
+			s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+server.URL, "MAX_ATTEMPTS=1")
+			e.publishBodies(orders("ra", 1)...)
+			s.waitLog("msg=processed", "id=ra0")
+			s.stop()
+			mu.Lock()
+			defer mu.Unlock()
+			if diff := cmp.Diff([]string{"1", "1", "1"}, attempts); diff != "" {
+				t.Fatalf("attempts (-want +got):\n%s", diff)
+			}
+			for i := range 2 {
+				if gap := at[i+1].Sub(at[i]); gap < asked || gap > 2*asked {
+					t.Errorf("asked again after %v, Retry-After said %v", gap, asked)
+				}
+			}
+		})
+	}
+}

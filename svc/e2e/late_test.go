@@ -1,0 +1,263 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// A broker that is not there at the start is waited for, with a line per try.
+func TestLateBroker(t *testing.T) {
+	b := newBrink(t)
+	b.publishBodies(orders("late", 3)...)
+	b.toRabbit.cut()
+	s := b.start("orders", "ENABLE_ETCD=true")
+	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "next try in")
+	s.alive()
+	tries := s.log.count("level=WARN")
+	b.toRabbit.mend()
+	back := time.Now()
+	s.waitLog("msg=consuming")
+	took := time.Since(back)
+	if took > 5*time.Second { // the longest pause is 3 s, and half of it more
+		t.Errorf("it consumes %v after the broker came", took)
+	}
+	s.waitLogs(3, "msg=processed")
+	if n := s.log.count("level=WARN"); n > tries+1 {
+		t.Errorf("%d warnings, %d before the broker came", n, tries)
+	}
+	t.Logf("%d tries, consuming %v after the broker came", tries, took.Round(time.Millisecond))
+	s.stop()
+}
+
+// One of several brokers is enough.
+func TestLateBrokerOfTwo(t *testing.T) {
+	b := newBrink(t)
+	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
+	b.toRabbit.cut()
+	s := b.start("orders")
+	s.waitLogs(2, "no connection to the broker")
+	b.toRabbit.mend()
+	s.waitLog("msg=consuming", "broker="+b.toRabbit.Listen)
+	s.stop()
+}
+
+// An etcd that is not there at the start is waited for before anything is
+// consumed, and the log says so once.
+func TestLateEtcd(t *testing.T) {
+	tests := map[string]struct {
+		begin, end func(*brink)
+		within     time.Duration
+	}{
+		"refused": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, 2 * time.Second},
+		"frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, 2 * time.Second},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBrink(t)
+			b.publishBodies(orders("late", 3)...)
+			tt.begin(b)
+			s := b.start("orders", "ENABLE_ETCD=true")
+			s.waitLog("level=WARN", "etcd is away")
+			cpu := s.cpu()
+			<-time.After(3 * time.Second)
+			if used := s.cpu() - cpu; used > 300*time.Millisecond {
+				t.Errorf("%v of CPU in 3 s of waiting", used)
+			}
+			s.alive()
+			if n := s.log.count("msg=consuming"); n > 0 {
+				t.Error("it consumes without etcd")
+			}
+			tt.end(b)
+			back := time.Now()
+			s.waitLog("msg=consuming")
+			took := time.Since(back)
+			if took > tt.within {
+				t.Errorf("it consumes %v after etcd came", took)
+			}
+			s.waitLogs(3, "msg=processed")
+			if away, back := s.log.count("etcd is away"), s.log.count("etcd is back"); away != 1 || back != 1 {
+				t.Errorf("etcd is said to be away %d times and back %d times", away, back)
+			}
+			t.Logf("consuming %v after etcd came", took.Round(time.Millisecond))
+			s.stop()
+		})
+	}
+}
+
+// Without ENABLE_ETCD nobody misses it.
+func TestNoEtcdNeeded(t *testing.T) {
+	e := newEnv(t)
+	s := e.start("orders", "ETCD_ENDPOINTS=127.0.0.1:1")
+	s.waitLog("msg=consuming")
+	e.publishBodies(`{"type":"new_order"}`)
+	s.waitLog("msg=processed")
+	s.stop()
+	if n := s.log.count("etcd is away"); n > 0 {
+		t.Error("it looks for etcd")
+	}
+}
+
+// Everything missing at the start, and coming one by one.
+func TestLateEverything(t *testing.T) {
+	b := newBrink(t)
+	b.publishBodies(orders("late", 3)...)
+	b.toEtcd.cut()
+	b.toRabbit.cut()
+	addr := b.statsd.Addr()
+	b.statsd.Close()
+	s := b.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("etcd is away")
+	b.toEtcd.mend()
+	s.waitLog(`msg="cache warmed"`)
+	s.waitLogs(2, "no connection to the broker")
+	b.toRabbit.mend()
+	s.waitLogs(3, "msg=processed")
+	b.listen(addr)
+	b.publishBodies(orders("more", 3)...)
+	b.waitAtLeast("orders_new_order_ok", 3)
+	s.stop()
+}
+
+// listen starts another statsd at that address.
+func (e *env) listen(addr string) {
+	e.t.Helper()
+	statsd, err := stack.StartStatsdAt(addr)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.t.Cleanup(func() { statsd.Close() })
+	e.statsd = statsd
+}
+
+// waitAtLeast waits until statsd has heard of n. What was sent while it was
+// away may be lost or not: nobody confirms a packet.
+func (e *env) waitAtLeast(name string, n int64) {
+	e.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { return counts[name] >= n }); err != nil {
+		e.t.Fatalf("counters are %v, want %d of %s", e.statsd.Counts(), n, name)
+	}
+}
+
+// A statsd that is not there, comes, goes and comes again has no effect but on
+// the counts.
+func TestLateStatsd(t *testing.T) {
+	e := newEnv(t)
+	addr := e.statsd.Addr()
+	e.statsd.Close()
+	s := e.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	for round := range 3 {
+		e.publishBodies(orders(fmt.Sprint("without", round, "-"), 50)...)
+		s.waitLogs(50, "msg=processed", fmt.Sprint("id=without", round, "-"))
+		e.listen(addr)
+		e.publishBodies(orders(fmt.Sprint("with", round, "-"), 50)...)
+		e.waitAtLeast("orders_new_order_ok", 50)
+		e.statsd.Close()
+	}
+	s.stop()
+	if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
+		t.Errorf("%d warnings:\n%s", n, s.log.tail(20))
+	}
+}
+
+// A statsd whose name nobody knows never hinders the work, nor the stop.
+func TestUnresolvableStatsd(t *testing.T) {
+	const ids = 2000
+	e := newEnv(t)
+	e.topology("orders")
+	e.publishBodies(orders("u", ids)...)
+	s := e.start("orders", "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125")
+	began := time.Now()
+	s.waitLogs(ids, "msg=processed")
+	took := time.Since(began)
+	s.waitLog("level=WARN", "statsd is away", "STATSD_ADDR")
+	<-time.After(6 * time.Second) // it is looked up again, and that is not said again
+	if n := s.log.count("statsd is away"); n != 1 {
+		t.Errorf("the log says so %d times", n)
+	}
+	t.Logf("%d events in %v, stopped in %v", ids, took.Round(time.Millisecond), s.stopWithin(15, 2*time.Second).Round(time.Millisecond))
+}
+
+// Compaction and defragmentation of etcd under load do no harm.
+func TestCompaction(t *testing.T) {
+	w := newWorld(t)
+	w.publishSteadily()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for range 10 {
+		w.progress(100)
+		resp, err := w.etcd.Get(ctx, "/", clientv3.WithCountOnly())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.etcd.Compact(ctx, resp.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.etcd.Defragment(ctx, w.etcdServer.Endpoint()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.progress(100)
+	w.settle(0)
+	w.wantLog(0, 0, "claim session lost")
+	w.wantLog(0, 0, "etcd is away")
+}
+
+// With users in etcd every call carries a token, which expires, and which a
+// restart of etcd forgets.
+func TestEtcdTokens(t *testing.T) {
+	b := newBrinkWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1}})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(b.etcd.UserAdd(ctx, "root", "r00t"))
+	must(b.etcd.UserGrantRole(ctx, "root", "root"))
+	must(b.etcd.UserAdd(ctx, "svc", "s3cret"))
+	must(b.etcd.RoleAdd(ctx, "svc"))
+	must(b.etcd.RoleGrantPermission(ctx, "svc", "/service/orders/", clientv3.GetPrefixRangeEnd("/service/orders/"), clientv3.PermissionType(clientv3.PermReadWrite)))
+	must(b.etcd.UserGrantRole(ctx, "svc", "svc"))
+	must(b.etcd.AuthEnable(ctx))
+
+	s := b.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=2s", "ETCD_USERNAME=svc", "ETCD_PASSWORD=s3cret")
+	s.waitLog("msg=consuming")
+	for round := range 3 {
+		// Longer than a token or a lease that nobody renews would last.
+		<-time.After(4 * time.Second)
+		b.publishBodies(orders(fmt.Sprint("idle", round, "-"), 20)...)
+		s.waitLogs(20, "msg=processed", fmt.Sprint("id=idle", round, "-"))
+	}
+	if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
+		t.Errorf("%d warnings before the restart:\n%s", n, s.log.tail(20))
+	}
+	must(nil, b.etcdServer.Kill())
+	b.publishBodies(orders("away", 20)...)
+	must(nil, b.etcdServer.Start(ctx))
+	back := time.Now()
+	s.waitLogs(20, "msg=processed", "id=away")
+	took := time.Since(back)
+	if took > 2*time.Second {
+		t.Errorf("work goes on %v after etcd is back", took)
+	}
+	t.Logf("work goes on %v after etcd is back", took.Round(time.Millisecond))
+	s.stop()
+
+	// The test's own client has no user any more.
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Username: "root", Password: "r00t", Logger: zap.NewNop()})
+	must(client, err)
+	defer client.Close()
+	b.etcd = client
+	b.wantAllDone("orders", 80)
+}
