@@ -1,6 +1,10 @@
 package claim
 
-import clientv3 "go.etcd.io/etcd/client/v3"
+import (
+	"fmt"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
 
 // SessionLease returns the lease under which the store claims now; 0: none.
 func (s *Etcd) SessionLease() clientv3.LeaseID {
@@ -14,3 +18,16 @@ func (s *Etcd) SessionLease() clientv3.LeaseID {
 
 // Key returns the key of an id.
 func Key(role, id string) string { return prefix(role, shardOf(id)) + id }
+
+// Instance returns the value of the process's claims.
+func (s *Etcd) Instance() string { return s.instance }
+
+// Holds describes the current session: its lease and its holds.
+func (s *Etcd) Holds() string {
+	s.sessions.mu.Lock()
+	defer s.sessions.mu.Unlock()
+	if ses := s.sessions.current; ses != nil {
+		return fmt.Sprint(ses.lease, ses.holds, ses.retired, ses.lost)
+	}
+	return "none"
+}
