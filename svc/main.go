@@ -110,7 +110,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
 
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS}
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, Goodbye: min(cfg.Shutdown/10, 2*time.Second)}
 	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
 	letters := rabbit.NewDeadLetters(server, topology, log)
 	defer letters.Close()

@@ -47,6 +47,11 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	if server.Username == "" {
 		return clientv3.New(cfg)
 	}
+	// New fetches the token under the context that the client is to live in.
+	alive, end := context.WithCancel(context.Background())
+	keep := context.AfterFunc(ctx, end)
+	defer keep()
+	cfg.Context = alive
 	var refused error
 	client, err := insist(ctx, outage.New(log, "etcd", "nothing is consumed"), func(context.Context) (*clientv3.Client, error) {
 		client, err := clientv3.New(cfg)

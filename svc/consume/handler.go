@@ -33,14 +33,19 @@ func Final(err error) error { return &finalError{err} }
 // until then; 0 leaves it to the backoff.
 func Outage(err error, wait time.Duration) error { return &outageError{err, wait} }
 
+// Unknown marks an error after which nobody can tell whether the work was done.
+func Unknown(err error) error { return &unknownError{err} }
+
+type unknownError struct{ error }
 type finalError struct{ error }
 type outageError struct {
 	error
 	wait time.Duration
 }
 
-func (e *finalError) Unwrap() error  { return e.error }
-func (e *outageError) Unwrap() error { return e.error }
+func (e *unknownError) Unwrap() error { return e.error }
+func (e *finalError) Unwrap() error   { return e.error }
+func (e *outageError) Unwrap() error  { return e.error }
 
 // failure is a handler that has given up.
 type failure struct {
@@ -65,6 +70,12 @@ func (p *Pipeline) work(ctx context.Context, c *claim.Claim, e event.Event, hand
 		}
 		if c.Held.Err() != nil { // cancelled: that was no try
 			return context.Cause(c.Held)
+		}
+		if errors.As(err, new(*unknownError)) {
+			// It is tried again under this claim, with its token, even when the
+			// delivery goes meanwhile: to the other side another token is
+			// another's work.
+			ctx = c.Held
 		}
 		if ctx.Err() != nil { // the service stops, or the next try is another's
 			return context.Cause(ctx)

@@ -56,20 +56,20 @@ const (
 // chaos is a world with a ledger of the work.
 type chaos struct {
 	*world
-	faults  []fault
-	away    atomic.Bool // the webhook answers 503
-	silent  atomic.Bool // the webhook does the work and does not answer
-	drawn   map[string]int
-	lastLog []int // lines "consuming" of each replica before a fault
+	faults []fault
+	deck   []int       // faults to come, so that every kind comes in its turn
+	away   atomic.Bool // the webhook answers 503
+	silent atomic.Bool // the webhook does the work and does not answer
+	drawn  map[string]int
 
-	mu        sync.Mutex
-	entries   map[string][]work // by id
-	unsaid    map[string]bool   // ids that were not answered once
-	refused   int
-	asked     int // posts of work that was done already, with the same token
-	windows   []window
-	etcdSince time.Time // since when etcd is out of reach; zero: it is not
-	etcdUntil time.Time // the end of its last outage
+	mu       sync.Mutex
+	entries  map[string][]work // by id
+	unsaid   map[string]bool   // ids that were not answered once
+	refused  int
+	asked    int // posts of work that was done already, with the same token
+	windows  []window
+	etcdFrom time.Time // the beginning of etcd's last outage
+	etcdTo   time.Time // its end; zero: it goes on
 }
 
 // work is a post that was carried out.
@@ -106,9 +106,9 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	c.world = newWorldWith(t, stack.EtcdOptions{}, func(p post) int { return c.answer(p, one) },
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.faults = []fault{
-		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, (*service).kill) }},
-		{"other replica killed (-9)", "replica", func(context.Context) error { return c.replace(1, (*service).kill) }},
-		{"replica stopped (TERM)", "replica", func(context.Context) error { return c.replace(0, c.terminate) }},
+		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, "a replica was killed", (*service).kill) }},
+		{"other replica killed (-9)", "replica", func(context.Context) error { return c.replace(1, "a replica was killed", (*service).kill) }},
+		{"replica stopped (TERM)", "replica", func(context.Context) error { return c.replace(0, "", c.terminate) }},
 		{"replica frozen for longer than CLAIM_TTL", "replica", c.freeze},
 		{"broker killed (-9)", "broker", func(ctx context.Context) error {
 			if err := c.rabbit.Kill(); err != nil {
@@ -140,8 +140,8 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 			c.toEtcd.heal()
 			return nil
 		})},
-		{"webhook answers 503", "webhook", c.flag(&c.away, 2*time.Second)},
-		{"webhook's answers lost", "webhook", c.flag(&c.silent, time.Second)},
+		{"webhook answers 503", "webhook", c.refuse},
+		{"webhook's answers lost", "webhook", c.hush},
 	}
 	return c
 }
@@ -155,7 +155,7 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 		c.mu.Unlock()
 		return http.StatusServiceUnavailable
 	}
-	<-time.After(2 * time.Millisecond)
+	<-time.After(10 * time.Millisecond)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	same := slices.IndexFunc(c.entries[p.id], func(w work) bool { return w.token == p.token })
@@ -177,15 +177,15 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 // together, and returns when they are mended.
 func (c *chaos) breakSomething(draw *rand.Rand) {
 	c.t.Helper()
-	faults := []fault{c.faults[draw.IntN(len(c.faults))]}
-	if second := c.faults[draw.IntN(len(c.faults))]; draw.IntN(3) == 0 && second.domain != faults[0].domain {
+	if len(c.deck) < 2 {
+		c.deck = append(c.deck, draw.Perm(len(c.faults))...)
+	}
+	faults := []fault{c.faults[c.deck[0]]}
+	if second := c.faults[c.deck[1]]; draw.IntN(3) == 0 && second.domain != faults[0].domain {
 		faults = append(faults, second)
 	}
+	c.deck = c.deck[len(faults):]
 	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two
-	c.lastLog = nil
-	for _, s := range c.replicas {
-		c.lastLog = append(c.lastLog, s.log.count("msg=consuming"))
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var group errgroup.Group
@@ -219,13 +219,22 @@ func (c *chaos) healthy() {
 }
 
 // replace ends a replica and starts another in its place.
-func (c *chaos) replace(i int, end func(*service)) error {
+func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	asked := time.Now()
 	end(c.replicas[i])
-	c.excuse("a replica ended", asked, time.Now(), chaosWorkers)
+	if _, away := c.etcdAway(asked); reason != "" || away {
+		c.excuse(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
+	}
 	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.sink.URL,
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	return nil
+}
+
+// etcdAway reports whether etcd was away at that time or later, and since when.
+func (c *chaos) etcdAway(at time.Time) (since time.Time, was bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.etcdFrom, !c.etcdFrom.IsZero() && (c.etcdTo.IsZero() || c.etcdTo.After(at))
 }
 
 func (c *chaos) terminate(s *service) {
@@ -264,47 +273,67 @@ func (c *chaos) cutEtcd(d time.Duration) func(context.Context) error {
 	}
 }
 
-// outage is a fault of etcd. While it lasts, and until it is noticed that it is
-// over, nothing is recorded.
+// outage is a fault of etcd. While it lasts nothing is recorded.
 func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		from := time.Now()
 		c.mu.Lock()
-		c.etcdSince = from
+		c.etcdFrom, c.etcdTo = from, time.Time{}
 		c.mu.Unlock()
 		err := run(ctx)
+		to := time.Now().Add(2 * time.Second) // until it is noticed
 		c.mu.Lock()
-		c.etcdSince, c.etcdUntil = time.Time{}, time.Now().Add(2*time.Second)
-		c.mu.Unlock()
+		c.etcdTo = to
 		if longerThanTTL {
 			// All that either replica had claimed.
-			c.excuse("etcd was away for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*2*chaosHeld)
+			c.windows = append(c.windows, window{"etcd was away for longer than CLAIM_TTL", from.Add(-time.Second), to, 4 * chaosHeld, 0})
 		}
+		c.mu.Unlock()
 		return err
 	}
 }
 
-func (c *chaos) flag(f *atomic.Bool, d time.Duration) func(context.Context) error {
-	return func(context.Context) error {
-		f.Store(true)
-		<-time.After(d)
-		f.Store(false)
-		return nil
-	}
+func (c *chaos) refuse(context.Context) error {
+	c.away.Store(true)
+	<-time.After(2 * time.Second)
+	c.away.Store(false)
+	return nil
 }
 
-// excuse allows work that was done between from and to, or in the second before
-// in which it waits for its record, to be done again. While etcd is away what
-// was granted is worked on, up to all that a replica holds, and not recorded.
+// hush loses the answers to some dozens of posts.
+func (c *chaos) hush(ctx context.Context) error {
+	const answers = 30
+	unsaid := func() int {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.unsaid)
+	}
+	before := unsaid()
+	c.silent.Store(true)
+	defer c.silent.Store(false)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for unsaid() < before+answers {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// excuse allows work of a replica to be done again: what ran between from and
+// to, or waited for its record in the second before. While etcd is away that
+// is all that the replica had claimed.
 func (c *chaos) excuse(reason string, from, to time.Time, most int) {
+	w := window{reason, from.Add(-time.Second), to, most + 2*120, 0}
+	if since, was := c.etcdAway(from); was && since.Before(w.from) {
+		away := since.Add(-time.Second)
+		w = window{reason + " while etcd was away", away, to, max(w.most, 2*chaosHeld), 0}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := window{reason: reason, from: from.Add(-time.Second), to: to, most: most + 2*120}
-	if since := c.etcdSince; !since.IsZero() || c.etcdUntil.After(from) {
-		w.reason += " while etcd was away"
-		w.from = from.Add(-longOutage - 2*time.Second)
-		w.most = max(w.most, 2*chaosHeld)
-	}
 	c.windows = append(c.windows, w)
 }
 
@@ -384,3 +413,42 @@ func (c *chaos) reasons() map[string]total {
 }
 
 func clock(t time.Time) string { return t.Format("15:04:05.000") }
+
+// An answer that was lost is asked for with the same token, even when the
+// broker's connection goes before the next try: the process lives and has the
+// claim, so the work must not look like another's.
+func TestAnswerLostBeforeReconnect(t *testing.T) {
+	b := newBrink(t)
+	posts := 0
+	lost := make(chan struct{})
+	sink := newSink(t, func(post) int {
+		switch posts++; {
+		case posts <= 5: // the pauses between the tries grow to seconds
+			return http.StatusServiceUnavailable
+		case posts == 6:
+			close(lost)
+			panic(http.ErrAbortHandler)
+		}
+		return http.StatusOK
+	})
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+	s.waitLog("msg=consuming")
+	b.publishBodies(orders("al", 1)...)
+	select {
+	case <-lost:
+	case <-time.After(patience):
+		t.Fatal("no sixth post")
+	}
+	b.toRabbit.cut()
+	s.waitLog("no connection to the broker")
+	b.toRabbit.mend()
+	eventually(t, "it is done", func() error { return b.settled("orders", 1) })
+	s.stop()
+	tokens := make(map[int64]int)
+	for _, p := range sink.all() {
+		tokens[p.token]++
+	}
+	if len(tokens) != 1 {
+		t.Errorf("posts by token: %v, want one token", tokens)
+	}
+}

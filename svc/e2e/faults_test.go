@@ -196,7 +196,7 @@ func TestSlowEtcd(t *testing.T) {
 	w.publishSteadily()
 	w.progress(50)
 	w.toEtcd.delay(2500)
-	w.progress(200)
+	w.progress(60)
 	w.toEtcd.heal()
 	w.settle(0)
 	w.wantLog(0, 0, "claim session lost")

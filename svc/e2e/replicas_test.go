@@ -172,7 +172,7 @@ func TestClaimOutlivesCrash(t *testing.T) {
 
 // A clean stop in mid-work finishes what runs, and leaves no claim behind.
 func TestCleanStop(t *testing.T) {
-	const ids = 2000
+	const ids = 1200
 	e := newEnv(t)
 	e.topology("orders")
 	sink := newSink(t, func(post) int {
@@ -182,7 +182,7 @@ func TestCleanStop(t *testing.T) {
 	e.publishBodies(orders("s", ids)...)
 	for left := ids; left > 0; {
 		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
-		s.waitLogs(min(left, 500), "msg=processed")
+		s.waitLogs(min(left, 300), "msg=processed")
 		s.stop()
 		left -= s.log.count("msg=processed")
 		for id, value := range e.records("orders") {

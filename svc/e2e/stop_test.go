@@ -81,14 +81,20 @@ func (e *env) states(role string) (done, claimed int) {
 
 // workers counts the posts that are being answered. Each takes a while.
 type workers struct {
-	takes   time.Duration
+	takes   atomic.Int64 // nanoseconds
 	running atomic.Int32
+}
+
+func newWorkers(takes time.Duration) *workers {
+	w := &workers{}
+	w.takes.Store(int64(takes))
+	return w
 }
 
 func (w *workers) answer(post) int {
 	w.running.Add(1)
 	defer w.running.Add(-1)
-	<-time.After(w.takes)
+	<-time.After(time.Duration(w.takes.Load()))
 	return http.StatusOK
 }
 
@@ -101,7 +107,7 @@ func TestStopUnderLoad(t *testing.T) {
 			e := newEnv(t)
 			e.topology("orders")
 			e.publishBodies(orders("s", ids)...)
-			work := &workers{takes: 250 * time.Millisecond}
+			work := newWorkers(250 * time.Millisecond)
 			sink := newSink(t, work.answer)
 			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 			s := e.start("orders", append(vars, fmt.Sprint("CONCURRENCY=", concurrency))...)
@@ -130,7 +136,7 @@ func TestStopUnderLoad(t *testing.T) {
 			})
 			t.Logf("stopped in %v: %d done and acknowledged, %d given back", took.Round(time.Millisecond), done, ids-done)
 
-			work.takes = time.Millisecond
+			work.takes.Store(int64(time.Millisecond))
 			next := e.start("orders", vars...)
 			eventually(t, "everything done", func() error { return e.settled("orders", ids) })
 			next.stopWithin(sig, shutdown)
@@ -170,7 +176,7 @@ func TestStopDuringOutage(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			b := newBrink(t)
-			work := &workers{takes: 100 * time.Millisecond}
+			work := newWorkers(100 * time.Millisecond)
 			sink := newSink(t, work.answer)
 			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 			s := b.start("orders", vars...)
@@ -194,7 +200,7 @@ func TestStopDuringOutage(t *testing.T) {
 			if !tt.noEtcd && (claims > 0 || unrecorded != 0) {
 				t.Errorf("etcd was there, but %d claims are left, %d done ids are not recorded", claims, unrecorded)
 			}
-			work.takes = time.Millisecond
+			work.takes.Store(int64(time.Millisecond))
 			next := b.start("orders", vars...)
 			eventually(t, "everything done", func() error { return b.settled("orders", ids) })
 			next.stopWithin(syscall.SIGTERM, shutdown)
@@ -318,10 +324,13 @@ func TestStopDuringWarmup(t *testing.T) {
 	const ids = 12000
 	b := newBrink(t)
 	b.fillRecords(ids)
+	slowly := func(t *testing.T) string {
+		p := newProxy(t, b.etcdServer.Endpoint())
+		p.delay(300)
+		return p.Listen
+	}
 	t.Run("slow", func(t *testing.T) {
-		b.toEtcd.delay(300)
-		defer b.toEtcd.heal()
-		s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
 		s.waitLog(`msg="warming the cache"`) // that is said when it takes long
 		t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 		if s.log.count("cache warmed")+s.log.count("msg=consuming") > 0 {
@@ -329,13 +338,11 @@ func TestStopDuringWarmup(t *testing.T) {
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
-		b.toEtcd.delay(300)
-		s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
 		s.waitLog(`msg="warming the cache"`)
 		b.etcdServer.Pause()
 		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
 		b.etcdServer.Resume()
-		b.toEtcd.heal()
 	})
 	// And nothing is wrong with those records.
 	s := b.start("orders", "ENABLE_ETCD=true")

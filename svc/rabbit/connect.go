@@ -18,7 +18,6 @@ import (
 const (
 	dialTimeout  = 5 * time.Second  // of the TCP connection, of the handshake, of the set-up
 	writeTimeout = 10 * time.Second // of one write to the socket
-	closeTimeout = 2 * time.Second  // of saying goodbye
 	// heartbeat is how often each side says that it is there. After three that
 	// are missing the connection is given up.
 	heartbeat = 5 * time.Second
@@ -28,14 +27,17 @@ const (
 type Server struct {
 	URLs []string    // tried in turn
 	TLS  *tls.Config // for amqps
+	// Goodbye bounds each farewell to a broker that may not answer any more.
+	Goodbye time.Duration
 }
 
 // connection is an AMQP connection that can be ended whatever the library or
 // the broker is waiting for.
 type connection struct {
 	*amqp.Connection
-	addr string
-	raw  net.Conn
+	addr    string
+	raw     net.Conn
+	goodbye time.Duration
 }
 
 // dial connects to the first URL that answers. What it returns for an error is
@@ -59,7 +61,7 @@ func (s Server) dialURL(ctx context.Context, url, name string) (*connection, err
 	if err != nil {
 		return nil, errors.New("parse the broker's URL") // without the password that is in it
 	}
-	c := &connection{addr: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))}
+	c := &connection{addr: net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)), goodbye: s.Goodbye}
 	aborted := func() bool { return false }
 	cfg := amqp.Config{
 		Heartbeat:  heartbeat,
@@ -109,7 +111,7 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 
 // close ends the connection, politely if that is quick.
 func (c *connection) close() {
-	force := time.AfterFunc(closeTimeout, func() { c.raw.Close() })
+	force := time.AfterFunc(c.goodbye, func() { c.raw.Close() })
 	defer force.Stop()
 	c.Connection.Close() // what it says does not matter any more
 }

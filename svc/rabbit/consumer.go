@@ -229,7 +229,7 @@ func (c *Consumer) drain(conn *connection, ch *amqp.Channel, deliveries <-chan a
 		for range deliveries {
 		}
 	}()
-	force := time.AfterFunc(closeTimeout, func() { conn.raw.Close() })
+	force := time.AfterFunc(conn.goodbye, func() { conn.raw.Close() })
 	ch.Cancel(consumerTag, false) // closes deliveries, as the end of the channel does
 	force.Stop()
 	<-drained

@@ -68,7 +68,7 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	resp, err := p.post(ctx, job)
 	if err != nil {
 		if conn != nil && conn.written.Load() > before { // at least in part: the other side may have acted
-			return fmt.Errorf("post to the webhook, outcome unknown: %w", err)
+			return consume.Unknown(fmt.Errorf("post to the webhook, outcome unknown: %w", err))
 		}
 		if context.Cause(ctx) == nil || ctx.Err() == context.DeadlineExceeded {
 			p.away.Failed(err, "")
