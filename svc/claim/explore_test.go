@@ -332,7 +332,6 @@ func (d *simDelivery) DeadLetter(context.Context, consume.Letter) error { return
 type simProcess struct {
 	x         *explorer
 	name      string
-	work      context.Context
 	life      context.Context
 	kill      context.CancelFunc
 	store     *claim.Etcd

@@ -24,8 +24,8 @@ func fails(err error) consume.Handler {
 func panics(context.Context, consume.Job) error { panic("boom") }
 
 func crashes(_ context.Context, job consume.Job) error {
-	var orders map[string]int
-	orders[job.ID]++
+	var ids []string
+	_ = ids[len(job.ID)]
 	return nil
 }
 

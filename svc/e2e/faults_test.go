@@ -27,6 +27,7 @@ func readFile(t testing.TB, path string) string {
 // Whatever happens to the broker, no event is lost, and while the process lives
 // none is done twice.
 func TestBrokerFaults(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
@@ -86,6 +87,7 @@ func TestQueueDeleted(t *testing.T) {
 // Under an alarm the broker stops reading from connections that publish. The
 // acknowledgements of good events must not be behind a dead letter.
 func TestAlarm(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	ctx := t.Context()
 	w.publishBodies(orders("a", 500)...)
@@ -136,6 +138,7 @@ func TestAlarm(t *testing.T) {
 // While etcd is away nothing is processed unchecked, nothing spins, and work
 // goes on at once when it is back.
 func TestEtcdFaults(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
@@ -192,6 +195,7 @@ func TestEtcdFaults(t *testing.T) {
 // An etcd that answers after seconds is slow, and not away: with the default
 // CLAIM_TTL no session is lost.
 func TestSlowEtcd(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	w := newWorld(t, "CLAIM_TTL=10s")
 	w.publishSteadily()
 	w.progress(50)
@@ -205,6 +209,7 @@ func TestSlowEtcd(t *testing.T) {
 
 // A full etcd is an outage that somebody has to end.
 func TestEtcdFull(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	w := newWorldWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -244,6 +249,7 @@ func TestEtcdFull(t *testing.T) {
 // While the webhook's host is away events wait, claimed and unacknowledged, and
 // the log says so once.
 func TestWebhookAway(t *testing.T) {
+	t.Parallel() // it has servers of its own
 	var away atomic.Bool
 	w := newWorldWith(t, stack.EtcdOptions{}, func(post) int {
 		if away.Load() {

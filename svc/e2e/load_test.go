@@ -27,7 +27,6 @@ type world struct {
 	published         int
 	publishing        sync.WaitGroup
 	stopPublishing    context.CancelFunc
-	claimTTL          time.Duration
 	copiesOfEachEvent int
 }
 

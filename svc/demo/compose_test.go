@@ -1,0 +1,62 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// With -compose the demo uses servers that run, tells their statsd, and breaks
+// none.
+func TestCompose(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	dir := t.TempDir()
+	rabbit, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbitmq"), stack.RabbitOptions{})
+	check(t, err)
+	defer rabbit.Close()
+	etcd, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{})
+	check(t, err)
+	defer etcd.Close()
+	statsd, err := stack.StartStatsd()
+	check(t, err)
+	defer statsd.Close()
+	opts := options{compose: true, servers: servers{rabbit.URL(), etcd.Endpoint(), statsd.Addr()}}
+
+	plays := func(scene, wantStatus int, wants ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		opts.scene = scene
+		if status := runInTest(t, opts, &out, false); status != wantStatus {
+			t.Errorf("scene %d: the exit status is %d, want %d:\n%s", scene, status, wantStatus, &out)
+		}
+		for _, want := range wants {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("scene %d: no %q in:\n%s", scene, want, &out)
+			}
+		}
+	}
+	for range 2 { // the second time, etcd remembers the ids of the first
+		plays(3, allHold, "Graphite: http://localhost:80", "Scene 3 holds")
+	}
+	if ok, skipped := statsd.Count("orders_new_order_ok"), statsd.Count("orders_new_order_skipped"); ok != 22 || skipped != 38 {
+		t.Errorf("statsd of docker-compose has %d processed and %d skipped, want 22 and 38", ok, skipped)
+	}
+	plays(6, allHold, "Left out")
+
+	// What is in the queues is someone's.
+	b := broker{url: rabbit.URL()}
+	defer b.close()
+	check(t, b.publish(ctx, []string{event("not-ours")}))
+	plays(1, cannotBegin)
+	if n, _, err := b.inspect("orders-queue"); n != 1 || err != nil {
+		t.Errorf("%d messages are left, %v", n, err)
+	}
+	check(t, rabbit.Close())
+	plays(1, cannotBegin)
+}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+)
+
+// mainVar makes this test binary the demo.
+const mainVar = "DEMO_TEST_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(mainVar) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// The whole demo, as one runs it, and its page in a browser.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	d := startDemo(t, "-hold")
+	d.await("Reliability Nirvana")
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the first output took %v", took)
+	}
+	page := d.await("Live page: (.*)")[1]
+	d.await("The service is built|serves")
+	look := openBrowser(t, page)
+	for number := range len(scenes) {
+		d.await(fmt.Sprintf("Scene %d of %d", number+1, len(scenes)))
+		if number+1 == 5 {
+			look.saves("DEMO_SCREENSHOT", "3,000 messages")
+		}
+		d.await(fmt.Sprintf("^Scene %d holds", number+1))
+	}
+	t.Log(d.await("6 scenes of 6 played, all hold. It took .*")[0])
+	amqpURL := d.await("^  RabbitMQ +(amqp.*)")[1]
+	look.wants(amqpURL, d.counters())
+
+	d.interrupt()
+	d.wantEnd(allHold)
+	for _, line := range d.lines {
+		if n := utf8.RuneCountInString(line); n > columns || strings.Contains(line, "\x1b") {
+			t.Errorf("a line of %d columns: %q", n, line)
+		}
+	}
+	if d.stderr.Len() > 0 {
+		t.Errorf("on standard error: %s", &d.stderr)
+	}
+}
+
+// Ctrl-c leaves no process and no folder.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	for name, at := range map[string]string{
+		"at once":     "Reliability Nirvana",
+		"starting":    "etcd serves",
+		"in mid-work": "kill -9 of etcd",
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := startDemo(t, "-scene", "6")
+			d.await(at)
+			d.interrupt()
+			d.interrupt() // impatience makes no difference
+			d.wantEnd(isInterrupted)
+		})
+	}
+}
+
+// A scene that does not hold ends the run with its numbers.
+func TestDoesNotHold(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	broken := options{scene: 3, vars: []string{"ENABLE_ETCD=false"}}
+	status := runInTest(t, broken, &out, false)
+	if status != oneDoesNot {
+		t.Errorf("the exit status is %d, want %d", status, oneDoesNot)
+	}
+	for _, want := range []string{
+		"✗ orders ok, with etcd: 20, want 11", "✗ orders skipped, with etcd: 0, want 9",
+		"✗ notify ok, restarted: 30, want 11", "Scene 3 does not hold: Idempotency.", "orders: time=",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &out)
+		}
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	d := startDemo(t, "-list")
+	for _, scene := range scenes {
+		d.await(regexp.QuoteMeta(scene.title) + " +" + regexp.QuoteMeta(scene.promise))
+	}
+	d.wantEnd(0)
+	for _, args := range [][]string{{"-scene", "7"}, {"-scene", "-1"}, {"-nonsense"}, {"5"}} {
+		startDemo(t, args...).wantEnd(2)
+	}
+}

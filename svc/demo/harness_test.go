@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// limit is how long a test may take. A run takes about a minute.
+const limit = 4 * time.Minute
+
+// demo is a running demo, a process of its own.
+type demo struct {
+	t      *testing.T
+	cmd    *exec.Cmd
+	dir    string   // for its temporary files
+	family *os.File // ends when the last process does that came of the demo
+	output *bufio.Scanner
+	lines  []string
+	stderr bytes.Buffer
+}
+
+func startDemo(t *testing.T, args ...string) *demo {
+	t.Helper()
+	exe, err := os.Executable()
+	check(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	d := &demo{t: t, cmd: exec.CommandContext(ctx, exe, args...), dir: t.TempDir()}
+	// All processes that come of the demo inherit an end of this pipe, as they
+	// close nothing they do not know.
+	family, inherited, err := os.Pipe()
+	check(t, err)
+	d.family = family
+	d.cmd.Env = append(os.Environ(), mainVar+"=1", "TMPDIR="+d.dir)
+	d.cmd.ExtraFiles = []*os.File{inherited}
+	d.cmd.Stderr = &d.stderr
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	stdout, err := d.cmd.StdoutPipe()
+	check(t, err)
+	check(t, d.cmd.Start())
+	inherited.Close()
+	d.output = bufio.NewScanner(stdout)
+	t.Cleanup(func() {
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		io.Copy(io.Discard, stdout)
+		d.cmd.Wait()
+		cancel()
+		family.Close()
+		if t.Failed() {
+			t.Logf("the demo has said:\n%s\n%s", strings.Join(d.lines, "\n"), &d.stderr)
+		}
+	})
+	return d
+}
+
+// await reads the output up to a line that matches, and returns the match.
+func (d *demo) await(pattern string) []string {
+	d.t.Helper()
+	wanted := regexp.MustCompile(pattern)
+	for d.output.Scan() {
+		d.lines = append(d.lines, d.output.Text())
+		if match := wanted.FindStringSubmatch(d.output.Text()); match != nil {
+			return match
+		}
+	}
+	d.t.Fatalf("the demo has ended without a line like %q", pattern)
+	return nil
+}
+
+// interrupt is ctrl-c on a terminal.
+func (d *demo) interrupt() { syscall.Kill(-d.cmd.Process.Pid, syscall.SIGINT) }
+
+// wantEnd reads the rest of the output, and checks how the demo ends and that it
+// leaves nothing behind.
+func (d *demo) wantEnd(status int) {
+	d.t.Helper()
+	for d.output.Scan() {
+		d.lines = append(d.lines, d.output.Text())
+	}
+	d.cmd.Wait()
+	if got := d.cmd.ProcessState.ExitCode(); got != status {
+		d.t.Errorf("the exit status is %d (%v), want %d", got, d.cmd.ProcessState, status)
+	}
+	check(d.t, d.family.SetReadDeadline(time.Now().Add(10*time.Second)))
+	if _, err := io.ReadAll(d.family); err != nil {
+		d.t.Errorf("a process has outlived the demo: %v", err)
+	}
+	left, err := os.ReadDir(d.dir)
+	check(d.t, err)
+	if len(left) > 0 {
+		d.t.Errorf("%d folders are left behind: %v", len(left), left)
+	}
+}
+
+// runInTest is the demo in this process, with what main does not offer.
+func runInTest(t *testing.T, opts options, out io.Writer, live bool) (status int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	return run(ctx, opts, openScreen(out, live), strings.NewReader(""))
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// counters returns what scene 6 has ended with.
+func (d *demo) counters() (ends [len(roles)]serviceView) {
+	d.t.Helper()
+	for _, line := range slices.Backward(d.lines) {
+		for i := range ends {
+			now := &ends[i]
+			_, rest, found := strings.Cut(line, roles[i]+" ok ")
+			if !found || now.Name != "" {
+				continue
+			}
+			_, err := fmt.Sscanf(rest, "%d skipped %d waiting", &now.OK, &now.Skipped)
+			if err == nil { // else it is another line about ok
+				now.Name = roles[i]
+			}
+		}
+		if ends[0].Name != "" && ends[1].Name != "" {
+			return ends
+		}
+	}
+	d.t.Fatal("no line with counters")
+	return ends
+}

@@ -1,0 +1,32 @@
+package main
+
+import "context"
+
+// hold keeps both services running until ctrl-c. The counters go on where the
+// last scene has left them.
+func (s *stage) hold(ctx context.Context) error {
+	s.services = nil
+	for _, role := range roles {
+		if _, err := s.start(ctx, role, "ENABLE_ETCD=true"); err != nil {
+			return err
+		}
+	}
+	s.held = true
+	s.show.update(func(v *view) {
+		v.Number, v.Title, v.Step = 0, "Over to you", "Ctrl-c in the terminal ends it."
+		v.Text = "Everything keeps running, with ENABLE_ETCD=true: publish by hand, and watch."
+	})
+	s.screen.title("Everything keeps running until ctrl-c. Publish by hand, and watch:")
+	s.screen.write(s.screen.prompts([]string{"plumber write rabbit --address " + s.amqpURL +
+		" \\\n    --exchange-name events --routing-key=foo \\\n    --input '" + event("by-hand") + "'",
+		"AMQP_URL=" + s.amqpURL + " go run ./example1",
+	})...)
+	s.screen.write(
+		"  page      "+s.page.url,
+		"  RabbitMQ  "+s.amqpURL,
+		"  etcd      "+s.etcdAt,
+		"  statsd    "+s.statsdAt,
+	)
+	<-ctx.Done()
+	return ctx.Err()
+}

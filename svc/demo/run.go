@@ -1,0 +1,152 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// Exit statuses.
+const (
+	allHold       = 0
+	oneDoesNot    = 1
+	cannotBegin   = 2
+	isInterrupted = 130 // as shells have it for SIGINT
+)
+
+// errDoesNotHold ends a run whose numbers are on the screen already.
+var errDoesNotHold = errors.New("a scene does not hold")
+
+// run is the demo from its first line of output to its exit status.
+func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
+	defer screen.close()
+	began := time.Now()
+	screen.title("Reliability Nirvana: the demo")
+
+	s := &stage{opts: opts, show: newShow(), screen: screen}
+	err := s.open(ctx)
+	if err == nil {
+		err = s.play(ctx, began, lines(in))
+	}
+	interrupted := ctx.Err() != nil
+	if interrupted {
+		screen.note("Stopping everything ...")
+	}
+	if closed := s.close(); closed != nil {
+		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
+	}
+	var begin *beginError
+	switch {
+	case interrupted && s.held:
+		return allHold // -hold ends by ctrl-c
+	case interrupted:
+		return isInterrupted
+	case err == nil:
+		return allHold
+	case errors.Is(err, errDoesNotHold):
+		return oneDoesNot
+	}
+	screen.close() // its last word, before ours
+	fmt.Fprintln(os.Stderr, err)
+	if errors.Is(err, stack.ErrNoRabbit) || errors.As(err, &begin) {
+		return cannotBegin
+	}
+	return oneDoesNot
+}
+
+// play plays the scenes that were asked for.
+func (s *stage) play(ctx context.Context, began time.Time, enter <-chan struct{}) error {
+	played := 0
+	for i, scene := range scenes {
+		number := i + 1
+		if s.opts.scene != 0 && s.opts.scene != number {
+			continue
+		}
+		if s.opts.compose && scene.breaks {
+			s.screen.scene(number, scene)
+			s.screen.note("Left out: it kills servers, and those of docker-compose are not the demo's to kill.")
+			s.show.leaveOut(number)
+			continue
+		}
+		if s.opts.pause {
+			s.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
+			select {
+			case <-enter:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			s.screen.prompt("")
+		}
+		if err := s.playScene(ctx, number, scene); err != nil {
+			return err
+		}
+		played++
+	}
+	if played > 0 {
+		s.screen.good(fmt.Sprintf("%s of %d played, all hold. It took %.0f s.",
+			plural(played, "scene"), len(scenes), time.Since(began).Seconds()))
+	}
+	if !s.opts.hold {
+		return nil
+	}
+	return s.hold(ctx)
+}
+
+// playScene plays one scene, waits until its services have stopped, and judges
+// what it has found.
+func (s *stage) playScene(ctx context.Context, number int, scene scene) error {
+	began := time.Now()
+	s.begin(number, scene)
+	err := scene.run(ctx, s)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	err = errors.Join(err, s.stopAll(ctx), s.left(ctx))
+	s.show.sample(s.statsd.Counts(), time.Now())
+	s.show.finish(number, err == nil && s.holds())
+	s.screen.facts(s.facts)
+	if err != nil {
+		s.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
+	}
+	if err != nil || !s.holds() {
+		s.screen.bad(fmt.Sprintf("Scene %d does not hold: %s.", number, scene.title))
+		s.screen.logs(s.logTails())
+		return errDoesNotHold
+	}
+	s.screen.good(fmt.Sprintf("Scene %d holds. It took %.1f s.", number, time.Since(began).Seconds()))
+	return nil
+}
+
+// lines yields once for each line of input, and never again when there is none:
+// then nobody is there to press Enter, and -pause does not wait.
+func lines(in io.Reader) <-chan struct{} {
+	enter := make(chan struct{})
+	go func() {
+		// Nobody waits for this goroutine: reading a terminal cannot be stopped.
+		defer close(enter)
+		for input := bufio.NewScanner(in); input.Scan(); {
+			enter <- struct{}{}
+		}
+	}()
+	return enter
+}
+
+// list writes the table of scenes.
+func list(w io.Writer) {
+	for i, scene := range scenes {
+		fmt.Fprintf(w, "%d  %-20s  %s\n", i+1, scene.title, scene.promise)
+	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+var escape = regexp.MustCompile("\x1b\\[[0-9;]*[a-zA-Z]")
+
+// What is written fits the screen, and only a terminal gets colours.
+func TestScreenFits(t *testing.T) {
+	for _, live := range []bool{false, true} {
+		var out bytes.Buffer
+		s := openScreen(&out, live)
+		for i, scene := range scenes {
+			s.scene(i+1, scene)
+		}
+		s.step(strings.Repeat("long ", 40))
+		s.facts([]fact{{"work begun before the kill", 99999, 99999}, {"orders skipped, being down", 1, 1}, {"wrong", 1, 2}})
+		s.count(newShow())
+		s.bad("bad")
+		s.close()
+		if got := strings.Contains(out.String(), "\x1b["); got != live {
+			t.Errorf("escape sequences: %t, on a terminal: %t", got, live)
+		}
+		for line := range strings.Lines(escape.ReplaceAllString(out.String(), "")) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > columns {
+				t.Errorf("%d columns: %s", n, line)
+			}
+		}
+	}
+}
+
+// Counters are drawn over the ones before: up as many lines as there were.
+func TestCountersInPlace(t *testing.T) {
+	var out bytes.Buffer
+	show := newShow()
+	s := openScreen(&out, true)
+	s.count(show)
+	s.write("first")
+	for i := range 3 {
+		show.update(func(v *view) { v.Services[0].OK = int64(i + 1) })
+		s.tick()
+		s.tick() // nothing new, nothing drawn
+	}
+	s.close()
+	var ok []string
+	for line := range strings.Lines(escape.ReplaceAllString(out.String(), "")) {
+		if n := 0; strings.Contains(line, "orders") {
+			fmt.Sscanf(strings.TrimSpace(line), "orders   ok %d", &n)
+			ok = append(ok, fmt.Sprint(n))
+		}
+	}
+	if got := strings.Join(ok, " "); got != "0 1 2 3" {
+		t.Errorf("orders ok is drawn as %s", got)
+	}
+	if got := strings.Count(out.String(), "\x1b[4A\x1b[J"); got != 3 {
+		t.Errorf("drawn over %d times, want 3: %q", got, &out)
+	}
+}
