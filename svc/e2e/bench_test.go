@@ -137,7 +137,7 @@ func startEtcd(b *testing.B) *stack.Etcd {
 
 func newMeasurement(b *testing.B) *measurement {
 	b.Helper()
-	m := &measurement{env: newEnvOn(b, shared.rabbit, startEtcd(b)), b: b, values: make(map[string][]float64)}
+	m := &measurement{env: newEnvOn(b, shared.rabbit.URL(), startEtcd(b)), b: b, values: make(map[string][]float64)}
 	m.topology("orders")
 	return m
 }

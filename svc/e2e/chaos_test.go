@@ -32,7 +32,6 @@ var (
 //
 //	go test ./svc/e2e -run TestChaos -v -chaos.for=10m -timeout=15m -chaos.seed=7
 func TestChaos(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	seed := cmp.Or(*chaosSeed, uint64(time.Now().UnixNano()))
 	t.Logf("-chaos.seed=%d", seed)
 	draw := rand.New(rand.NewPCG(seed, 0))

@@ -28,12 +28,13 @@ type env struct {
 	etcd       *clientv3.Client
 }
 
-// newEnv returns an empty broker and an empty etcd: the shared ones.
+// newEnv returns an empty broker and an empty etcd: the shared ones. Such tests
+// are not parallel.
 func newEnv(t *testing.T) *env {
-	return newEnvOn(t, shared.rabbit, shared.etcd)
+	return newEnvOn(t, shared.rabbit.URL(), shared.etcd)
 }
 
-func newEnvOn(t testing.TB, rabbit *stack.Rabbit, etcd *stack.Etcd) *env {
+func newEnvOn(t testing.TB, amqpURL string, etcd *stack.Etcd) *env {
 	t.Helper()
 	statsd, err := stack.StartStatsd()
 	if err != nil {
@@ -46,7 +47,7 @@ func newEnvOn(t testing.TB, rabbit *stack.Rabbit, etcd *stack.Etcd) *env {
 	}
 	t.Cleanup(func() { client.Close() })
 	e := &env{
-		t: t, amqpURL: rabbit.URL(), directAMQP: rabbit.URL(), etcdAt: etcd.Endpoint(),
+		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdAt: etcd.Endpoint(),
 		statsd: statsd, etcd: client,
 	}
 	e.clear()

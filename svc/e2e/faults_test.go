@@ -27,7 +27,6 @@ func readFile(t testing.TB, path string) string {
 // Whatever happens to the broker, no event is lost, and while the process lives
 // none is done twice.
 func TestBrokerFaults(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
@@ -65,7 +64,7 @@ func TestBrokerFaults(t *testing.T) {
 		w.progress(100)
 		t.Log("survived:", f.name)
 	}
-	w.settle(0)
+	w.settle()
 }
 
 // A queue that is deleted under the consumer is declared again.
@@ -87,7 +86,6 @@ func TestQueueDeleted(t *testing.T) {
 // Under an alarm the broker stops reading from connections that publish. The
 // acknowledgements of good events must not be behind a dead letter.
 func TestAlarm(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	ctx := t.Context()
 	w.publishBodies(orders("a", 500)...)
@@ -138,7 +136,6 @@ func TestAlarm(t *testing.T) {
 // While etcd is away nothing is processed unchecked, nothing spins, and work
 // goes on at once when it is back.
 func TestEtcdFaults(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
@@ -163,6 +160,7 @@ func TestEtcdFaults(t *testing.T) {
 	}
 	for _, f := range faults {
 		w.progress(100)
+		began := time.Now()
 		f.begin()
 		quiet := time.After(2 * time.Second)
 		if f.longerThanTTL {
@@ -184,9 +182,12 @@ func TestEtcdFaults(t *testing.T) {
 		if took > f.within {
 			t.Errorf("%s: work goes on after %v", f.name, took)
 		}
+		if f.longerThanTTL {
+			w.long = append(w.long, span{began, back.Add(f.within)})
+		}
 		t.Logf("survived: %s; work went on after %v", f.name, took.Round(time.Millisecond))
 	}
-	w.settle(0)
+	w.settle()
 	// One line when it goes and one when it comes back, not one a message.
 	w.wantLog(len(faults)-2, 2*len(faults), "etcd is away")
 	w.wantLog(len(faults)-2, 2*len(faults), "etcd is back")
@@ -195,21 +196,19 @@ func TestEtcdFaults(t *testing.T) {
 // An etcd that answers after seconds is slow, and not away: with the default
 // CLAIM_TTL no session is lost.
 func TestSlowEtcd(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	w := newWorld(t, "CLAIM_TTL=10s")
 	w.publishSteadily()
 	w.progress(50)
 	w.toEtcd.delay(2500)
 	w.progress(60)
 	w.toEtcd.heal()
-	w.settle(0)
+	w.settle()
 	w.wantLog(0, 0, "claim session lost")
 	w.wantLog(0, 0, "etcd is away")
 }
 
 // A full etcd is an outage that somebody has to end.
 func TestEtcdFull(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	w := newWorldWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -243,13 +242,12 @@ func TestEtcdFull(t *testing.T) {
 	if took := time.Since(back); took > 2*time.Second {
 		t.Errorf("work goes on %v after the disarm", took)
 	}
-	w.settle(0)
+	w.settle()
 }
 
 // While the webhook's host is away events wait, claimed and unacknowledged, and
 // the log says so once.
 func TestWebhookAway(t *testing.T) {
-	t.Parallel() // it has servers of its own
 	var away atomic.Bool
 	w := newWorldWith(t, stack.EtcdOptions{}, func(post) int {
 		if away.Load() {
@@ -266,7 +264,7 @@ func TestWebhookAway(t *testing.T) {
 	w.progress(300) // tries, all in vain
 	away.Store(false)
 	w.progress(100)
-	w.settle(0)
+	w.settle()
 	w.wantLog(1, 1, "the webhook is away")
 	w.wantLog(1, 1, "the webhook is back")
 	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {
@@ -300,9 +298,8 @@ func TestDeadQueueDeleted(t *testing.T) {
 // 200 reconnects leave goroutines and descriptors as they were: here as the
 // files of the process, in the packages' tests as goroutines.
 func TestReconnectsLeakNothing(t *testing.T) {
-	e := newEnv(t)
-	p := newProxy(t, strings.TrimSuffix(strings.TrimPrefix(e.amqpURL, "amqp://guest:guest@"), "/"))
-	e.amqpURL = "amqp://guest:guest@" + p.Listen + "/"
+	e := newBrink(t)
+	p := e.toRabbit
 	s := e.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("msg=consuming")
 	e.publishBodies("poison") // the dead letters' connection, too

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -17,8 +18,8 @@ import (
 )
 
 // brink is an env whose ways to the servers can be broken. The broker is the
-// shared one behind a network of its own; etcd is its own, so that it can be
-// frozen.
+// shared one behind a network of its own, with a virtual host of its own; etcd
+// is its own, so that it can be frozen.
 type brink struct {
 	*env
 	etcdServer       *stack.Etcd
@@ -32,6 +33,7 @@ func newBrink(t *testing.T) *brink {
 
 func newBrinkWith(t *testing.T, o stack.EtcdOptions) *brink {
 	t.Helper()
+	t.Parallel() // it shares nothing that it breaks
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	etcd, err := stack.StartEtcd(ctx, filepath.Join(t.TempDir(), "etcd"), o)
@@ -39,12 +41,44 @@ func newBrinkWith(t *testing.T, o stack.EtcdOptions) *brink {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { etcd.Close() })
-	b := &brink{env: newEnvOn(t, shared.rabbit, etcd), etcdServer: etcd}
+	vhost := newVhost(t)
+	b := &brink{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
 	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
 	b.toEtcd = newProxy(t, etcd.Endpoint())
-	b.amqpURL, b.etcdAt = "amqp://guest:guest@"+b.toRabbit.Listen+"/", b.toEtcd.Listen
+	b.amqpURL, b.etcdAt = "amqp://guest:guest@"+b.toRabbit.Listen+"/"+vhost, b.toEtcd.Listen
 	b.topology("orders")
 	return b
+}
+
+var vhosts struct {
+	sync.Mutex
+	made int
+	free []string
+}
+
+// newVhost returns a virtual host that nobody has used. They are made by the
+// dozen, since each call of rabbitmqctl takes a second.
+func newVhost(t *testing.T) string {
+	t.Helper()
+	vhosts.Lock()
+	defer vhosts.Unlock()
+	if len(vhosts.free) == 0 {
+		var erlang strings.Builder
+		for range 12 {
+			vhosts.made++
+			name := fmt.Sprint("test", vhosts.made)
+			vhosts.free = append(vhosts.free, name)
+			fmt.Fprintf(&erlang, "rabbit_vhost:add(<<%q>>, <<\"test\">>), "+
+				"rabbit_auth_backend_internal:set_permissions(<<\"guest\">>, <<%q>>, <<\".*\">>, <<\".*\">>, <<\".*\">>, <<\"test\">>), ", name, name)
+		}
+		if _, err := shared.rabbit.Ctl(t.Context(), "eval", erlang.String()+"ok."); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := len(vhosts.free) - 1
+	name := vhosts.free[last]
+	vhosts.free = vhosts.free[:last]
+	return name
 }
 
 // shutdown is the SHUTDOWN_TIMEOUT of the tests here: short, so that what only
