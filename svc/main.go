@@ -21,7 +21,7 @@
 //	CACHE_SIZE        1000000             ids kept in memory
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
-//	HEALTH_ADDR       off                 /healthz and /readyz over HTTP
+//	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
@@ -40,11 +40,13 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/health"
 	"github.com/streamdal/gophercon2021/svc/metrics"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
 	"github.com/streamdal/gophercon2021/svc/webhook"
@@ -87,9 +89,18 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	counters := metrics.Report(cfg.StatsdAt, role.name+"_", role.counters(), log)
 	defer counters.Close()
 
+	board := health.NewBoard(parts(cfg)...)
+	if cfg.HealthAt != "" {
+		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(counters.Totals), log)
+		if err != nil {
+			return err
+		}
+		defer stopServing()
+	}
+
 	var claims consume.Claimer = claim.Unchecked{Work: work}
 	if cfg.Etcd {
-		keeper, closeStore, err := openClaims(stop, work, life, cfg, role, log)
+		keeper, closeStore, err := openClaims(stop, work, life, cfg, role, board, log)
 		if err != nil {
 			return unlessStopped(stop, err)
 		}
@@ -115,7 +126,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	letters := rabbit.NewDeadLetters(server, topology, log)
 	defer letters.Close()
 	consumer := rabbit.Consumer{
-		Server: server, Topology: topology, Letters: letters, Log: log,
+		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
 		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: pipeline.Handle,
 	}
 	return consumer.Run(stop)
@@ -123,7 +134,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 // openClaims connects to etcd and warms the cache with the ids that it has
 // recorded.
-func openClaims(stop, work, life context.Context, cfg Config, role role, log *slog.Logger) (*claim.Keeper, func(), error) {
+func openClaims(stop, work, life context.Context, cfg Config, role role, board *health.Board, log *slog.Logger) (*claim.Keeper, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
 		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
@@ -133,7 +144,14 @@ func openClaims(stop, work, life context.Context, cfg Config, role role, log *sl
 	store := claim.NewEtcd(client.KV, client.Lease, claim.Options{
 		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, Log: log, Work: work, Life: life,
 	})
+	var probing sync.WaitGroup
+	probe, stopProbing := context.WithCancel(life)
+	if cfg.HealthAt != "" {
+		probing.Go(func() { board.Probe(probe, partEtcd, store.Ping) })
+	}
 	closeStore := func() {
+		stopProbing()
+		probing.Wait()
 		store.Close()
 		client.Close()
 	}
@@ -143,8 +161,22 @@ func openClaims(stop, work, life context.Context, cfg Config, role role, log *sl
 		closeStore()
 		return nil, nil, err
 	}
+	board.Set(partCache, nil)
 	log.Info("cache warmed", "service", role.name, "ids", cache.Len(), "took", time.Since(began).Round(time.Millisecond))
 	return claim.NewKeeper(store, cache), closeStore, nil
+}
+
+const (
+	partEtcd  = "etcd"
+	partCache = "cache"
+)
+
+// parts is what a service needs to be ready.
+func parts(cfg Config) []string {
+	if cfg.Etcd {
+		return []string{rabbit.PartBroker, rabbit.PartConsumer, partEtcd, partCache}
+	}
+	return []string{rabbit.PartBroker, rabbit.PartConsumer}
 }
 
 // parallel is how many deliveries are seen to at once. Twice the prefetch: when

@@ -78,6 +78,13 @@ func (s *Etcd) Close() {
 	s.sessions.close()
 }
 
+// Ping asks etcd for one key, in the way of the store's other calls: with the
+// rights that they need, and from a majority.
+func (s *Etcd) Ping(ctx context.Context) error {
+	_, err := s.kv.Get(ctx, "/service/"+s.role+"/")
+	return err
+}
+
 func (s *Etcd) key(id string) string { return prefix(s.role, shardOf(id)) + id }
 
 // Claim asks for id.

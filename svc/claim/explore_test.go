@@ -142,6 +142,13 @@ func (x *explorer) run(t *testing.T) {
 	x.processes, x.late, x.handled, x.trace = nil, nil, nil, nil
 	x.owners = make(map[string]string)
 	x.faultsLeft, x.answerLost = x.faults, false
+	defer func() {
+		for _, p := range x.processes {
+			p.end()
+		}
+	}()
+	x.mu.Lock() // but while the processes run
+	defer x.mu.Unlock()
 	for _, name := range []string{"A", "B"} {
 		x.processes = append(x.processes, x.startProcess(name))
 	}
@@ -149,14 +156,9 @@ func (x *explorer) run(t *testing.T) {
 	for i, m := range x.messages {
 		x.deliver(m, x.processes[i])
 	}
-	defer func() {
-		for _, p := range x.processes {
-			p.end()
-		}
-	}()
 	idle := 0
 	for depth := 0; ; {
-		synctest.Wait()
+		x.letRun(synctest.Wait)
 		if x.check(); x.violation != "" {
 			return
 		}
@@ -164,7 +166,7 @@ func (x *explorer) run(t *testing.T) {
 		if nothingUrgent(actions) && idle < 4 {
 			actions = append([]action{{name: "time", do: func() {
 				idle++
-				<-time.After(3 * time.Second)
+				x.letRun(func() { <-time.After(3 * time.Second) })
 			}}}, actions...)
 		} else if allFaults(actions) { // nothing comes of time any more
 			x.checkEnd()
@@ -196,6 +198,13 @@ func (x *explorer) run(t *testing.T) {
 		}
 		actions[pick].do()
 	}
+}
+
+// letRun lets the processes run until wait returns.
+func (x *explorer) letRun(wait func()) {
+	x.mu.Unlock()
+	defer x.mu.Lock()
+	wait()
 }
 
 // nothingUrgent reports whether time can pass before any of the actions: the

@@ -56,6 +56,15 @@ func Report(addr, prefix string, names []string, log *slog.Logger) *Counters {
 // Count adds one to a counter. It panics if there is none of that name.
 func (c *Counters) Count(name string) { c.counts[name].total.Add(1) }
 
+// Totals returns what has been counted since the start, by statsd's names.
+func (c *Counters) Totals() map[string]int64 {
+	totals := make(map[string]int64, len(c.counts))
+	for _, counter := range c.counts {
+		totals[counter.name] = counter.total.Load()
+	}
+	return totals
+}
+
 // Close sends what has not been sent. It does not wait for a look-up that
 // hangs: statsd never holds the service up.
 func (c *Counters) Close() {

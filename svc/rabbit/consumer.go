@@ -21,6 +21,7 @@ type Consumer struct {
 	Server   Server
 	Topology Topology
 	Letters  *DeadLetters
+	Status   Status
 	Log      *slog.Logger
 
 	Prefetch int // deliveries that the broker sends before their acknowledgement
@@ -35,6 +36,17 @@ type Consumer struct {
 	room     chan struct{}
 	consumed bool // ever
 }
+
+// Status is told whether the consumer has a connection (PartBroker), and
+// whether it consumes (PartConsumer).
+type Status interface {
+	Set(part string, err error)
+}
+
+const (
+	PartBroker   = "broker"
+	PartConsumer = "consumer"
+)
 
 // Run consumes until ctx ends; then it returns nil when all handlers have
 // returned and what they have settled is acknowledged. Every other end is a
@@ -52,6 +64,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		c.Status.Set(PartBroker, err)
+		c.Status.Set(PartConsumer, err)
 		if progress {
 			wait.Reset()
 		}
@@ -74,6 +88,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 }
 
+var errStopping = errors.New("stopping")
+
 // session is one connection, from dialing to its end. It reports whether any
 // delivery came, and why it ended.
 func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
@@ -82,6 +98,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		return false, err
 	}
 	defer conn.close()
+	c.Status.Set(PartBroker, nil)
 	var ch *amqp.Channel
 	var deliveries <-chan amqp.Delivery
 	var gone <-chan error
@@ -92,6 +109,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		return false, err
 	}
 	c.consumed = true
+	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
 	settler := newSettler(ch)
@@ -99,6 +117,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	defer cancel()
 	progress, err = c.dispatch(alive, deliveries, gone, settler)
 	if ctx.Err() != nil {
+		c.Status.Set(PartConsumer, errStopping)
 		c.drain(conn, ch, deliveries)
 	}
 	cancel()

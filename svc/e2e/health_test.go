@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// healthAt returns where the service serves its health.
+func (s *service) healthAt() string {
+	s.t.Helper()
+	line := s.waitLog(`msg="health served"`)
+	_, at, _ := strings.Cut(strings.TrimSpace(line), " at=")
+	return "http://" + at
+}
+
+// get returns the status of an answer, and its JSON.
+func get(t testing.TB, url string, body any) int {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body != nil {
+		if err := json.NewDecoder(resp.Body).Decode(body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return resp.StatusCode
+}
+
+// waitReady waits until exactly these parts are not ready.
+func (s *service) waitReady(notReady ...string) {
+	s.t.Helper()
+	at := s.healthAt()
+	eventually(s.t, fmt.Sprintf("not ready: %v", notReady), func() error {
+		var answer struct {
+			Ready bool
+			Parts map[string]struct {
+				Ready bool
+				Since time.Time
+				Error string
+			}
+		}
+		status := get(s.t, at+"/readyz", &answer)
+		wrong := fmt.Errorf("%d %+v", status, answer)
+		if (status == http.StatusOK) != (len(notReady) == 0) || answer.Ready != (len(notReady) == 0) {
+			return wrong
+		}
+		for _, name := range notReady {
+			p := answer.Parts[name]
+			if p.Ready || p.Error == "" || p.Since.IsZero() || time.Since(p.Since) > patience {
+				return wrong
+			}
+			delete(answer.Parts, name)
+		}
+		for _, p := range answer.Parts {
+			if !p.Ready {
+				return wrong
+			}
+		}
+		return nil
+	})
+	if status := get(s.t, at+"/healthz", nil); status != http.StatusOK {
+		s.t.Errorf("/healthz: %d", status)
+	}
+}
+
+// The health is right at the start, in the warm-up, in an outage of either
+// server, even when nothing is to do, and when the service stops.
+func TestHealth(t *testing.T) {
+	b := newBrink(t)
+	b.fillRecords(256)
+	hang, began := newHang(t)
+	b.toRabbit.cut()
+	b.toEtcd.delay(150)
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "HEALTH_ADDR=127.0.0.1:0", "SHUTDOWN_TIMEOUT="+shutdown.String())
+	s.waitReady("broker", "consumer", "cache") // warming
+	b.toEtcd.heal()
+	s.waitReady("broker", "consumer")
+	b.toRabbit.mend()
+	s.waitReady()
+	b.toEtcd.cut()
+	s.waitReady("etcd")
+	b.toEtcd.mend()
+	s.waitReady()
+	b.etcdServer.Pause()
+	s.waitReady("etcd")
+	b.etcdServer.Resume()
+	s.waitReady()
+	b.toRabbit.cut()
+	s.waitReady("broker", "consumer")
+	b.toRabbit.mend()
+	s.waitReady()
+
+	b.publishBodies(orders("h", 1)...)
+	<-began
+	s.signal(syscall.SIGTERM)
+	s.waitReady("consumer")
+	s.wantExit(0)
+}
+
+// What is counted in the process is right even when statsd hears nothing.
+func TestStats(t *testing.T) {
+	b := newBrink(t)
+	b.statsd.Close()
+	s := b.start("orders", "ENABLE_ETCD=true", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
+	b.publishBodies(append(orders("s", 20), orders("s", 20)...)...)
+	b.publishBodies("poison", `{"type":"other","id":"1"}`)
+	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1}
+	eventually(t, "the counters", func() error {
+		var got map[string]int64
+		get(t, s.healthAt()+"/stats", &got)
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			return fmt.Errorf("%v, want %v", got, want)
+		}
+		return nil
+	})
+	// Without etcd there is nothing of it to be ready.
+	other := b.start("notify", "HEALTH_ADDR=127.0.0.1:0")
+	other.waitReady()
+	taken := b.start("notify", "HEALTH_ADDR="+strings.TrimPrefix(s.healthAt(), "http://"))
+	taken.wantExit(1)
+	taken.waitLog("level=ERROR", "HEALTH_ADDR", "address already in use")
+	other.stop()
+	s.stop()
+}

@@ -1,0 +1,125 @@
+package health
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func ask(t *testing.T, h http.Handler, path string) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	return w.Code, w.Body.String()
+}
+
+// A board is ready when every part is, and says since when each is as it is.
+func TestReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		b := NewBoard("broker", "etcd")
+		h := b.Handler(func() map[string]int64 { return map[string]int64{"orders_new_order_ok": 3} })
+		want := func(code int, ready bool, since time.Duration, errs map[string]string) {
+			t.Helper()
+			got, body := ask(t, h, "/readyz")
+			var r report
+			if err := json.Unmarshal([]byte(body), &r); err != nil {
+				t.Fatal(err)
+			}
+			if got != code || r.Ready != ready || !r.Since.Equal(began.Add(since)) {
+				t.Errorf("%d %s, want %d, ready %v, %v after the start", got, body, code, ready, since)
+			}
+			for name, s := range r.Parts {
+				if s.Error != errs[name] || s.Ready != (errs[name] == "") {
+					t.Errorf("%s: %+v, want %q", name, s, errs[name])
+				}
+			}
+		}
+		want(503, false, 0, map[string]string{"broker": "starting", "etcd": "starting"})
+		<-time.After(time.Second)
+		b.Set("broker", nil)
+		want(503, false, 0, map[string]string{"etcd": "starting"})
+		<-time.After(time.Second)
+		b.Set("etcd", nil)
+		want(200, true, 2*time.Second, nil)
+		<-time.After(time.Second)
+		b.Set("etcd", errors.New("gone"))
+		<-time.After(time.Second)
+		b.Set("etcd", errors.New("still gone")) // since it went, not since it was said again
+		want(503, false, 3*time.Second, map[string]string{"etcd": "still gone"})
+		if since := b.report().Parts["etcd"].Since; !since.Equal(began.Add(3 * time.Second)) {
+			t.Errorf("etcd is away since %v after the start", since.Sub(began))
+		}
+		if code, body := ask(t, h, "/stats"); code != 200 || !strings.Contains(body, `"orders_new_order_ok": 3`) {
+			t.Errorf("/stats: %d %s", code, body)
+		}
+		if code, body := ask(t, h, "/healthz"); code != 200 || body != "ok\n" {
+			t.Errorf("/healthz: %d %s", code, body)
+		}
+		if code, _ := ask(t, h, "/"); code != 404 {
+			t.Errorf("/: %d", code)
+		}
+	})
+}
+
+// A probe notices within two seconds, whether the server refuses or is silent.
+func TestProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBoard("etcd")
+		ctx, cancel := context.WithCancel(t.Context())
+		var silent atomic.Bool
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			b.Probe(ctx, "etcd", func(ctx context.Context) error {
+				if silent.Load() {
+					<-ctx.Done()
+				}
+				return ctx.Err()
+			})
+		}()
+		synctest.Wait()
+		if !b.report().Ready {
+			t.Error("not ready")
+		}
+		silent.Store(true)
+		<-time.After(2 * time.Second)
+		synctest.Wait()
+		if b.report().Ready {
+			t.Error("a silent server is ready")
+		}
+		silent.Store(false)
+		<-time.After(2 * time.Second)
+		synctest.Wait()
+		if !b.report().Ready {
+			t.Error("not ready again")
+		}
+		cancel()
+		<-ended
+	})
+}
+
+func TestServe(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(io.Discard, nil))
+	stop, err := Serve("127.0.0.1:0", http.NotFoundHandler(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if _, err := Serve("192.0.2.1:1", http.NotFoundHandler(), log); err == nil || !strings.Contains(err.Error(), "HEALTH_ADDR") {
+		t.Errorf("an address that is not ours: %v", err)
+	}
+}
