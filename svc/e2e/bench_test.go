@@ -36,12 +36,15 @@ func BenchmarkThroughput(b *testing.B) {
 		m.add("bare+etcd", both)
 		m.ratio("state-off/bare", m.add("state-off", m.service(n, "", "ENABLE_ETCD=false")), bare)
 		unique := m.add("unique", m.service(n, "", "ENABLE_ETCD=true"))
-		m.add("µs-cpu-unique", m.cpu)
+		m.add("µs-cpu-unique-service", m.cpu.service)
+		m.add("µs-cpu-unique-etcd", m.cpu.etcd)
+		m.add("µs-cpu-unique-broker", m.cpu.broker)
 		m.ratio("unique/(bare+etcd)", unique, both)
 		m.ratio("unique/bare", unique, bare)
 		m.ratio("duplicates/bare", m.add("duplicates", m.duplicates(n)), bare)
-		m.add("µs-cpu-duplicates", m.cpu)
-		m.ratio("unique/naive", unique, m.add("naive", m.naive(n/10)))
+		m.add("µs-cpu-duplicates-service", m.cpu.service)
+		m.ratio("unique/naive-32", unique, m.add("naive-32", m.naive(n/10, 32)))
+		m.ratio("unique/naive-1", unique, m.add("naive-1", m.naive(n/40, 1)))
 	}
 	m.report("/s")
 }
@@ -88,9 +91,9 @@ func BenchmarkLoneEvent(b *testing.B) {
 // BenchmarkMillionRecorded compares the throughput with a million recorded ids
 // with that of an empty etcd.
 func BenchmarkMillionRecorded(b *testing.B) {
-	n := *benchEvents
+	n := 3 * *benchEvents // more than etcd does between two garbage collections, which a million records make long
 	m := newMeasurement(b)
-	full := startEtcd(b)
+	empty, full := m.server, startEtcd(b)
 	fullClient, err := full.Client()
 	if err != nil {
 		b.Fatal(err)
@@ -98,8 +101,14 @@ func BenchmarkMillionRecorded(b *testing.B) {
 	defer fullClient.Close()
 	preload(b, fullClient, 1_000_000)
 	for range *benchRounds {
-		empty := m.add("empty", m.service(n, "", "ENABLE_ETCD=true"))
-		m.ratio("million/empty", m.add("million", m.service(n, "", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+full.Endpoint())), empty)
+		m.server = empty
+		rate := m.add("empty", m.service(n, "", "ENABLE_ETCD=true"))
+		m.add("µs-cpu-empty-service", m.cpu.service)
+		m.add("µs-cpu-empty-etcd", m.cpu.etcd)
+		m.server = full
+		m.ratio("million/empty", m.add("million", m.service(n, "", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+full.Endpoint())), rate)
+		m.add("µs-cpu-million-service", m.cpu.service)
+		m.add("µs-cpu-million-etcd", m.cpu.etcd)
 	}
 	m.report("/s")
 }
@@ -114,6 +123,9 @@ func BenchmarkMemory(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
+// costs are µs of processor time an event.
+type costs struct{ service, etcd, broker float64 }
+
 // measurement is an env with a broker and an etcd of its own, and figures.
 type measurement struct {
 	*env
@@ -122,7 +134,8 @@ type measurement struct {
 	order    []string
 	run      int
 	resident float64 // bytes, of the last service
-	cpu      float64 // µs an event, of the last service
+	cpu      costs // of the last service's events
+	server   *stack.Etcd
 }
 
 func startEtcd(b *testing.B) *stack.Etcd {
@@ -137,7 +150,8 @@ func startEtcd(b *testing.B) *stack.Etcd {
 
 func newMeasurement(b *testing.B) *measurement {
 	b.Helper()
-	m := &measurement{env: newEnvOn(b, shared.rabbit.URL(), startEtcd(b)), b: b, values: make(map[string][]float64)}
+	server := startEtcd(b)
+	m := &measurement{env: newEnvOn(b, shared.rabbit.URL(), server), server: server, b: b, values: make(map[string][]float64)}
 	m.topology("orders")
 	return m
 }
@@ -212,16 +226,16 @@ func (m *measurement) bare(n int) float64 {
 	return float64(n-1) / time.Since(began).Seconds()
 }
 
-// naive claims and completes each id in transactions of its own, as many at
-// once as the service runs handlers.
-func (m *measurement) naive(n int) float64 {
+// naive claims and completes each id in transactions of its own: one event
+// after the other, or as many at once as the service runs handlers.
+func (m *measurement) naive(n, parallel int) float64 {
 	m.fill(n)
 	deliveries, stop := m.deliveries()
 	defer stop()
 	began := time.Now()
 	var wg sync.WaitGroup
 	work := make(chan amqp.Delivery)
-	for range 32 {
+	for range parallel {
 		wg.Go(func() {
 			for d := range work {
 				key := "/naive/" + string(d.Body)
@@ -314,13 +328,30 @@ func (m *measurement) drain(n int, outcome string, vars ...string) float64 {
 	counter := map[string]string{"processed": "orders_new_order_ok", "skipped": "orders_new_order_skipped"}[outcome]
 	before := m.statsd.Counts()[counter]
 	s := m.startLogging("orders", log, vars...)
+	eventually(m.b, "it consumes", func() error {
+		if !strings.Contains(readFile(m.b, path), "msg=consuming") {
+			return errNotYet
+		}
+		return nil
+	})
+	service, etcd, broker := s.cpu(), m.spent(m.server.Server), m.spent(shared.rabbit.Server)
 	m.waitCounts(map[string]int64{counter: before + int64(n)})
 	var size int
 	fmt.Sscanf(strings.SplitAfter(readFile(m.b, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)), "VmHWM:")[1], "%d", &size)
 	m.resident = float64(size) * 1024
-	m.cpu = float64(s.cpu().Microseconds()) / float64(n)
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
+	m.cpu = costs{each(s.cpu() - service), each(m.spent(m.server.Server) - etcd), each(m.spent(shared.rabbit.Server) - broker)}
 	s.stop()
 	return rate(m.b, readFile(m.b, path), "msg="+outcome)
+}
+
+// spent is the processor time that a server has used.
+func (m *measurement) spent(s *stack.Server) time.Duration {
+	d, err := s.CPU()
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	return d
 }
 
 // rate returns the lines a second that contain part.
