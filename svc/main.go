@@ -86,12 +86,14 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	work := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
 	life := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
-	counters := metrics.Report(cfg.StatsdAt, role.name+"_", role.counters(), log)
-	defer counters.Close()
+	meters := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
+		Counters: role.counters(), Timers: []string{timerHandle, timerClaim}, Gauges: []string{gaugeInFlight},
+	}, log)
+	defer meters.Close()
 
 	board := health.NewBoard(parts(cfg)...)
 	if cfg.HealthAt != "" {
-		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(counters.Totals), log)
+		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(meters.Totals), log)
 		if err != nil {
 			return err
 		}
@@ -105,7 +107,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 			return unlessStopped(stop, err)
 		}
 		defer closeStore()
-		claims = keeper
+		claims = meteredClaims{keeper, meters}
 	}
 
 	handler := consume.Handler(logged)
@@ -116,8 +118,8 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	}
 
 	pipeline := &consume.Pipeline{
-		Service: role.name, Handlers: role.handlers(handler), Claims: claims, RequireID: bool(cfg.Etcd),
-		Counter: counters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
+		Service: role.name, Handlers: role.handlers(meteredHandler(handler, meters)), Claims: claims, RequireID: bool(cfg.Etcd),
+		Counter: meters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
 
@@ -127,7 +129,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer letters.Close()
 	consumer := rabbit.Consumer{
 		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
-		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: pipeline.Handle,
+		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(pipeline.Handle, meters),
 	}
 	return consumer.Run(stop)
 }

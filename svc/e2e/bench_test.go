@@ -134,7 +134,7 @@ type measurement struct {
 	order    []string
 	run      int
 	resident float64 // bytes, of the last service
-	cpu      costs // of the last service's events
+	cpu      costs   // of the last service's events
 	server   *stack.Etcd
 }
 

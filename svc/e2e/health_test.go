@@ -113,7 +113,7 @@ func TestStats(t *testing.T) {
 	s.waitReady()
 	b.publishBodies(append(orders("s", 20), orders("s", 20)...)...)
 	b.publishBodies("poison", `{"type":"other","id":"1"}`)
-	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1}
+	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1, "orders_in_flight": 0}
 	eventually(t, "the counters", func() error {
 		var got map[string]int64
 		get(t, s.healthAt()+"/stats", &got)
@@ -129,5 +129,31 @@ func TestStats(t *testing.T) {
 	taken.wantExit(1)
 	taken.waitLog("level=ERROR", "HEALTH_ADDR", "address already in use")
 	other.stop()
+	s.stop()
+}
+
+// How long work and claims take, and how many events are in flight.
+func TestTimers(t *testing.T) {
+	b := newBrink(t)
+	release := make(chan struct{})
+	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+	s.waitLog("msg=consuming")
+	b.publishBodies(orders("t", 3)...)
+	last := func(name string, ok func(v float64) bool) {
+		t.Helper()
+		eventually(t, name, func() error {
+			if v, seen := b.statsd.Last(name); !seen || !ok(v) {
+				return fmt.Errorf("%v is %v", seen, v)
+			}
+			return nil
+		})
+	}
+	last("orders_in_flight", func(v float64) bool { return v == 3 })
+	<-time.After(100 * time.Millisecond)
+	close(release)
+	last("orders_in_flight", func(v float64) bool { return v == 0 })
+	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
+	last("orders_claim", func(ms float64) bool { return ms > 0 && ms < 60_000 })
 	s.stop()
 }

@@ -1,4 +1,4 @@
-// Package metrics counts in the process and tells statsd.
+// Package metrics counts and measures in the process and tells statsd.
 package metrics
 
 import (
@@ -16,15 +16,22 @@ const (
 	redial    = 5 * time.Second        // between two tries to look it up at first
 )
 
-// Counters are a fixed set of statsd counters. They are added up here and sent
-// a few times a second, at rate 1, however many events there are: a statsd that
-// is away, or whose name cannot be resolved, costs the service nothing.
-type Counters struct {
-	counts map[string]*counter // read-only
+// Names are what there is to measure.
+type Names struct{ Counters, Timers, Gauges []string }
+
+// Meters are a fixed set of statsd metrics. They are gathered here and sent a
+// few times a second, counters and gauges at rate 1, however many events there
+// are: a statsd that is away, or whose name cannot be resolved, costs the
+// service nothing.
+type Meters struct {
+	counts map[string]*counter // these three are read-only
+	timers map[string]*timer
+	gauges map[string]*gauge
 	addr   string
 	away   *outage.Log
-	client statsd.Statter // nil: not resolved yet
-	tried  time.Time      // when it could not be resolved last
+	client statsd.Statter    // nil: not resolved yet
+	times  statsd.SubStatter // of client; takes what is a sample already
+	tried  time.Time         // when it could not be resolved last
 
 	quit, done chan struct{}
 }
@@ -38,57 +45,75 @@ type counter struct {
 	primed bool  // sent at least once
 }
 
-// Report starts to report counters with these names, prefixed with prefix, to
-// the statsd at addr ("host:port", UDP). Each is sent once with 0, so that
-// Graphite shows it before anything happens. Close it.
-func Report(addr, prefix string, names []string, log *slog.Logger) *Counters {
-	c := &Counters{
-		counts: make(map[string]*counter), addr: addr, away: outage.New(log, "statsd", "counts are kept until it is found"),
+// Report starts to report metrics with these names, prefixed with prefix, to
+// the statsd at addr ("host:port", UDP). Each counter and gauge is sent once
+// with 0, so that Graphite shows it before anything happens. Close it.
+func Report(addr, prefix string, names Names, log *slog.Logger) *Meters {
+	m := &Meters{
+		counts: make(map[string]*counter), timers: make(map[string]*timer), gauges: make(map[string]*gauge),
+		addr: addr, away: outage.New(log, "statsd", "counts are kept until it is found"),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
-	for _, name := range names {
-		c.counts[name] = &counter{name: prefix + name}
+	for _, name := range names.Counters {
+		m.counts[name] = &counter{name: prefix + name}
 	}
-	go c.run()
-	return c
+	for _, name := range names.Timers {
+		m.timers[name] = &timer{name: prefix + name}
+	}
+	for _, name := range names.Gauges {
+		m.gauges[name] = &gauge{name: prefix + name}
+	}
+	go m.run()
+	return m
 }
 
-// Count adds one to a counter. It panics if there is none of that name.
-func (c *Counters) Count(name string) { c.counts[name].total.Add(1) }
+// Count adds one to a counter. Like Time and Gauge, it panics if there is none
+// of that name.
+func (m *Meters) Count(name string) { m.counts[name].total.Add(1) }
 
-// Totals returns what has been counted since the start, by statsd's names.
-func (c *Counters) Totals() map[string]int64 {
-	totals := make(map[string]int64, len(c.counts))
-	for _, counter := range c.counts {
+// Time notes how long something took, for a timer.
+func (m *Meters) Time(name string, d time.Duration) { m.timers[name].add(d) }
+
+// Gauge raises or lowers a gauge.
+func (m *Meters) Gauge(name string, delta int64) { m.gauges[name].value.Add(delta) }
+
+// Totals returns what has been counted since the start, and what the gauges
+// show, by statsd's names.
+func (m *Meters) Totals() map[string]int64 {
+	totals := make(map[string]int64, len(m.counts)+len(m.gauges))
+	for _, counter := range m.counts {
 		totals[counter.name] = counter.total.Load()
+	}
+	for _, gauge := range m.gauges {
+		totals[gauge.name] = gauge.value.Load()
 	}
 	return totals
 }
 
 // Close sends what has not been sent. It does not wait for a look-up that
 // hangs: statsd never holds the service up.
-func (c *Counters) Close() {
-	close(c.quit)
+func (m *Meters) Close() {
+	close(m.quit)
 	select {
-	case <-c.done:
+	case <-m.done:
 	case <-time.After(time.Second):
 	}
 }
 
-func (c *Counters) run() {
-	defer close(c.done)
+func (m *Meters) run() {
+	defer close(m.done)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		if c.connect() {
-			c.flush()
+		if m.connect() {
+			m.flush()
 		}
 		select {
 		case <-tick.C:
-		case <-c.quit:
-			if c.client != nil {
-				c.flush()
-				c.client.Close()
+		case <-m.quit:
+			if m.client != nil {
+				m.flush()
+				m.client.Close()
 			}
 			return
 		}
@@ -97,34 +122,41 @@ func (c *Counters) run() {
 
 // connect makes the client, which fails as long as the name of statsd's host
 // cannot be resolved. UDP has no connection to fail.
-func (c *Counters) connect() bool {
-	if c.client != nil {
+func (m *Meters) connect() bool {
+	if m.client != nil {
 		return true
 	}
-	if time.Since(c.tried) < redial {
+	if time.Since(m.tried) < redial {
 		return false
 	}
-	client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: c.addr, ResInterval: reresolve})
+	client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: m.addr, ResInterval: reresolve})
 	if err != nil {
-		c.tried = time.Now()
-		c.away.Failed(err, "check STATSD_ADDR")
+		m.tried = time.Now()
+		m.away.Failed(err, "check STATSD_ADDR")
 		return false
 	}
-	c.away.Answered()
-	c.client = client
+	m.away.Answered()
+	m.client, m.times = client, client.NewSubStatter("")
+	m.times.SetSamplerFunc(func(float32) bool { return true })
 	return true
 }
 
 // flush sends what has been counted since the last time. What cannot be sent
 // now is sent later.
-func (c *Counters) flush() {
-	for _, counter := range c.counts {
+func (m *Meters) flush() {
+	for _, counter := range m.counts {
 		total := counter.total.Load()
 		if total == counter.sent && counter.primed {
 			continue
 		}
-		if err := c.client.Inc(counter.name, total-counter.sent, 1); err == nil {
+		if err := m.client.Inc(counter.name, total-counter.sent, 1); err == nil {
 			counter.sent, counter.primed = total, true
 		}
+	}
+	for _, timer := range m.timers {
+		timer.flush(m.times)
+	}
+	for _, gauge := range m.gauges {
+		gauge.flush(m.client)
 	}
 }

@@ -103,8 +103,8 @@ func (s *sink) expect(want map[string]int64) {
 
 var names = []string{"new_order_ok", "malformed", "ignored"}
 
-func report(t *testing.T, addr string) *Counters {
-	return Report(addr, "orders_", names, slog.New(slog.NewTextHandler(t.Output(), nil)))
+func report(t *testing.T, addr string) *Meters {
+	return Report(addr, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
 func TestPrimesWithZero(t *testing.T) {
@@ -151,7 +151,7 @@ func TestNobodyListens(t *testing.T) {
 	s := listen(t)
 	s.Close()
 	var log lines
-	c := Report(s.LocalAddr().String(), "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+	c := Report(s.LocalAddr().String(), "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 	for range 100_000 {
 		c.Count("ignored")
 	}
@@ -235,7 +235,7 @@ func TestUnresolvableName(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
-		c := Report(away, "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+		c := Report(away, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 		begin := time.Now()
 		for range 100_000 {
 			c.Count("ignored")
@@ -306,7 +306,7 @@ func TestNameIsResolvedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
 		_, port, _ := net.SplitHostPort(s.addr())
-		c := Report("statsd.invalid:"+port, "orders_", names, slog.New(slog.NewTextHandler(&log, nil)))
+		c := Report("statsd.invalid:"+port, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 		c.Count("ignored")
 		<-time.After(time.Minute)
 		known.Store(true)
@@ -349,8 +349,8 @@ func (s *statter) Close() error {
 }
 
 // reportTo is Report with a client.
-func reportTo(s *statter) *Counters {
-	c := &Counters{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
+func reportTo(s *statter) *Meters {
+	c := &Meters{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
 	for _, name := range names {
 		c.counts[name] = &counter{name: "orders_" + name}
 	}

@@ -1,0 +1,47 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/metrics"
+)
+
+// What is measured around the rule, so that the rule reads as it is.
+const (
+	timerHandle   = "handle"    // one try of the work
+	timerClaim    = "claim"     // from asking for an id until it is granted or known to be done
+	gaugeInFlight = "in_flight" // deliveries between their arrival and their end
+)
+
+// meteredClaims measures how long claims take, duplicates that wait included.
+type meteredClaims struct {
+	consume.Claimer
+	meters *metrics.Meters
+}
+
+func (m meteredClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
+	began := time.Now()
+	c, err := m.Claimer.Claim(ctx, id)
+	m.meters.Time(timerClaim, time.Since(began))
+	return c, err
+}
+
+func meteredHandler(work consume.Handler, meters *metrics.Meters) consume.Handler {
+	return func(ctx context.Context, job consume.Job) error {
+		began := time.Now()
+		err := work(ctx, job)
+		meters.Time(timerHandle, time.Since(began))
+		return err
+	}
+}
+
+func meteredDelivery(handle func(context.Context, consume.Delivery), meters *metrics.Meters) func(context.Context, consume.Delivery) {
+	return func(ctx context.Context, d consume.Delivery) {
+		meters.Gauge(gaugeInFlight, 1)
+		defer meters.Gauge(gaugeInFlight, -1)
+		handle(ctx, d)
+	}
+}
