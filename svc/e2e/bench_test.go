@@ -4,6 +4,8 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -100,6 +102,7 @@ func BenchmarkMillionRecorded(b *testing.B) {
 	}
 	defer fullClient.Close()
 	preload(b, fullClient, 1_000_000)
+	b.ReportMetric(resident(b, full)/1e6, "MB-resident-etcd")
 	for range *benchRounds {
 		m.server = empty
 		rate := m.add("empty", m.service(n, "", "ENABLE_ETCD=true"))
@@ -114,13 +117,54 @@ func BenchmarkMillionRecorded(b *testing.B) {
 }
 
 // BenchmarkMemory reports the resident set of a service with default settings
-// that has 100,000 ids cached and drains a full queue.
+// that has 100,000 ids cached and drains a full queue, and what the records of
+// all these ids take in etcd's file: as long as the old revisions of the keys
+// are there, and after a compaction.
 func BenchmarkMemory(b *testing.B) {
 	m := newMeasurement(b)
 	m.service(100_000, "", "ENABLE_ETCD=true")
 	m.service(50_000, "", "ENABLE_ETCD=true") // this one has warmed its cache
 	b.ReportMetric(m.resident/1e6, "MB-resident")
+	ctx := context.Background()
+	size := func() (bytes float64, revision int64) {
+		status, err := m.env.etcd.Status(ctx, m.server.Endpoint())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return float64(status.DbSizeInUse), status.Header.Revision
+	}
+	before, revision := size()
+	b.ReportMetric(before/150_000, "B/id-in-etcd")
+	if _, err := m.env.etcd.Compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := m.env.etcd.Put(ctx, "/probe", ""); err != nil { // the size is known at the next commit
+		b.Fatal(err)
+	}
+	<-time.After(time.Second)
+	after, _ := size()
+	b.ReportMetric(after/150_000, "B/id-in-etcd-compacted")
 	b.ReportMetric(0, "ns/op")
+}
+
+// resident is the memory that etcd says it has, in bytes.
+func resident(b *testing.B, etcd *stack.Etcd) float64 {
+	b.Helper()
+	resp, err := http.Get("http://" + etcd.Endpoint() + "/metrics")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\nprocess_resident_memory_bytes ")
+	var bytes float64
+	if _, err := fmt.Sscan(rest, &bytes); !found || err != nil {
+		b.Fatalf("etcd does not say how much memory it has: %v", err)
+	}
+	return bytes
 }
 
 // costs are µs of processor time an event.
