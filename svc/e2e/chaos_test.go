@@ -204,20 +204,6 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 	}
 }
 
-// healthy waits until both replicas consume and finish events again.
-func (c *chaos) healthy() {
-	c.t.Helper()
-	before := make([]int, len(c.replicas))
-	for i, s := range c.replicas {
-		s.alive()
-		s.waitLog("msg=consuming")
-		before[i] = s.log.count("msg=processed")
-	}
-	for i, s := range c.replicas {
-		s.waitLogs(before[i]+20, "msg=processed")
-	}
-}
-
 // replace ends a replica and starts another in its place.
 func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	asked := time.Now()

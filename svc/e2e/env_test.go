@@ -76,6 +76,7 @@ func (e *env) clear() {
 // vars is the environment of a service.
 func (e *env) vars(vars ...string) []string {
 	return append([]string{
+		"GORACE=atexit_sleep_ms=0", // the race detector would wait for a second at every exit
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
 		"AMQP_URL=" + e.amqpURL, "ETCD_ENDPOINTS=" + e.etcdAt, "STATSD_ADDR=" + e.statsd.Addr(),
 	}, vars...)

@@ -132,6 +132,20 @@ func (w *world) progress(n int) {
 	w.sink.wait(w.t, fmt.Sprintf("%d more posts", n), func(posts []post) bool { return len(posts) >= goal })
 }
 
+// healthy waits until both replicas consume and finish events again.
+func (w *world) healthy() {
+	w.t.Helper()
+	before := make([]int, len(w.replicas))
+	for i, s := range w.replicas {
+		s.alive()
+		s.waitLog("msg=consuming")
+		before[i] = s.log.count("msg=processed")
+	}
+	for i, s := range w.replicas {
+		s.waitLogs(before[i]+20, "msg=processed")
+	}
+}
+
 // settle stops publishing and waits until everything is done. It checks that
 // nothing is lost, that nothing was done twice but what was under way during a
 // long outage, and that both replicas are alive; then it stops them.
