@@ -20,6 +20,7 @@ import (
 type world struct {
 	*env
 	rabbit            *stack.Rabbit
+	brokers           []string // where events are published, tried in turn
 	etcdServer        *stack.Etcd
 	toRabbit, toEtcd  *proxy
 	sink              *sink
@@ -29,6 +30,7 @@ type world struct {
 	stopPublishing    context.CancelFunc
 	long              []span // outages longer than CLAIM_TTL
 	copiesOfEachEvent int
+	pause             time.Duration // between two bursts of events
 }
 
 // span is a time.
@@ -56,7 +58,7 @@ func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars
 	}
 	t.Cleanup(func() { rabbit.Close() })
 
-	w := &world{env: newEnvOn(t, rabbit.URL(), etcd), rabbit: rabbit, etcdServer: etcd, copiesOfEachEvent: 2}
+	w := &world{env: newEnvOn(t, rabbit.URL(), etcd), rabbit: rabbit, brokers: []string{rabbit.URL()}, etcdServer: etcd, copiesOfEachEvent: 2, pause: 10 * time.Millisecond}
 	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
 	w.toEtcd = newProxy(t, etcd.Endpoint())
 	w.amqpURL, w.etcdAt = "amqp://guest:guest@"+w.toRabbit.Listen+"/", w.toEtcd.Listen
@@ -84,7 +86,7 @@ func (w *world) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel
 	w.publishing.Go(func() {
-		tick := time.NewTicker(10 * time.Millisecond)
+		tick := time.NewTicker(w.pause)
 		defer tick.Stop()
 		for ctx.Err() == nil {
 			w.publishUntilBroken(ctx, tick)
@@ -96,7 +98,11 @@ func (w *world) publishSteadily() {
 // publishUntilBroken publishes on one connection. An event that was not
 // confirmed is published again on the next: a copy more does no harm.
 func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
-	conn, err := amqp.Dial(w.directAMQP)
+	var conn *amqp.Connection
+	err := errNotYet
+	for i := 0; i < len(w.brokers) && err != nil; i++ {
+		conn, err = amqp.Dial(w.brokers[i])
+	}
 	if err != nil {
 		return
 	}
