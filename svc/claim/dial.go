@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/outage"
@@ -14,6 +15,8 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // Server says where etcd is and how to be let in.
@@ -21,6 +24,17 @@ type Server struct {
 	Endpoints          []string // host:port
 	Username, Password string   // empty: no authentication
 	TLS                *tls.Config
+}
+
+// withReason keeps why a call could not be sent before its deadline, a bad
+// certificate for one: of an error with the code DeadlineExceeded the client
+// leaves nothing but that.
+func withReason(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := invoke(ctx, method, req, reply, conn, opts...)
+	if s := status.Convert(err); s.Code() == codes.DeadlineExceeded && strings.Contains(s.Message(), "connection error") {
+		return status.Error(codes.FailedPrecondition, s.Message())
+	}
+	return err
 }
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
@@ -42,7 +56,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
 			MinConnectTimeout: time.Second,
-		})},
+		}), grpc.WithChainUnaryInterceptor(withReason)},
 	}
 	if server.Username == "" {
 		return clientv3.New(cfg)

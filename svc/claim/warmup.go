@@ -37,10 +37,13 @@ func (s *Etcd) tellProgress(read *atomic.Int64) (stop func()) {
 		defer close(told)
 		tick := time.NewTicker(warmProgress)
 		defer tick.Stop()
-		for {
+		for logged := int64(0); ; {
 			select {
 			case <-tick.C:
-				s.log.Info("warming the cache", "ids", read.Load())
+				if n := read.Load(); n > logged { // otherwise etcd is away, which is said elsewhere
+					s.log.Info("warming the cache", "ids", n)
+					logged = n
+				}
 			case <-ended:
 				return
 			}

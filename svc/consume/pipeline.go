@@ -116,7 +116,7 @@ func (p *Pipeline) process(ctx context.Context, d Delivery, e event.Event, work 
 // settle counts and logs what became of an event, and acknowledges it.
 func (p *Pipeline) settle(d Delivery, e event.Event, outcome, counter string) error {
 	p.Counter.Count(counter)
-	p.Log.Info(outcome, "service", p.Service, "type", e.Type, "id", e.ID)
+	p.Log.Info(outcome, "service", p.Service, "type", clip(e.Type), "id", e.ID)
 	d.Ack()
 	return nil
 }
@@ -162,7 +162,17 @@ func (p *Pipeline) malformed(ctx context.Context, d Delivery, parse error) {
 }
 
 func (p *Pipeline) logDead(reason string, e event.Event, err error) {
-	p.Log.Info("dead-lettered", "service", p.Service, "type", e.Type, "id", e.ID, "reason", reason, "error", err)
+	p.Log.Info("dead-lettered", "service", p.Service, "type", e.Type, "id", e.ID, "reason", reason, "error", clip(err.Error()))
+}
+
+// mostLogged bounds in bytes what a stranger can write into a line of the log.
+const mostLogged = 1 << 10
+
+func clip(s string) string {
+	if len(s) <= mostLogged {
+		return s
+	}
+	return s[:mostLogged] + "…"
 }
 
 func claimAgainIf(again bool, err error) error {

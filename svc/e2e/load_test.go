@@ -25,6 +25,7 @@ type world struct {
 	toRabbit, toEtcd  *proxy
 	sink              *sink
 	replicas          []*service
+	growing           sync.Mutex // guards published while publishing
 	published         int
 	publishing        sync.WaitGroup
 	stopPublishing    context.CancelFunc
@@ -95,6 +96,16 @@ func (w *world) publishSteadily() {
 	})
 }
 
+// burst is how many events are published, and confirmed, together.
+const burst = 5
+
+// fresh returns the number of an event that is yet to be published.
+func (w *world) fresh() int {
+	w.growing.Lock()
+	defer w.growing.Unlock()
+	return w.published + burst
+}
+
 // publishUntilBroken publishes on one connection. An event that was not
 // confirmed is published again on the next: a copy more does no harm.
 func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
@@ -113,7 +124,6 @@ func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 	}
 	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 64))
 	for ctx.Err() == nil {
-		const burst = 5
 		for range w.copiesOfEachEvent {
 			for i := range burst {
 				if ch.Publish("events", "foo", false, false, plumber(fmt.Sprintf(`{"type":"new_order","id":"w%d"}`, w.published+i))) != nil {
@@ -126,7 +136,9 @@ func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 				return
 			}
 		}
+		w.growing.Lock()
 		w.published += burst
+		w.growing.Unlock()
 		<-tick.C
 	}
 }

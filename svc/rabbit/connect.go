@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -91,9 +92,18 @@ func (s Server) dialURL(ctx context.Context, url, name string) (*connection, err
 		if c.raw != nil {
 			c.raw.Close()
 		}
-		return nil, fmt.Errorf("connect to the broker at %s as %q: %w", c.addr, uri.Username, err)
+		return nil, fmt.Errorf("connect to the broker at %s as %q: %w%s", c.addr, uri.Username, err, advice(uri.Scheme, err))
 	}
 	return c, nil
+}
+
+// advice says what to look at when a connection fails for a reason that does
+// not pass by itself.
+func advice(scheme string, err error) string {
+	if text := err.Error(); scheme == "amqps" && (strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ")) {
+		return ": check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate"
+	}
+	return ""
 }
 
 // within calls f, which asks the broker something, and ends the connection

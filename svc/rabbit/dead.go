@@ -45,7 +45,7 @@ func (l *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 			return nil
 		}
 		if ctx.Err() == nil {
-			l.away.Failed(err, "")
+			l.away.Failed(err, mend(err))
 		}
 		select {
 		case <-time.After(wait.NextBackOff()):
@@ -53,6 +53,14 @@ func (l *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 			return fmt.Errorf("%w: dead-letter to %s: %w", context.Cause(ctx), l.topology.DeadQueue(), err)
 		}
 	}
+}
+
+// mend says what to do about an error that does not pass by itself.
+func mend(err error) string {
+	if refused(err) {
+		return "check the user's permissions (rabbitmqctl list_permissions): dead letters go through the exchange amq.default"
+	}
+	return ""
 }
 
 func (l *DeadLetters) try(ctx context.Context, msg amqp.Publishing) error {
