@@ -26,7 +26,7 @@ type Config struct {
 	Service  string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
 	Etcd     boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
 	AMQP     []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas" secret:"userinfo"`
-	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas"`
+	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"userinfo"`
 	StatsdAt string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
 	Webhook  string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"userinfo"`
 
@@ -170,7 +170,7 @@ func explain(values map[string]string, bad map[string]error) error {
 		case secret == "all":
 			shown = name + " (not shown)"
 		case secret == "userinfo":
-			shown = fmt.Sprintf("%s=%q", name, userinfo.ReplaceAllString(value, "//***@"))
+			shown = fmt.Sprintf("%s=%q", name, userinfo.ReplaceAllString(value, "${1}***@"))
 		}
 		if text := why.Error(); text != "" {
 			shown += ": " + text
@@ -180,8 +180,9 @@ func explain(values map[string]string, bad map[string]error) error {
 	return errors.Join(lines...)
 }
 
-// userinfo is what may be a user and a password, in whatever is no URL, too.
-var userinfo = regexp.MustCompile(`//[^,]*@`)
+// userinfo is what may be users and passwords, in whatever is no URL, too: all
+// up to the last @, but for the scheme.
+var userinfo = regexp.MustCompile(`(?s)^([a-z]+://)?.*@`)
 
 func all(values []string, ok func(string) bool) bool {
 	for _, v := range values {

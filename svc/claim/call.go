@@ -24,14 +24,26 @@ const (
 	retryMost = 700 * time.Millisecond
 )
 
+// outages is told how calls go: an *outage.Log, or leaseOutages.
+type outages interface {
+	Failed(err error, advice string)
+	Answered()
+}
+
+// leaseOutages is for calls about leases alone, which every user may make: an
+// answer to one does not mean that the user may read and write keys.
+type leaseOutages struct{ *outage.Log }
+
+func (o leaseOutages) Answered() { o.Reached() }
+
 // retry paces calls to etcd that are sent again until they are answered.
 type retry struct {
-	away    *outage.Log
+	away    outages
 	tries   int
 	backoff backoff.ExponentialBackOff
 }
 
-func newRetry(away *outage.Log) *retry {
+func newRetry(away outages) *retry {
 	return &retry{away: away, backoff: backoff.ExponentialBackOff{
 		InitialInterval: 20 * time.Millisecond, Multiplier: 2, MaxInterval: retryMost, RandomizationFactor: 0.3,
 	}}
@@ -65,7 +77,7 @@ func (r *retry) pause(life context.Context, err error) error {
 
 // insist calls f until it succeeds or life ends. It is for calls that do no
 // harm when an earlier one turns out to have been carried out.
-func insist[T any](life context.Context, away *outage.Log, f func(context.Context) (T, error)) (T, error) {
+func insist[T any](life context.Context, away outages, f func(context.Context) (T, error)) (T, error) {
 	r := newRetry(away)
 	for {
 		var v T
@@ -90,6 +102,8 @@ func advice(err error) string {
 			"`etcdctl defrag` and `etcdctl alarm disarm`; then raise --quota-backend-bytes or lower DEDUP_WINDOW"
 	case errors.Is(err, rpctypes.ErrUserEmpty):
 		return "etcd wants a user: set ETCD_USERNAME and ETCD_PASSWORD"
+	case errors.Is(err, rpctypes.ErrAuthFailed):
+		return "etcd does not take the password any more: check ETCD_USERNAME and ETCD_PASSWORD"
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return "the etcd user needs read and write access to the prefix /service/<role>/"
 	case strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "):

@@ -49,11 +49,11 @@ func NewEtcd(kv clientv3.KV, lease clientv3.Lease, o Options) *Etcd {
 		kv: kv, role: o.Role, life: o.Life, log: o.Log, away: away,
 		instance: "claimed " + newInstance(),
 		sessions: &sessions{
-			lease: lease, ttl: o.TTL, work: o.Work, life: o.Life, log: o.Log, away: away,
+			lease: lease, ttl: o.TTL, work: o.Work, life: o.Life, log: o.Log, away: leaseOutages{away},
 			making: make(chan struct{}, 1),
 		},
 		retention: &retention{
-			lease: lease, window: o.Window, away: away,
+			lease: lease, window: o.Window, away: leaseOutages{away},
 			taking: make(chan struct{}, 1), ends: make(map[clientv3.LeaseID]*leaseEnd),
 		},
 	}

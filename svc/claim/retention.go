@@ -5,7 +5,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/outage"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -28,7 +27,7 @@ const (
 type retention struct {
 	lease  clientv3.Lease
 	window time.Duration // 0: for ever
-	away   *outage.Log
+	away   leaseOutages
 	taking chan struct{} // held by the one who takes
 
 	// Guarded by taking.

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -38,7 +37,7 @@ type sessions struct {
 	work  context.Context // the parent of every held context
 	life  context.Context // ends the calls
 	log   *slog.Logger
-	away  *outage.Log
+	away  leaseOutages
 
 	keep     context.Context // under life; while it lasts, leases are kept alive
 	stopKeep context.CancelFunc

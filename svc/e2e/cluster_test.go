@@ -215,9 +215,10 @@ func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 	return longest
 }
 
-// goesOnWithin is how soon new events are done after a leader was killed, with
-// much to spare. What etcd's leader had not answered is asked for again after
-// the 5 s that a call may take: that is the longest that is seen.
+// goesOnWithin is how soon new events must be done after a server was killed,
+// with much to spare. It takes 5 s when that was etcd's leader: what is
+// forwarded to it before another is elected is lost, and is asked for again
+// when the time of the first try is over.
 const goesOnWithin = 20 * time.Second
 
 // A node of the broker or a member of etcd is killed, the leaders first, and
@@ -260,6 +261,11 @@ func TestClusters(t *testing.T) {
 	c.fault("the node that the other replica is connected to", c.nodeOf(c.replicas[0]).Server)
 	c.emptied()
 	c.settle()
+	for _, queue := range []string{"orders-queue", "orders-queue.dead"} {
+		if n := c.depth(queue); n != 0 { // what a replica had not acknowledged is back in it
+			t.Errorf("%d messages are in %s", n, queue)
+		}
+	}
 	processed := 0
 	for _, s := range c.replicas {
 		processed += s.log.count("msg=processed")
@@ -294,8 +300,8 @@ func (c *cluster) fault(name string, goner *stack.Server) {
 		longestSilence(c.sink.all(), back, time.Now()).Round(time.Millisecond))
 }
 
-// emptied stops publishing and waits until nothing is in the queues, those
-// that were delivered and not acknowledged included.
+// emptied stops publishing and waits until nothing is in the queues, not even
+// what was delivered and not acknowledged. The broker counts that every 5 s.
 func (c *cluster) emptied() {
 	c.t.Helper()
 	c.stopPublishing()
@@ -307,4 +313,26 @@ func (c *cluster) emptied() {
 		}
 		return nil
 	})
+}
+
+// A node that is cut off from the others lets clients in, and can do nothing
+// for them: the service goes on to the next, with its dead letters too.
+func TestCutOffNode(t *testing.T) {
+	c := newCluster(t)
+	// The others' cookie is wrong from now on: to Erlang, there is no way to them.
+	if out, err := c.nodes[0].Ctl(t.Context(), "eval",
+		"[begin erlang:set_cookie(N, wrong), erlang:disconnect_node(N) end || N <- nodes()]."); err != nil || out != "[true,true]" {
+		t.Fatal(out, err)
+	}
+	s := c.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=quorum")
+	s.waitLog("no connection to the broker", fmt.Sprintf("127.0.0.1:%d", c.nodes[0].Port()))
+	s.waitLog("msg=consuming", fmt.Sprintf("broker=127.0.0.1:%d", c.nodes[1].Port()))
+	c.publishBodies(append(orders("c", 20), "poison")...)
+	s.waitLogs(20, "msg=processed")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	if letters, left := c.depth("orders-queue.dead"), c.depth("orders-queue"); letters != 1 || left != 0 {
+		t.Errorf("%d dead letters, want 1; %d messages are left", letters, left)
+	}
+	c.wantAllDone("orders", 20)
 }

@@ -59,7 +59,7 @@ func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars
 	}
 	t.Cleanup(func() { rabbit.Close() })
 
-	w := &world{env: newEnvOn(t, rabbit.URL(), etcd), rabbit: rabbit, brokers: []string{rabbit.URL()}, etcdServer: etcd, copiesOfEachEvent: 2, pause: 10 * time.Millisecond}
+	w := &world{env: newEnvOn(t, rabbit.URL(), etcd), rabbit: rabbit, brokers: []string{rabbit.URL()}, etcdServer: etcd, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
 	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
 	w.toEtcd = newProxy(t, etcd.Endpoint())
 	w.amqpURL, w.etcdAt = "amqp://guest:guest@"+w.toRabbit.Listen+"/", w.toEtcd.Listen

@@ -56,3 +56,14 @@ func (l *Log) Answered() {
 	l.log.Info(l.server+" is back", "away", time.Since(l.since).Round(time.Millisecond))
 	l.since, l.last = time.Time{}, ""
 }
+
+// Reached notes an answer to a call that needs less than others do: it says
+// nothing about what was advised, so it ends only an outage without advice.
+func (l *Log) Reached() {
+	l.mu.Lock()
+	advised := l.last != ""
+	l.mu.Unlock()
+	if !advised {
+		l.Answered()
+	}
+}

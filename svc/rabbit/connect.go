@@ -37,17 +37,20 @@ type Server struct {
 type connection struct {
 	*amqp.Connection
 	addr    string
+	next    int // the URL to try first when this one's broker turns out to be of no use
 	raw     net.Conn
 	goodbye time.Duration
 }
 
-// dial connects to the first URL that answers. What it returns for an error is
-// a refusal only if every broker refused.
-func (s Server) dial(ctx context.Context, name string) (*connection, error) {
+// dial connects to the first URL that answers, counted from that one. What it
+// returns for an error is a refusal only if every broker refused.
+func (s Server) dial(ctx context.Context, name string, from int) (*connection, error) {
 	var last error
-	for _, url := range s.URLs {
-		c, err := s.dialURL(ctx, url, name)
+	for i := range s.URLs {
+		at := (from + i) % len(s.URLs)
+		c, err := s.dialURL(ctx, s.URLs[at], name)
 		if err == nil {
+			c.next = (at + 1) % len(s.URLs)
 			return c, nil
 		}
 		if last == nil || !refused(err) {
@@ -100,8 +103,11 @@ func (s Server) dialURL(ctx context.Context, url, name string) (*connection, err
 // advice says what to look at when a connection fails for a reason that does
 // not pass by itself.
 func advice(scheme string, err error) string {
-	if text := err.Error(); scheme == "amqps" && (strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ")) {
-		return ": check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate"
+	switch text := err.Error(); {
+	case scheme == "amqps" && (strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ")):
+		return ": check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
+	case scheme == "amqp" && strings.Contains(text, amqp.ErrSyntax.Error()):
+		return ": check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"
 	}
 	return ""
 }
@@ -136,6 +142,9 @@ func (c deadlineConn) Write(b []byte) (int, error) {
 	}
 	return c.Conn.Write(b)
 }
+
+// checkAccess is what to do about a refusal.
+const checkAccess = "check the user, the password and the virtual host in AMQP_URL, and the user's permissions (rabbitmqctl list_permissions)"
 
 // refused reports whether the broker has said no: to the user, or to the
 // virtual host. A handshake that it breaks off because it goes down looks just

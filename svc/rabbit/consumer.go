@@ -35,6 +35,7 @@ type Consumer struct {
 	watching sync.WaitGroup // goroutines that listen to a channel's end
 	room     chan struct{}
 	consumed bool // ever
+	from     int  // the URL to try first
 }
 
 // Status is told whether the consumer has a connection (PartBroker), and
@@ -76,11 +77,14 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return err
 		}
 		if refusals == mostRefusals {
-			return fmt.Errorf("the broker refused %d times in a row: check the user, the password and the virtual host in AMQP_URL, "+
-				"and the user's permissions (rabbitmqctl list_permissions): %w", refusals, err)
+			return fmt.Errorf("the broker refused %d times in a row: %s: %w", refusals, checkAccess, err)
 		}
 		pause := wait.NextBackOff()
-		c.Log.Warn("no connection to the broker", "error", err, "next try in", pause.Round(time.Millisecond))
+		line := []any{"error", err, "next try in", pause.Round(time.Millisecond)}
+		if refused(err) {
+			line = append(line, "mend", checkAccess)
+		}
+		c.Log.Warn("no connection to the broker", line...)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
@@ -93,7 +97,7 @@ var errStopping = errors.New("stopping")
 // session is one connection, from dialing to its end. It reports whether any
 // delivery came, and why it ended.
 func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
-	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer")
+	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer", c.from)
 	if err != nil {
 		return false, err
 	}
@@ -106,9 +110,11 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		ch, deliveries, gone, err = c.open(conn)
 		return err
 	}); err != nil {
-		return false, err
+		// A node that is cut off from its cluster lets us in, and that is all.
+		c.from = conn.next
+		return false, fmt.Errorf("the broker at %s: %w", conn.addr, err)
 	}
-	c.consumed = true
+	c.consumed, c.from = true, 0
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 

@@ -20,8 +20,9 @@ type DeadLetters struct {
 	server   Server
 	topology Topology
 	away     *outage.Log
-	dialing  chan struct{} // held by the one who reads or writes current
+	dialing  chan struct{} // held by the one who reads or writes what follows
 	current  *publisher
+	from     int // the URL to try first
 }
 
 // NewDeadLetters connects to nothing yet.
@@ -58,7 +59,7 @@ func (l *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 // mend says what to do about an error that does not pass by itself.
 func mend(err error) string {
 	if refused(err) {
-		return "check the user's permissions (rabbitmqctl list_permissions): dead letters go through the exchange amq.default"
+		return checkAccess + ": dead letters go through the exchange amq.default"
 	}
 	return ""
 }
@@ -83,10 +84,11 @@ func (l *DeadLetters) publisher(ctx context.Context) (*publisher, error) {
 		if l.current.err() == nil {
 			return l.current, nil
 		}
+		l.from = l.current.conn.next
 		l.current.close()
 		l.current = nil
 	}
-	conn, err := l.server.dial(ctx, l.topology.DeadQueue()+" publisher")
+	conn, err := l.server.dial(ctx, l.topology.DeadQueue()+" publisher", l.from)
 	if err != nil {
 		return nil, err
 	}
@@ -95,8 +97,9 @@ func (l *DeadLetters) publisher(ctx context.Context) (*publisher, error) {
 		ch, err = l.open(conn)
 		return err
 	}); err != nil {
+		l.from = conn.next
 		conn.close()
-		return nil, err
+		return nil, fmt.Errorf("the broker at %s: %w", conn.addr, err)
 	}
 	l.current = newPublisher(conn, ch, l.topology.DeadQueue(), l.away)
 	return l.current, nil

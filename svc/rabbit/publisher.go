@@ -29,6 +29,7 @@ type publisher struct {
 	number  uint64                // of the message published last
 	waiting map[uint64]chan error // by number
 	failed  error
+	nacked  bool          // the broker could not store a message
 	blocked chan struct{} // nil: the broker takes messages; closed when it does again
 }
 
@@ -81,9 +82,15 @@ func (p *publisher) listen(closed <-chan *amqp.Error, blocked <-chan amqp.Blocki
 	}
 }
 
+// err says why to publish elsewhere. A broker that has refused a message may be
+// cut off from those that would store it; what it may still confirm is waited
+// for, or it would be published twice.
 func (p *publisher) err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.failed == nil && p.nacked && len(p.waiting) == 0 {
+		return errNacked
+	}
 	return p.failed
 }
 
@@ -108,6 +115,7 @@ func (p *publisher) confirm(c amqp.Confirmation) {
 		if c.Ack {
 			answer <- nil
 		} else {
+			p.nacked = true
 			answer <- errNacked
 		}
 	}
@@ -188,7 +196,7 @@ func (p *publisher) send(msg amqp.Publishing) (answer chan error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.ch.Publish("", p.queue, true, false, msg); err != nil {
+	if err := p.ch.Publish("", p.queue, true, false, fit(msg, p.conn.Config.FrameSize)); err != nil {
 		p.fail(fmt.Errorf("publish to %s: %w", p.queue, err))
 	}
 	return answer, nil
