@@ -107,7 +107,7 @@ func advice(err error) string {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
 		return "the etcd user needs read and write access to the prefix /service/<role>/"
 	case strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "):
-		return "the TLS handshake failed: check ETCD_CACERT, ETCD_CERT and ETCD_KEY"
+		return "the TLS handshake failed: if etcd is up, check ETCD_CACERT, ETCD_CERT and ETCD_KEY"
 	}
 	return ""
 }

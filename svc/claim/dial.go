@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"regexp"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 )
 
@@ -29,13 +32,30 @@ type Server struct {
 // withReason keeps why a call could not be sent before its deadline, a bad
 // certificate for one: of an error with the code DeadlineExceeded the client
 // leaves nothing but that.
-func withReason(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	err := invoke(ctx, method, req, reply, conn, opts...)
-	if s := status.Convert(err); s.Code() == codes.DeadlineExceeded && strings.Contains(s.Message(), "connection error") {
-		return status.Error(codes.FailedPrecondition, s.Message())
+func withReason(secure bool) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := invoke(ctx, method, req, reply, conn, opts...)
+		s := status.Convert(err)
+		if s.Code() != codes.DeadlineExceeded || !strings.Contains(s.Message(), "latest balancer error: ") {
+			return err
+		}
+		reason := s.Message()
+		if secure && brokenOff.MatchString(reason) {
+			reason += inHandshake
+		}
+		return status.Error(codes.FailedPrecondition, reason)
 	}
-	return err
 }
+
+// brokenOff is what is left, every other time, of a server that does not take
+// our certificate: in TLS 1.3 it says so when we are writing already.
+var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
+
+const inHandshake = " (tls: broken off)"
+
+// gRPC's own log is for those who debug gRPC: what goes wrong comes back as
+// errors, and those are logged where they stop.
+func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) }
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
 // token first, and Dial waits for that; otherwise it asks nothing. It fails
@@ -51,12 +71,11 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		// longer than an etcd that is alive takes to answer.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		PermitWithoutStream:  true,
 		Logger:               zap.NewNop(), // its errors are logged where they stop
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
 			MinConnectTimeout: time.Second,
-		}), grpc.WithChainUnaryInterceptor(withReason)},
+		}), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
 	}
 	if server.Username == "" {
 		return clientv3.New(cfg)

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -94,4 +95,14 @@ func (a *authority) client(p pair) *tls.Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(a.cert)
 	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}
+}
+
+// secret is a part of the key as it is in its file.
+func (p pair) secret(t *testing.T) string {
+	t.Helper()
+	key, err := os.ReadFile(p.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Split(string(key), "\n")[1]
 }

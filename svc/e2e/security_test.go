@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -23,10 +25,11 @@ func TestTLS(t *testing.T) {
 	defer cancel()
 	ours, theirs := newAuthority(t), newAuthority(t)
 	good := ours.issue("good", time.Now().Add(time.Hour))
+	broker := ours.issue("broker", time.Now().Add(time.Hour))
 	expired := ours.issue("expired", time.Now().Add(-time.Hour))
 	foreign := theirs.issue("foreign", time.Now().Add(time.Hour))
 
-	rabbit, err := stack.StartRabbit(ctx, filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{Cert: good.cert, Key: good.key, CACert: ours.file})
+	rabbit, err := stack.StartRabbit(ctx, filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{Cert: broker.cert, Key: broker.key, CACert: ours.file})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,73 +70,118 @@ func TestTLS(t *testing.T) {
 	s.waitLog("msg=dead-lettered")
 	e.wantAllDone("orders", 3)
 	s.stop()
+	s.wantNoSecrets(good.secret(t))
 
 	etcdAdvice, amqpAdvice := "check ETCD_CACERT, ETCD_CERT and ETCD_KEY", "check AMQP_CACERT, AMQP_CERT and AMQP_KEY"
 	plain := []string{"ENABLE_ETCD=false"}
-	for name, tt := range map[string]struct {
+	bad := map[string]struct {
 		vars []string
 		want []string // in one line
 	}{
 		"etcd: another authority":              {vars(theirs.file, good), []string{"etcd is away", "unknown authority", etcdAdvice}},
+		"etcd: another authority, users":       {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is away", "unknown authority", etcdAdvice}},
 		"etcd: expired certificate":            {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is away", "expired", etcdAdvice}},
 		"etcd: certificate of somebody else":   {vars(ours.file, foreign), []string{"etcd is away", "tls: ", etcdAdvice}},
 		"broker: another authority":            {append(vars(theirs.file, good), plain...), []string{"no connection to the broker", "unknown authority", amqpAdvice}},
 		"broker: expired certificate":          {append(vars(ours.file, expired), plain...), []string{"no connection to the broker", "expired", amqpAdvice}},
 		"broker: certificate of somebody else": {append(vars(ours.file, foreign), plain...), []string{"no connection to the broker", "tls: ", amqpAdvice}},
 		"broker: no certificate":               {append(plain, "AMQP_CACERT="+ours.file), []string{"no connection to the broker", "certificate required", amqpAdvice}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			s := (&env{t: t, amqpURL: e.amqpURL, etcdAt: e.etcdAt, statsd: statsd}).start("orders", tt.vars...)
-			t.Log(s.waitLog(tt.want...))
-			s.alive()
-			s.stop()
-			if strings.Contains(s.log.String(), "PRIVATE KEY") || s.log.count("msg=consuming") > 0 {
-				t.Errorf("it consumed, or shows a key:\n%s", s.log.String())
-			}
-		})
+		"broker: no TLS where there must be": {
+			append(plain, "AMQP_URL=amqp"+strings.TrimPrefix(rabbit.TLSURL(), "amqps")), []string{"no connection to the broker", "must begin with amqps://"}},
+		"broker: TLS where there is none": {
+			append(plain, "AMQP_CACERT="+ours.file, "AMQP_URL=amqps"+strings.TrimPrefix(rabbit.URL(), "amqp")), []string{"no connection to the broker", amqpAdvice, "port in AMQP_URL"}},
+	}
+	t.Run("wrong", func(t *testing.T) {
+		for name, tt := range bad {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				s := (&env{t: t, amqpURL: e.amqpURL, etcdAt: e.etcdAt, statsd: statsd}).start("orders", tt.vars...)
+				t.Log(s.waitLog(tt.want...))
+				s.alive()
+				s.stop()
+				s.wantNoSecrets("s3cret", good.secret(t), foreign.secret(t))
+				if s.log.count("msg=consuming") > 0 {
+					t.Errorf("it consumed:\n%s", s.log.String())
+				}
+			})
+		}
+	})
+
+	// The broker's own certificate runs out, and is renewed: the service waits.
+	renew := func(until time.Time) {
+		t.Helper()
+		ours.issue("broker", until) // in the same files
+		if _, err := rabbit.Ctl(ctx, "eval", "ssl:clear_pem_cache()."); err != nil {
+			t.Fatal(err)
+		}
+	}
+	renew(time.Now().Add(-time.Minute))
+	s = e.start("orders", vars(ours.file, good)...)
+	t.Log(s.waitLog("no connection to the broker", "certificate has expired", amqpAdvice))
+	s.alive()
+	renew(time.Now().Add(time.Hour))
+	s.waitLog("msg=consuming")
+	s.stop()
+	s.wantNoSecrets(good.secret(t))
+}
+
+// wantNoSecrets checks that the log shows none of them.
+func (s *service) wantNoSecrets(secrets ...string) {
+	s.t.Helper()
+	for _, secret := range secrets {
+		if strings.Contains(s.log.String(), secret) {
+			s.t.Errorf("%q is in the log of %s:\n%s", secret, s.name, s.log.String())
+		}
 	}
 }
 
 // The rights that the README names are enough, and none of them is too many.
 func TestBrokerPermissions(t *testing.T) {
+	t.Parallel() // it shares nothing
 	const configure, write, read = `^(events|orders-queue(\.dead)?)$`, `^(orders-queue|amq\.default)$`, `^(events|orders-queue)$`
-	for name, tt := range map[string]struct{ configure, write, read, log string }{
-		"enough":                {configure, write, read, ""},
-		"no exchange":           {`^orders-queue(\.dead)?$`, write, read, "access to exchange 'events'"},
-		"no dead queue":         {`^(events|orders-queue)$`, write, read, "access to queue 'orders-queue.dead'"},
-		"no binding":            {configure, `^amq\.default$`, read, "access to queue 'orders-queue'"},
-		"no reading of events":  {configure, write, `^orders-queue$`, "access to exchange 'events'"},
-		"no consuming":          {configure, write, `^events$`, "access to queue 'orders-queue'"},
-		"no letters to be dead": {configure, `^orders-queue$`, read, "access to exchange 'amq.default'"},
-	} {
+	others := strings.NewReplacer("orders", "notify")
+	tests := map[string]struct{ role, configure, write, read, log string }{
+		"enough":                {"orders", configure, write, read, ""},
+		"enough for notify":     {"notify", others.Replace(configure), others.Replace(write), others.Replace(read), ""},
+		"no exchange":           {"orders", `^orders-queue(\.dead)?$`, write, read, "access to exchange 'events'"},
+		"no queue":              {"orders", `^(events|orders-queue\.dead)$`, write, read, "access to queue 'orders-queue'"},
+		"no dead queue":         {"orders", `^(events|orders-queue)$`, write, read, "access to queue 'orders-queue.dead'"},
+		"no binding":            {"orders", configure, `^amq\.default$`, read, "access to queue 'orders-queue'"},
+		"no reading of events":  {"orders", configure, write, `^orders-queue$`, "access to exchange 'events'"},
+		"no consuming":          {"orders", configure, write, `^events$`, "access to queue 'orders-queue'"},
+		"no letters to be dead": {"orders", configure, `^orders-queue$`, read, "access to exchange 'amq.default'"},
+		"of the other role":     {"notify", configure, write, read, "access to queue 'notify-queue'"},
+	}
+	vhosts := make(map[string]string)
+	var users []string
+	for name, tt := range tests {
+		vhosts[name] = newVhost(t)
+		users = append(users, addUser(vhosts[name]), permit(vhosts[name], tt.configure, tt.write, tt.read))
+	}
+	broker(t, users...)
+	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBrinkWith(t, stack.EtcdOptions{})
-			vhost := b.amqpURL[strings.LastIndex(b.amqpURL, "/")+1:]
-			user := "orders-" + vhost
-			for _, args := range [][]string{
-				{"add_user", user, "s3cret"}, {"set_permissions", "-p", vhost, user, tt.configure, tt.write, tt.read},
-			} {
-				if _, err := shared.rabbit.Ctl(t.Context(), args...); err != nil {
-					t.Fatal(err)
-				}
-			}
-			s := b.start("orders", "LOG_LEVEL=debug", "AMQP_URL="+strings.Replace(b.amqpURL, "guest:guest", user+":s3cret", 1))
+			t.Parallel()
+			e := newBrokerEnv(t, vhosts[name], tt.role)
+			s := e.start(tt.role, "LOG_LEVEL=debug")
 			switch {
 			case tt.log == "":
-				b.publishBodies(orders("p", 3)...)
-				b.publishBodies("poison")
+				e.publishBodies(orders("p", 3)...)
+				e.publishBodies("poison")
 				s.waitLogs(3, "msg=processed")
 				s.waitLog("msg=dead-lettered")
 				s.stop()
+				if n := s.log.count("level=WARN"); n > 0 {
+					t.Errorf("%d warnings", n)
+				}
 			case strings.Contains(tt.log, "amq.default"): // the good events go on
-				b.publishBodies("poison")
-				b.publishBodies(orders("p", 3)...)
+				e.publishBodies("poison")
+				e.publishBodies(orders("p", 3)...)
 				s.waitLog("the dead queue is away", tt.log, "user's permissions")
 				s.waitLogs(3, "msg=processed")
 				s.stop()
 				eventually(t, "the poison is still there", func() error {
-					if b.depth("orders-queue") != 1 {
+					if e.depth("orders-queue") != 1 {
 						return errNotYet
 					}
 					return nil
@@ -142,11 +190,86 @@ func TestBrokerPermissions(t *testing.T) {
 				s.wantExit(1)
 				s.waitLog("level=ERROR", tt.log, "user's permissions")
 			}
-			if strings.Contains(s.log.String(), "s3cret") {
-				t.Errorf("the password is in the log:\n%s", s.log.String())
-			}
+			s.wantNoSecrets("s3cret")
 		})
 	}
+}
+
+// A service that has consumed waits when it is not let in any more, says in each
+// line what to do, and goes on when that is done. One that has not gives up.
+func TestBrokerAccessWithdrawn(t *testing.T) {
+	t.Parallel() // it shares nothing
+	vhost := newVhost(t)
+	broker(t, addUser(vhost), permit(vhost, ".*", ".*", ".*"))
+	e := newBrokerEnv(t, vhost, "orders")
+	// The broker takes 3 s to refuse a password.
+	wrong := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL="+strings.Replace(e.amqpURL, "s3cret", "wr0ng", 1))
+	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
+	s := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL=amqp://user-"+vhost+":s3cret@"+way.Listen+"/"+vhost)
+	e.publishBodies("poison") // a connection for dead letters, too
+	s.waitLog("msg=dead-lettered")
+	for i, tt := range []struct {
+		withdraw, giveBack, says string
+		lines                    int
+	}{
+		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "username or password not allowed", 1},
+		{permit(vhost, "", "", ""), permit(vhost, ".*", ".*", ".*"), "ACCESS_REFUSED", 6},
+	} {
+		broker(t, tt.withdraw)
+		way.cut()
+		way.mend()
+		s.waitLogs(tt.lines, "no connection to the broker", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
+		s.alive()
+		broker(t, tt.giveBack)
+		s.waitLogs(i+2, "msg=consuming")
+		e.publishBodies("poison")
+		s.waitLogs(i+2, "msg=dead-lettered")
+	}
+	s.stop()
+	wrong.wantExit(1)
+	wrong.waitLog("level=ERROR", "refused 5 times in a row", "the password", "AMQP_URL")
+	s.wantNoSecrets("s3cret", "0ther")
+	wrong.wantNoSecrets("s3cret", "wr0ng")
+}
+
+// newBrokerEnv is an env without etcd, in a virtual host of the shared broker,
+// as the user that addUser has made there.
+func newBrokerEnv(t *testing.T, vhost, role string) *env {
+	t.Helper()
+	statsd, err := stack.StartStatsd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { statsd.Close() })
+	direct := shared.rabbit.URL() + vhost
+	e := &env{
+		t: t, directAMQP: direct, amqpURL: strings.Replace(direct, "guest:guest", "user-"+vhost+":s3cret", 1),
+		etcdAt: "127.0.0.1:1", statsd: statsd,
+	}
+	e.topology(role)
+	return e
+}
+
+// broker does to the shared broker's users what rabbitmqctl does with add_user,
+// change_password and set_permissions, all at once: each run of it takes a
+// second.
+func broker(t *testing.T, erlang ...string) {
+	t.Helper()
+	if _, err := shared.rabbit.Ctl(t.Context(), "eval", strings.Join(erlang, ", ")+"."); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func addUser(vhost string) string {
+	return fmt.Sprintf(`rabbit_auth_backend_internal:add_user(<<"user-%s">>, <<"s3cret">>, <<"test">>)`, vhost)
+}
+
+func setPassword(vhost, password string) string {
+	return fmt.Sprintf(`rabbit_auth_backend_internal:change_password(<<"user-%s">>, <<%q>>, <<"test">>)`, vhost, password)
+}
+
+func permit(vhost, configure, write, read string) string {
+	return fmt.Sprintf(`rabbit_auth_backend_internal:set_permissions(<<"user-%s">>, <<%q>>, <<%q>>, <<%q>>, <<%q>>, <<"test">>)`, vhost, vhost, configure, write, read)
 }
 
 // etcd with users: one who may read and write what is below the service's
@@ -217,33 +340,144 @@ func TestEtcdPermissions(t *testing.T) {
 	anonymous.waitLog("etcd is away", "set ETCD_USERNAME and ETCD_PASSWORD")
 	anonymous.stop()
 	for _, s := range []*service{s, next, stranger, nobody, anonymous} {
-		for _, secret := range []string{"s3cret", "wr0ng", "r00t"} {
-			if strings.Contains(s.log.String(), secret) {
-				t.Errorf("a password is in the log of %s", s.name)
-			}
-		}
+		s.wantNoSecrets("s3cret", "wr0ng", "r00t")
 	}
 }
 
-// A stranger who may publish cannot fill the log.
-func TestLogLinesAreBounded(t *testing.T) {
+// With etcd as with the broker: who is not let in any more waits, says once what
+// to do, and goes on when that is done.
+func TestEtcdAccessWithdrawn(t *testing.T) {
 	b := newBrink(t)
-	sink := newSink(t, func(post) int { return http.StatusBadRequest })
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
-	long := strings.Repeat("x", 1<<20)
-	b.publishBodies(
-		fmt.Sprintf(`{"type":%q,"id":"1"}`, long), // ignored
-		fmt.Sprintf(`{"type":"new_order","id":%q}`, long),
-		fmt.Sprintf(`{"type":"new_order",%q:1}`, long),
-		long,
-		fmt.Sprintf(`{"type":"new_order","id":%q}`, strings.Repeat("\x01", 512)),
-	)
-	s.waitLog("msg=ignored")
-	s.waitLogs(4, "msg=dead-lettered")
-	s.stop()
-	for line := range strings.Lines(s.log.String()) {
-		if len(line) > 8<<10 {
-			t.Errorf("a line of %d bytes: %.300s…", len(line), line)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
 		}
+	}
+	const prefix = "/service/orders/"
+	end, all := clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite)
+	must(b.etcd.UserAdd(ctx, "root", "r00t"))
+	must(b.etcd.UserGrantRole(ctx, "root", "root"))
+	must(b.etcd.UserAdd(ctx, "orders", "s3cret"))
+	must(b.etcd.RoleAdd(ctx, "orders"))
+	must(b.etcd.RoleGrantPermission(ctx, "orders", prefix, end, all))
+	must(b.etcd.UserGrantRole(ctx, "orders", "orders"))
+	must(b.etcd.AuthEnable(ctx))
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Username: "root", Password: "r00t", Logger: zap.NewNop()})
+	must(root, err)
+	defer root.Close()
+
+	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
+	b.publishBodies(orders("before", 2)...)
+	s.waitLogs(2, "msg=processed")
+
+	must(root.UserChangePassword(ctx, "orders", "0ther"))
+	b.publishBodies(orders("locked", 2)...)
+	s.waitLog("etcd is away", "check ETCD_USERNAME and ETCD_PASSWORD")
+	s.alive()
+	must(root.UserChangePassword(ctx, "orders", "s3cret"))
+	s.waitLogs(2, "msg=processed", "id=locked")
+
+	must(root.RoleRevokePermission(ctx, "orders", prefix, end))
+	b.publishBodies(orders("denied", 2)...)
+	advice := "the etcd user needs read and write access to the prefix /service/<role>/"
+	s.waitLog("etcd is away", "permission denied", advice)
+	s.waitLogs(s.log.count("claim session opened")+4, "claim session opened") // it tries again, each time under another
+	if away, back := s.log.count("etcd is away", advice), s.log.count("etcd is back"); away != 1 || back != 1 {
+		t.Errorf("etcd is said to be away for that %d times, and back %d times, want 1, 1:\n%s", away, back, s.log.tail(20))
+	}
+	must(root.RoleGrantPermission(ctx, "orders", prefix, end, all))
+	s.waitLogs(2, "msg=processed", "id=denied")
+	s.waitLogs(2, "etcd is back")
+	s.stop()
+	s.wantNoSecrets("s3cret", "0ther", "r00t")
+}
+
+// No password is shown, in whatever way the value around it is wrong.
+func TestBadValuesShowNoPassword(t *testing.T) {
+	t.Parallel() // it shares nothing
+	for _, bad := range []string{
+		"AMQP_URL=guest:s3cret@localhost:5672", // no scheme
+		"AMQP_URL=amqp://u:s3,cret@localhost/", // a comma separates URLs
+		"AMQP_URL=amqp://u:s3%cret@localhost/",
+		"AMQP_URL=amqp://u:s3/cret@localhost/",
+		"AMQP_URL=amqp://a:s3cret@localhost:x,amqp://b:s3cret@localhost:y",
+		"AMQP_URL=amqp://a:s3@cret@localhost:x",
+		"WEBHOOK_URL=u:s3cret@localhost/hook",
+		"WEBHOOK_URL=ftp://u:s3cret@localhost/",
+		"ETCD_ENDPOINTS=http://u:s3cret@localhost:2379",
+		"ETCD_PASSWORD=s3cret", // without a user
+	} {
+		t.Run(bad, func(t *testing.T) {
+			cmd := exec.Command(shared.bin)
+			cmd.Env = []string{"SERVICE_NAME=orders", bad}
+			s := startCommand(t, "bad", cmd)
+			s.wantExit(2)
+			name, _, _ := strings.Cut(bad, "=")
+			s.waitLog("allowed is")
+			if text := s.log.String(); !strings.Contains(text, name) || strings.Contains(text, "s3") || strings.Contains(text, "cret@") {
+				t.Errorf("it says:\n%s", text)
+			}
+		})
+	}
+}
+
+// A stranger who may publish cannot fill the log, nor write lines of his own.
+func TestLogLinesAreBounded(t *testing.T) {
+	for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
+		t.Run(format, func(t *testing.T) {
+			b := newBrink(t)
+			sink := newSink(t, func(post) int { return http.StatusBadRequest })
+			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "LOG_FORMAT="+format)
+			long := strings.Repeat("x", 1<<20)
+			forged := `\nlevel=ERROR msg=forged`
+			b.publishBodies(
+				fmt.Sprintf(`{"type":%q,"id":"1"}`, long), // ignored
+				fmt.Sprintf(`{"type":"%s","id":"%s"}`, strings.Repeat(`\u0001`, 1<<17), strings.Repeat(`\u0001`, 512)),
+				fmt.Sprintf(`{"type":"%s","id":"%s"}`, forged, forged),
+				fmt.Sprintf(`{"type":"new_order","id":%q}`, long),
+				fmt.Sprintf(`{"type":"new_order",%q:1}`, long),
+				long,
+				fmt.Sprintf(`{"type":"new_order","id":"%s"}`, strings.Repeat(`\u0001`, 512)),
+				fmt.Sprintf(`{"type":"new_order","id":"%s"}`, forged),
+			)
+			s.waitLogs(3, "ignored")
+			s.waitLogs(5, "dead-lettered")
+			s.stop()
+			for line := range strings.Lines(s.log.String()) {
+				if len(line) > 10<<10 || !strings.HasPrefix(line, begin) {
+					t.Errorf("a line of %d bytes: %.300s…", len(line), line)
+				}
+			}
+		})
+	}
+}
+
+// AMQP has one frame for all headers of a message. A stranger can fill it; the
+// dead letter says all the same what was wrong, and keeps what it has room for.
+func TestDeadLetterOfHugeHeaders(t *testing.T) {
+	b := newBrink(t)
+	s := b.start("orders", "ENABLE_ETCD=true")
+	s.waitLog("msg=consuming")
+	huge := plumber("not an event")
+	huge.Headers = amqp.Table{"huge": strings.Repeat("h", 130_900), "trace": "t1"}
+	b.publish(huge)
+	b.publishBodies(orders("behind", 3)...)
+	s.waitLogs(3, "msg=processed")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	letters := b.deadLetters("orders")
+	if len(letters) != 1 || b.depth("orders-queue") != 0 {
+		t.Fatalf("%d dead letters, %d events are left", len(letters), b.depth("orders-queue"))
+	}
+	got := letters[0].Headers
+	if got["huge"] != nil || got["trace"] != "t1" || got["x-reason"] != "malformed" || got["x-error"] == nil || got["x-dropped-headers"] != int32(1) ||
+		string(letters[0].Body) != "not an event" || letters[0].AppId != "plumber" {
+		t.Errorf("the dead letter is %.1000v", letters[0])
+	}
+	if n := s.log.count("level=WARN"); n > 0 {
+		t.Errorf("%d warnings", n)
 	}
 }

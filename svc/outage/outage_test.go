@@ -113,3 +113,23 @@ func TestManyCallers(t *testing.T) {
 		t.Errorf("%d lines, want 2:\n%s", n, lines)
 	}
 }
+
+// What answers calls that need less does not end an outage that has an advice.
+func TestReached(t *testing.T) {
+	log, lines := newLog("etcd", "events wait")
+	log.Failed(errors.New("refused"), "")
+	log.Reached()
+	log.Failed(errors.New("permission denied"), "grant it")
+	log.Reached()
+	log.Failed(errors.New("permission denied"), "grant it")
+	log.Answered()
+	log.Reached()
+	want := `level=WARN msg="etcd is away: events wait" error=refused
+level=INFO msg="etcd is back" away=0s
+level=WARN msg="etcd is away: events wait" error="permission denied" mend="grant it"
+level=INFO msg="etcd is back" away=0s
+`
+	if diff := cmp.Diff(want, lines.String()); diff != "" {
+		t.Errorf("log (-want +got):\n%s", diff)
+	}
+}

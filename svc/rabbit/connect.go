@@ -106,7 +106,7 @@ func advice(scheme string, err error) string {
 	switch text := err.Error(); {
 	case scheme == "amqps" && (strings.Contains(text, "tls: ") || strings.Contains(text, "x509: ")):
 		return ": check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
-	case scheme == "amqp" && strings.Contains(text, amqp.ErrSyntax.Error()):
+	case scheme == "amqp" && strings.Contains(text, amqp.ErrFrame.Reason):
 		return ": check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"
 	}
 	return ""

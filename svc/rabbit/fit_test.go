@@ -12,14 +12,14 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// frames runs an AMQP connection against a pipe far enough to see the frame that
-// a message's properties become.
+// propertiesFrame has the library publish msg to a broker that agrees to
+// everything, and returns the frame that its properties became.
 func propertiesFrame(t *testing.T, msg amqp.Publishing) []byte {
 	t.Helper()
 	client, server := net.Pipe()
 	defer client.Close()
 	seen := make(chan []byte, 1)
-	go func() { // a broker that agrees to everything
+	go func() {
 		defer server.Close()
 		reply := func(channel byte, method ...byte) {
 			frame := append([]byte{1, 0, channel, 0, 0, byte(len(method) >> 8), byte(len(method))}, method...)
