@@ -94,8 +94,9 @@ func newEtcd(name, dir string) (*Etcd, error) {
 		return nil, err
 	}
 	e := &Etcd{Server: server}
-	// The environment is empty: etcd must not find settings there.
-	e.command = &exec.Cmd{Path: exe, Args: []string{etcdName, e.configFile()}, Env: []string{}}
+	// No other environment: etcd must not find settings there. GOGC is as
+	// docker-compose.yaml has it, and why.
+	e.command = &exec.Cmd{Path: exe, Args: []string{etcdName, e.configFile()}, Env: []string{"GOGC=200"}}
 	e.ready = e.awaitServing
 	if err := e.reserve(&e.client, &e.peer); err != nil {
 		return nil, errors.Join(err, e.Close())
