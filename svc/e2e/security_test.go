@@ -111,6 +111,9 @@ func TestTLS(t *testing.T) {
 	renew := func(until time.Time) {
 		t.Helper()
 		ours.issue("broker", until) // in the same files
+		// A deadline of its own: the parallel tests above may have waited long.
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
 		if _, err := rabbit.Ctl(ctx, "eval", "ssl:clear_pem_cache()."); err != nil {
 			t.Fatal(err)
 		}
