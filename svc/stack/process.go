@@ -73,7 +73,8 @@ func start(cmd *exec.Cmd) (*process, error) {
 	return p, nil
 }
 
-// killTimeout is how long the kernel may take to clear a process away.
+// killTimeout is how long the kernel may take to clear a process away, or to
+// stop one.
 const killTimeout = 10 * time.Second
 
 // kill ends the command and its children by SIGKILL and waits until they are gone.
@@ -92,6 +93,20 @@ func (p *process) signal(sig syscall.Signal) error {
 	default:
 		return syscall.Kill(-p.group, sig)
 	}
+}
+
+// pause sends SIGSTOP and waits until it has done its work: a thread that runs
+// on another processor goes on, and may answer, until the kernel interrupts it.
+func (p *process) pause() error {
+	if err := p.signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	for end := time.Now().Add(killTimeout); !stopped(p.group); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return errors.New("it does not stop")
+		}
+	}
+	return nil
 }
 
 // ended is the error of a process that is gone and should not be.

@@ -133,9 +133,14 @@ func (s *Server) Stop(ctx context.Context) error {
 }
 
 // Pause stops the server where it is (SIGSTOP): its connections stay open and
-// nothing answers, as when a machine hangs or a network swallows packets.
+// nothing answers, as when a machine hangs or a network swallows packets. It
+// returns when all has stopped.
 func (s *Server) Pause() error {
-	if err := s.signal(syscall.SIGSTOP); err != nil {
+	p := s.process()
+	if p == nil {
+		return fmt.Errorf("pause %s: %w", s.name, os.ErrProcessDone)
+	}
+	if err := p.pause(); err != nil {
 		return fmt.Errorf("pause %s: %w", s.name, err)
 	}
 	return nil
