@@ -8,6 +8,7 @@ import (
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
+	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 // proxy is a network between the services and a server, which can be broken.
@@ -16,13 +17,21 @@ type proxy struct {
 	*toxiproxy.Proxy
 }
 
-// newProxy listens on a free port and forwards to upstream, host:port.
+// newProxy listens on a port that stays its own while it is cut, and forwards to
+// upstream, host:port.
 func newProxy(t *testing.T, upstream string) *proxy {
 	t.Helper()
+	port, err := stack.ReservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &proxy{t, toxiproxy.NewProxy(server, upstream, "127.0.0.1:0", upstream)}
+	p := &proxy{t, toxiproxy.NewProxy(server, upstream, port.Addr(), upstream)}
 	p.must(p.Start())
-	t.Cleanup(p.Stop)
+	t.Cleanup(func() {
+		p.Stop()
+		port.Close()
+	})
 	return p
 }
 

@@ -31,7 +31,7 @@ type EtcdOptions struct {
 // killed, with the data on the disk as a crash leaves it.
 type Etcd struct {
 	*Server
-	client, peer port
+	client, peer Port
 }
 
 // StartEtcd starts a cluster of one member in dir, a folder that is new or
@@ -69,7 +69,7 @@ func startEtcds(ctx context.Context, dirs []string, options EtcdOptions) (member
 			return members, fmt.Errorf("start etcd: %w", err)
 		}
 		members = append(members, e)
-		peers = append(peers, e.name+"=http://"+e.peer.addr())
+		peers = append(peers, e.name+"=http://"+e.peer.Addr())
 	}
 	for _, e := range members {
 		if err := e.writeConfig(strings.Join(peers, ","), options); err != nil {
@@ -105,7 +105,7 @@ func newEtcd(name, dir string) (*Etcd, error) {
 }
 
 // Endpoint is where clients connect: host and port.
-func (e *Etcd) Endpoint() string { return e.client.addr() }
+func (e *Etcd) Endpoint() string { return e.client.Addr() }
 
 // Client returns a client of the member, without TLS. The caller closes it.
 func (e *Etcd) Client() (*clientv3.Client, error) {
@@ -119,7 +119,7 @@ func (e *Etcd) writeConfig(cluster string, options EtcdOptions) error {
 	if options.Cert != "" {
 		scheme = "https"
 	}
-	client, peer := scheme+"://"+e.client.addr(), "http://"+e.peer.addr()
+	client, peer := scheme+"://"+e.client.Addr(), "http://"+e.peer.Addr()
 	config := map[string]any{
 		"name":                        e.name,
 		"data-dir":                    filepath.Join(e.dir, "data"),

@@ -14,23 +14,23 @@ func TestNoRabbit(t *testing.T) {
 
 // A reserved port is free for a server, and taken for all others who look for one.
 func TestReservedPort(t *testing.T) {
-	p, err := reservePort()
+	p, err := ReservePort()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		l, err := net.Listen("tcp", p.addr())
+		l, err := net.Listen("tcp", p.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
 		l.Close()
-		if lock, err := net.ListenPacket("udp4", p.addr()); err == nil {
+		if lock, err := net.ListenPacket("udp4", p.Addr()); err == nil {
 			lock.Close()
 			t.Error("reserved twice")
 		}
 	}
 	p.Close()
-	lock, err := net.ListenPacket("udp4", p.addr())
+	lock, err := net.ListenPacket("udp4", p.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"net"
 )
 
-// port is a TCP port of 127.0.0.1 that a server can have, and can have again
+// Port is a TCP port of 127.0.0.1 that a server can have, and can have again
 // after it was down.
 //
 // Taking what the kernel offers for port 0 does not do: while the server is
@@ -16,7 +16,7 @@ import (
 // Linux, 49152 on macOS), and whoever uses one holds the UDP port of that number.
 // Nothing is sent there: it is a lock that all programs of the machine respect
 // that use this package, and that ends with its holder, however that dies.
-type port struct {
+type Port struct {
 	number int
 	lock   net.PacketConn
 }
@@ -26,29 +26,30 @@ const (
 	highestPort = 32767
 )
 
-func reservePort() (port, error) {
+// ReservePort returns a port that is free, and the caller's until it is closed.
+func ReservePort() (Port, error) {
 	err := errors.New("no free port")
 	for range 100 {
 		number := lowestPort + rand.IntN(highestPort-lowestPort+1)
-		p := port{number: number}
-		if p.lock, err = net.ListenPacket("udp4", p.addr()); err != nil {
+		p := Port{number: number}
+		if p.lock, err = net.ListenPacket("udp4", p.Addr()); err != nil {
 			continue
 		}
 		var l net.Listener
-		if l, err = net.Listen("tcp4", p.addr()); err != nil {
+		if l, err = net.Listen("tcp4", p.Addr()); err != nil {
 			p.lock.Close()
 			continue
 		}
 		l.Close()
 		return p, nil
 	}
-	return port{}, fmt.Errorf("reserve a port between %d and %d: %w", lowestPort, highestPort, err)
+	return Port{}, fmt.Errorf("reserve a port between %d and %d: %w", lowestPort, highestPort, err)
 }
 
 // reserve fills in ports that are the server's until it is closed.
-func (s *Server) reserve(ports ...*port) (err error) {
+func (s *Server) reserve(ports ...*Port) (err error) {
 	for _, p := range ports {
-		if *p, err = reservePort(); err != nil {
+		if *p, err = ReservePort(); err != nil {
 			return err
 		}
 		s.owned = append(s.owned, p)
@@ -56,7 +57,8 @@ func (s *Server) reserve(ports ...*port) (err error) {
 	return nil
 }
 
-func (p port) addr() string { return fmt.Sprintf("127.0.0.1:%d", p.number) }
+// Addr is the address of the port, host and port.
+func (p Port) Addr() string { return fmt.Sprintf("127.0.0.1:%d", p.number) }
 
 // Close gives the port free.
-func (p port) Close() error { return p.lock.Close() }
+func (p Port) Close() error { return p.lock.Close() }

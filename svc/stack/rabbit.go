@@ -35,7 +35,7 @@ type Rabbit struct {
 	node   string // its Erlang name
 	cookie string // the secret that the nodes of a cluster and rabbitmqctl share
 
-	amqp, tls, management, dist, epmd port
+	amqp, tls, management, dist, epmd Port
 }
 
 // StartRabbit starts a node in dir, a folder that is new or empty, and returns
@@ -57,7 +57,7 @@ func StartRabbit(ctx context.Context, dir string, options RabbitOptions) (*Rabbi
 }
 
 func (r *Rabbit) start(ctx context.Context, options RabbitOptions) error {
-	ports := []*port{&r.amqp, &r.dist}
+	ports := []*Port{&r.amqp, &r.dist}
 	if options.Cert != "" {
 		ports = append(ports, &r.tls)
 	}
@@ -91,13 +91,13 @@ func (r *Rabbit) start(ctx context.Context, options RabbitOptions) error {
 }
 
 // URL is where AMQP clients connect.
-func (r *Rabbit) URL() string { return "amqp://guest:guest@" + r.amqp.addr() + "/" }
+func (r *Rabbit) URL() string { return "amqp://guest:guest@" + r.amqp.Addr() + "/" }
 
 // TLSURL is where AMQP clients connect with TLS.
-func (r *Rabbit) TLSURL() string { return "amqps://guest:guest@" + r.tls.addr() + "/" }
+func (r *Rabbit) TLSURL() string { return "amqps://guest:guest@" + r.tls.Addr() + "/" }
 
 // ManagementURL is the root of the management plugin's pages and of its API.
-func (r *Rabbit) ManagementURL() string { return "http://" + r.management.addr() }
+func (r *Rabbit) ManagementURL() string { return "http://" + r.management.Addr() }
 
 // Name is the node's name in Erlang, and in what rabbitmqctl prints.
 func (r *Rabbit) Name() string { return r.node }
@@ -131,7 +131,7 @@ func (r *Rabbit) awaitAMQP(ctx context.Context, p *process) error {
 	return p.poll(ctx, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 		defer cancel()
-		raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.amqp.addr())
+		raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.amqp.Addr())
 		if err != nil {
 			return err
 		}
@@ -163,7 +163,7 @@ func (r *Rabbit) startEpmd(ctx context.Context) (*Server, error) {
 	epmd.command = &exec.Cmd{Path: r.tools.epmd, Args: []string{r.tools.epmd}, Env: r.env()}
 	epmd.ready = func(ctx context.Context, p *process) error {
 		return p.poll(ctx, func(ctx context.Context) error {
-			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.epmd.addr())
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", r.epmd.Addr())
 			if err != nil {
 				return err
 			}

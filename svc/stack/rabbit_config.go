@@ -55,7 +55,7 @@ func (r *Rabbit) writeConfig(options RabbitOptions) error {
 		fmt.Fprintf(conf, "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", r.management.number)
 	}
 	if options.Cert != "" {
-		fmt.Fprintf(conf, "listeners.ssl.1 = %s\n", r.tls.addr())
+		fmt.Fprintf(conf, "listeners.ssl.1 = %s\n", r.tls.Addr())
 		fmt.Fprintf(conf, "ssl_options.certfile = %s\nssl_options.keyfile = %s\n", options.Cert, options.Key)
 	}
 	if options.CACert != "" {
