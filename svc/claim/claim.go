@@ -45,8 +45,8 @@ package claim
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
-	"fmt"
 	"hash/fnv"
 	"math"
 	"time"
@@ -112,7 +112,7 @@ const shards = 256
 
 // prefix returns what the keys of a role's shard begin with.
 func prefix(role string, shard uint8) string {
-	return fmt.Sprintf("/service/%s/%02x/", role, shard)
+	return "/service/" + role + "/" + hex.EncodeToString([]byte{shard}) + "/"
 }
 
 // shardOf must never change: an id in another shard is another id.

@@ -24,6 +24,11 @@ var (
 	benchEvents = flag.Int("events", 20_000, "events a measurement")
 )
 
+// naiveParallel is how many events the naive way, one id a transaction, works on
+// at once: one after the other; as many as the store has transactions in flight,
+// which shows what grouping is worth; as many as the service runs handlers.
+var naiveParallel = []int{1, 4, 32}
+
 // BenchmarkThroughput drains a queue of waiting events in several ways, one
 // after the other in each round, and reports the medians: events a second, and
 // ratios of the same round. Everything runs on this machine, whose speed
@@ -45,8 +50,10 @@ func BenchmarkThroughput(b *testing.B) {
 		m.ratio("unique/bare", unique, bare)
 		m.ratio("duplicates/bare", m.add("duplicates", m.duplicates(n)), bare)
 		m.add("µs-cpu-duplicates-service", m.cpu.service)
-		m.ratio("unique/naive-32", unique, m.add("naive-32", m.naive(n/10, 32)))
-		m.ratio("unique/naive-1", unique, m.add("naive-1", m.naive(n/40, 1)))
+		for _, parallel := range naiveParallel {
+			name := fmt.Sprint("naive-", parallel)
+			m.ratio("unique/"+name, unique, m.add(name, m.naive(n*(parallel+3)/400, parallel)))
+		}
 	}
 	m.report("/s")
 }
@@ -93,25 +100,34 @@ func BenchmarkLoneEvent(b *testing.B) {
 // BenchmarkMillionRecorded compares the throughput with a million recorded ids
 // with that of an empty etcd.
 func BenchmarkMillionRecorded(b *testing.B) {
-	n := 3 * *benchEvents // more than etcd does between two garbage collections, which a million records make long
+	n := 5 * *benchEvents // about as many as etcd does between two garbage collections, which a million records make long
 	m := newMeasurement(b)
-	empty, full := m.server, startEtcd(b)
-	fullClient, err := full.Client()
+	million := startEtcd(b)
+	client, err := million.Client()
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer fullClient.Close()
-	preload(b, fullClient, 1_000_000)
-	b.ReportMetric(resident(b, full)/1e6, "MB-resident-etcd")
-	for range *benchRounds {
-		m.server = empty
-		rate := m.add("empty", m.service(n, "", "ENABLE_ETCD=true"))
-		m.add("µs-cpu-empty-service", m.cpu.service)
-		m.add("µs-cpu-empty-etcd", m.cpu.etcd)
-		m.server = full
-		m.ratio("million/empty", m.add("million", m.service(n, "", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+full.Endpoint())), rate)
-		m.add("µs-cpu-million-service", m.cpu.service)
-		m.add("µs-cpu-million-etcd", m.cpu.etcd)
+	defer client.Close()
+	preload(b, client, 1_000_000)
+	b.ReportMetric(resident(b, million)/1e6, "MB-resident-etcd")
+	for round := range *benchRounds {
+		empty := startEtcd(b)
+		names := map[*stack.Etcd]string{empty: "empty", million: "million"}
+		turns := []*stack.Etcd{empty, million}
+		if round%2 == 1 { // the machine's drift meets both alike
+			slices.Reverse(turns)
+		}
+		rates := make(map[*stack.Etcd]float64)
+		for _, etcd := range turns {
+			m.server = etcd
+			rates[etcd] = m.add(names[etcd], m.service(n, "", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+etcd.Endpoint()))
+			m.add("µs-cpu-"+names[etcd]+"-service", m.cpu.service)
+			m.add("µs-cpu-"+names[etcd]+"-etcd", m.cpu.etcd)
+		}
+		m.ratio("million/empty", rates[million], rates[empty])
+		if err := empty.Close(); err != nil {
+			b.Fatal(err)
+		}
 	}
 	m.report("/s")
 }
@@ -270,8 +286,8 @@ func (m *measurement) bare(n int) float64 {
 	return float64(n-1) / time.Since(began).Seconds()
 }
 
-// naive claims and completes each id in transactions of its own: one event
-// after the other, or as many at once as the service runs handlers.
+// naive claims and completes each id in transactions of its own, so many events
+// at once.
 func (m *measurement) naive(n, parallel int) float64 {
 	m.fill(n)
 	deliveries, stop := m.deliveries()
