@@ -54,6 +54,14 @@ func newEnvOn(t testing.TB, amqpURL string, etcd *stack.Etcd) *env {
 	return e
 }
 
+// must ends the test at an error.
+func (e *env) must(err error) {
+	e.t.Helper()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
 // clear forgets what earlier tests have left.
 func (e *env) clear() {
 	e.t.Helper()

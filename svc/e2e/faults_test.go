@@ -30,12 +30,6 @@ func TestBrokerFaults(t *testing.T) {
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	faults := []struct {
 		name   string
 		break_ func()
@@ -43,10 +37,10 @@ func TestBrokerFaults(t *testing.T) {
 		{"connections cut", func() { w.toRabbit.cut(); w.toRabbit.mend() }},
 		{"connections closed by the broker", func() {
 			_, err := w.rabbit.Ctl(ctx, "close_all_connections", "a test")
-			must(err)
+			w.must(err)
 		}},
-		{"killed and restarted", func() { must(w.rabbit.Kill()); must(w.rabbit.Start(ctx)) }},
-		{"stopped and restarted", func() { must(w.rabbit.Stop(ctx)); must(w.rabbit.Start(ctx)) }},
+		{"killed and restarted", func() { w.must(w.rabbit.Kill()); w.must(w.rabbit.Start(ctx)) }},
+		{"stopped and restarted", func() { w.must(w.rabbit.Stop(ctx)); w.must(w.rabbit.Start(ctx)) }},
 		{"packets swallowed", func() {
 			before := w.replicas[0].log.count("no connection to the broker")
 			w.toRabbit.swallow()
@@ -139,23 +133,17 @@ func TestEtcdFaults(t *testing.T) {
 	w := newWorld(t)
 	w.publishSteadily()
 	ctx := t.Context()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	faults := []struct {
 		name          string
 		begin, end    func()
 		within        time.Duration
 		longerThanTTL bool
 	}{
-		{"killed", func() { must(w.etcdServer.Kill()) }, func() { must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
-		{"stopped", func() { must(w.etcdServer.Stop(ctx)) }, func() { must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
-		{"frozen", func() { must(w.etcdServer.Pause()) }, func() { must(w.etcdServer.Resume()) }, 2 * time.Second, false},
+		{"killed", func() { w.must(w.etcdServer.Kill()) }, func() { w.must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
+		{"stopped", func() { w.must(w.etcdServer.Stop(ctx)) }, func() { w.must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
+		{"frozen", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, false},
 		{"cut off", w.toEtcd.cut, w.toEtcd.mend, 2 * time.Second, false},
-		{"frozen for longer than CLAIM_TTL", func() { must(w.etcdServer.Pause()) }, func() { must(w.etcdServer.Resume()) }, 2 * time.Second, true},
+		{"frozen for longer than CLAIM_TTL", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, true},
 		{"packets swallowed for longer than CLAIM_TTL", w.toEtcd.swallow, w.toEtcd.heal, 2 * time.Second, true},
 	}
 	// A claim lasts for no less after its session was renewed last.

@@ -9,7 +9,6 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 )
 
 // A broker that is not there at the start is waited for, with a line per try.
@@ -219,21 +218,9 @@ func TestEtcdTokens(t *testing.T) {
 	b := newBrinkWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	must := func(_ any, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	must(b.etcd.UserAdd(ctx, "root", "r00t"))
-	must(b.etcd.UserGrantRole(ctx, "root", "root"))
-	must(b.etcd.UserAdd(ctx, "svc", "s3cret"))
-	must(b.etcd.RoleAdd(ctx, "svc"))
-	must(b.etcd.RoleGrantPermission(ctx, "svc", "/service/orders/", clientv3.GetPrefixRangeEnd("/service/orders/"), clientv3.PermissionType(clientv3.PermReadWrite)))
-	must(b.etcd.UserGrantRole(ctx, "svc", "svc"))
-	must(b.etcd.AuthEnable(ctx))
+	b.demandUsers(ctx, "orders")
 
-	s := b.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=2s", "ETCD_USERNAME=svc", "ETCD_PASSWORD=s3cret")
+	s := b.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=2s", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
 	s.waitLog("msg=consuming")
 	for round := range 3 {
 		// Longer than a token or a lease that nobody renews would last.
@@ -244,9 +231,9 @@ func TestEtcdTokens(t *testing.T) {
 	if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
 		t.Errorf("%d warnings before the restart:\n%s", n, s.log.tail(20))
 	}
-	must(nil, b.etcdServer.Kill())
+	b.must(b.etcdServer.Kill())
 	b.publishBodies(orders("away", 20)...)
-	must(nil, b.etcdServer.Start(ctx))
+	b.must(b.etcdServer.Start(ctx))
 	back := time.Now()
 	s.waitLogs(20, "msg=processed", "id=away")
 	took := time.Since(back)
@@ -255,11 +242,5 @@ func TestEtcdTokens(t *testing.T) {
 	}
 	t.Logf("work goes on %v after etcd is back", took.Round(time.Millisecond))
 	s.stop()
-
-	// The test's own client has no user any more.
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Username: "root", Password: "r00t", Logger: zap.NewNop()})
-	must(client, err)
-	defer client.Close()
-	b.etcd = client
 	b.wantAllDone("orders", 80)
 }

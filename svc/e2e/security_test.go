@@ -275,21 +275,18 @@ func permit(vhost, configure, write, read string) string {
 	return fmt.Sprintf(`rabbit_auth_backend_internal:set_permissions(<<"user-%s">>, <<%q>>, <<%q>>, <<%q>>, <<%q>>, <<"test">>)`, vhost, vhost, configure, write, read)
 }
 
-// etcd with users: one who may read and write what is below the service's
-// prefix, and nothing else.
-func TestEtcdPermissions(t *testing.T) {
-	b := newBrink(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
+// demandUsers makes etcd ask for a password, s3cret. Each role has a user of its
+// name, who may read and write what is below its prefix, and nothing else: as
+// the README has it. The test itself is root from here on.
+func (b *brink) demandUsers(ctx context.Context, roles ...string) {
+	b.t.Helper()
 	must := func(_ any, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+		b.t.Helper()
+		b.must(err)
 	}
 	must(b.etcd.UserAdd(ctx, "root", "r00t"))
 	must(b.etcd.UserGrantRole(ctx, "root", "root"))
-	for _, role := range []string{"orders", "notify"} {
+	for _, role := range roles {
 		must(b.etcd.UserAdd(ctx, role, "s3cret"))
 		must(b.etcd.RoleAdd(ctx, role))
 		prefix := "/service/" + role + "/"
@@ -297,6 +294,19 @@ func TestEtcdPermissions(t *testing.T) {
 		must(b.etcd.UserGrantRole(ctx, role, role))
 	}
 	must(b.etcd.AuthEnable(ctx))
+	root, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Username: "root", Password: "r00t", Logger: zap.NewNop()})
+	b.must(err)
+	b.t.Cleanup(func() { root.Close() })
+	b.etcd = root
+}
+
+// etcd with users: one who may read and write what is below the service's
+// prefix, and nothing else.
+func TestEtcdPermissions(t *testing.T) {
+	b := newBrink(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	b.demandUsers(ctx, "orders", "notify")
 	release := make(chan struct{})
 	sink := newSink(t, func(p post) int {
 		switch {
@@ -353,37 +363,25 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	b := newBrink(t)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	must := func(_ any, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	b.demandUsers(ctx, "orders")
 	const prefix = "/service/orders/"
-	end, all := clientv3.GetPrefixRangeEnd(prefix), clientv3.PermissionType(clientv3.PermReadWrite)
-	must(b.etcd.UserAdd(ctx, "root", "r00t"))
-	must(b.etcd.UserGrantRole(ctx, "root", "root"))
-	must(b.etcd.UserAdd(ctx, "orders", "s3cret"))
-	must(b.etcd.RoleAdd(ctx, "orders"))
-	must(b.etcd.RoleGrantPermission(ctx, "orders", prefix, end, all))
-	must(b.etcd.UserGrantRole(ctx, "orders", "orders"))
-	must(b.etcd.AuthEnable(ctx))
-	root, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Username: "root", Password: "r00t", Logger: zap.NewNop()})
-	must(root, err)
-	defer root.Close()
+	end := clientv3.GetPrefixRangeEnd(prefix)
 
 	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
 	b.publishBodies(orders("before", 2)...)
 	s.waitLogs(2, "msg=processed")
 
-	must(root.UserChangePassword(ctx, "orders", "0ther"))
+	_, err := b.etcd.UserChangePassword(ctx, "orders", "0ther")
+	b.must(err)
 	b.publishBodies(orders("locked", 2)...)
 	s.waitLog("etcd is away", "check ETCD_USERNAME and ETCD_PASSWORD")
 	s.alive()
-	must(root.UserChangePassword(ctx, "orders", "s3cret"))
+	_, err = b.etcd.UserChangePassword(ctx, "orders", "s3cret")
+	b.must(err)
 	s.waitLogs(2, "msg=processed", "id=locked")
 
-	must(root.RoleRevokePermission(ctx, "orders", prefix, end))
+	_, err = b.etcd.RoleRevokePermission(ctx, "orders", prefix, end)
+	b.must(err)
 	b.publishBodies(orders("denied", 2)...)
 	advice := "the etcd user needs read and write access to the prefix /service/<role>/"
 	s.waitLog("etcd is away", "permission denied", advice)
@@ -391,7 +389,8 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	if away, back := s.log.count("etcd is away", advice), s.log.count("etcd is back"); away != 1 || back != 1 {
 		t.Errorf("etcd is said to be away for that %d times, and back %d times, want 1, 1:\n%s", away, back, s.log.tail(20))
 	}
-	must(root.RoleGrantPermission(ctx, "orders", prefix, end, all))
+	_, err = b.etcd.RoleGrantPermission(ctx, "orders", prefix, end, clientv3.PermissionType(clientv3.PermReadWrite))
+	b.must(err)
 	s.waitLogs(2, "msg=processed", "id=denied")
 	s.waitLogs(2, "etcd is back")
 	s.stop()
