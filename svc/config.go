@@ -126,6 +126,7 @@ func (c *Config) check(valid func(field string, ok bool, why error)) {
 	valid("EtcdUser", c.EtcdUser != "" || c.EtcdPassword == "", nil)
 	valid("EtcdPassword", c.EtcdPassword != "" || c.EtcdUser == "", nil)
 	c.AMQPTLS = tlsConfig(valid, [3]string{"AMQPCACert", "AMQPCert", "AMQPKey"}, c.AMQPCACert, c.AMQPCert, c.AMQPKey)
+	valid("AMQP", c.AMQPTLS == nil || all(c.AMQP, isAMQPS), errors.New("AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://"))
 	c.EtcdTLS = tlsConfig(valid, [3]string{"EtcdCACert", "EtcdCert", "EtcdKey"}, c.EtcdCACert, c.EtcdCert, c.EtcdKey)
 }
 
@@ -196,6 +197,12 @@ func all(values []string, ok func(string) bool) bool {
 func isAMQP(s string) bool {
 	_, err := amqp.ParseURI(s)
 	return err == nil
+}
+
+// isAMQPS is asked where TLS is wanted: a URL without it would silently do without.
+func isAMQPS(s string) bool {
+	uri, err := amqp.ParseURI(s)
+	return err == nil && uri.Scheme == "amqps"
 }
 
 func isHTTP(s string) bool {

@@ -22,7 +22,7 @@
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
-//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files
+//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
 //	LOG_LEVEL         info                debug, info, warn, error

@@ -176,7 +176,11 @@ func TestBadConfiguration(t *testing.T) {
 		},
 		"files": {
 			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=/nonexistent", "AMQP_CERT=/nonexistent", "ETCD_KEY=/nonexistent", "ETCD_USERNAME=root"},
-			[]string{`AMQP_CACERT="/nonexistent"`, "AMQP_KEY is not set", "ETCD_CERT is not set", "ETCD_PASSWORD is not set"},
+			[]string{"AMQP_URL is not set: AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://", `AMQP_CACERT="/nonexistent"`, "AMQP_KEY is not set", "ETCD_CERT is not set", "ETCD_PASSWORD is not set"},
+		},
+		"TLS to one broker of two": {
+			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=../../assets/rabbitmq.conf", "AMQP_URL=amqps://a/,amqp://b/"},
+			[]string{`AMQP_URL="amqps://a/,amqp://b/"`, "there is no certificate in it"},
 		},
 		"passwords": {
 			[]string{"SERVICE_NAME=orders", "AMQP_URL=http://user:s3cret@host/,amqp://u:s3cret@h:x", "ETCD_PASSWORD=s3cret"},

@@ -34,7 +34,12 @@ type sink struct {
 
 func listen(t *testing.T) *sink {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	return listenAt(t, "127.0.0.1:0")
+}
+
+func listenAt(t *testing.T, addr string) *sink {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,8 +203,8 @@ func useNameServer(t *testing.T, dial func(context.Context) (net.Conn, error)) {
 }
 
 // nameServer is a connection to a name server that knows every name: it is
-// this host's.
-func nameServer() net.Conn {
+// 127.0.0.host.
+func nameServer(host byte) net.Conn {
 	client, server := net.Pipe()
 	go func() {
 		defer server.Close()
@@ -217,7 +222,7 @@ func nameServer() net.Conn {
 		answer := append([]byte{m[0], m[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, m[header:question]...)
 		if isA {
 			answer[7] = 1 // answers: the name above, A, IN, 1 s, 4 bytes
-			answer = append(answer, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, 1)
+			answer = append(answer, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, host)
 		}
 		server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
 	}()
@@ -298,7 +303,7 @@ func TestNameIsResolvedLater(t *testing.T) {
 	var known atomic.Bool
 	useNameServer(t, func(context.Context) (net.Conn, error) {
 		if known.Load() {
-			return nameServer(), nil
+			return nameServer(1), nil
 		}
 		return nil, errors.New("no name server")
 	})
@@ -319,6 +324,32 @@ func TestNameIsResolvedLater(t *testing.T) {
 		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is back") {
 			t.Errorf("log:\n%s", log.String())
 		}
+	})
+}
+
+// A statsd that comes back at another address is found there.
+func TestNameMoves(t *testing.T) {
+	var host atomic.Uint32
+	host.Store(1)
+	useNameServer(t, func(context.Context) (net.Conn, error) { return nameServer(byte(host.Load())), nil })
+	here := listen(t)
+	_, port, _ := net.SplitHostPort(here.addr())
+	there := listenAt(t, "127.0.0.2:"+port)
+	synctest.Test(t, func(t *testing.T) {
+		c := report(t, "statsd.invalid:"+port)
+		c.Count("ignored")
+		<-time.After(2 * interval)
+		synctest.Wait()
+		host.Store(2)
+		<-time.After(reresolve + interval)
+		synctest.Wait()
+		c.Count("ignored")
+		c.Count("malformed")
+		c.Close()
+		here.rest()
+		here.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 1})
+		there.rest()
+		there.expect(map[string]int64{"orders_malformed": 1, "orders_ignored": 1})
 	})
 }
 
