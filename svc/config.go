@@ -25,10 +25,10 @@ import (
 type Config struct {
 	Service  string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
 	Etcd     boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
-	AMQP     []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas" secret:"userinfo"`
-	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"userinfo"`
+	AMQP     []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas" secret:"url"`
+	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
 	StatsdAt string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
-	Webhook  string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"userinfo"`
+	Webhook  string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
 
 	Prefetch       int           `env:"PREFETCH" envDefault:"1000" allowed:"a whole number from 1 to 65535"`
 	Concurrency    int           `env:"CONCURRENCY" envDefault:"32" allowed:"a whole number, at least 1"`
@@ -170,8 +170,8 @@ func explain(values map[string]string, bad map[string]error) error {
 			shown = name + " is not set"
 		case secret == "all":
 			shown = name + " (not shown)"
-		case secret == "userinfo":
-			shown = fmt.Sprintf("%s=%q", name, userinfo.ReplaceAllString(value, "${1}***@"))
+		case secret == "url":
+			shown = fmt.Sprintf("%s=%q", name, query.ReplaceAllString(userinfo.ReplaceAllString(value, "${1}***@"), "?***"))
 		}
 		if text := why.Error(); text != "" {
 			shown += ": " + text
@@ -184,6 +184,9 @@ func explain(values map[string]string, bad map[string]error) error {
 // userinfo is what may be users and passwords, in whatever is no URL, too: all
 // up to the last @, but for the scheme.
 var userinfo = regexp.MustCompile(`(?s)^([a-z]+://)?.*@`)
+
+// query may hold a token.
+var query = regexp.MustCompile(`(?s)\?.*`)
 
 func all(values []string, ok func(string) bool) bool {
 	for _, v := range values {

@@ -409,6 +409,7 @@ func TestBadValuesShowNoPassword(t *testing.T) {
 		"AMQP_URL=amqp://a:s3@cret@localhost:x",
 		"WEBHOOK_URL=u:s3cret@localhost/hook",
 		"WEBHOOK_URL=ftp://u:s3cret@localhost/",
+		"WEBHOOK_URL=localhost/hook?token=s3cret",
 		"ETCD_ENDPOINTS=http://u:s3cret@localhost:2379",
 		"ETCD_PASSWORD=s3cret", // without a user
 	} {
