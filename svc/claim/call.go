@@ -26,20 +26,21 @@ const (
 
 // outages is told how calls go: an *outage.Log, or leaseOutages.
 type outages interface {
-	Failed(err error, advice string)
-	Answered()
+	Failed(began time.Time, err error, advice string)
+	Answered(began time.Time)
 }
 
 // leaseOutages is for calls about leases alone, which every user may make: an
 // answer to one does not mean that the user may read and write keys.
 type leaseOutages struct{ *outage.Log }
 
-func (o leaseOutages) Answered() { o.Reached() }
+func (o leaseOutages) Answered(began time.Time) { o.Reached(began) }
 
 // retry paces calls to etcd that are sent again until they are answered.
 type retry struct {
 	away    outages
 	tries   int
+	began   time.Time // the last of them
 	backoff backoff.ExponentialBackOff
 }
 
@@ -54,9 +55,10 @@ func (r *retry) once(life context.Context, f func(context.Context) error) error 
 	ctx, cancel := context.WithTimeout(life, min(callTimeout<<min(r.tries, 8), longestCall))
 	defer cancel()
 	r.tries++
+	r.began = time.Now()
 	err := f(ctx)
 	if err == nil {
-		r.away.Answered()
+		r.away.Answered(r.began)
 	}
 	return err
 }
@@ -65,7 +67,7 @@ func (r *retry) once(life context.Context, f func(context.Context) error) error 
 // ends.
 func (r *retry) pause(life context.Context, err error) error {
 	if life.Err() == nil {
-		r.away.Failed(err, advice(err))
+		r.away.Failed(r.began, err, advice(err))
 	}
 	select {
 	case <-time.After(r.backoff.NextBackOff()):

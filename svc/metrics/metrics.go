@@ -129,13 +129,14 @@ func (m *Meters) connect() bool {
 	if time.Since(m.tried) < redial {
 		return false
 	}
+	began := time.Now()
 	client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: m.addr, ResInterval: reresolve})
 	if err != nil {
 		m.tried = time.Now()
-		m.away.Failed(err, "check STATSD_ADDR")
+		m.away.Failed(began, err, "check STATSD_ADDR")
 		return false
 	}
-	m.away.Answered()
+	m.away.Answered(began)
 	m.client, m.times = client, client.NewSubStatter("")
 	m.times.SetSamplerFunc(func(float32) bool { return true })
 	return true

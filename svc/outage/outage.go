@@ -10,14 +10,19 @@ import (
 
 // Log is the state of one server as its callers see it. The zero value is not
 // usable; its methods may be called by many goroutines at once.
+//
+// They are told when the call began that failed or was answered: one from before
+// the last change says nothing new. Among many calls at once there are always
+// some, and each would have the server away or back for another moment.
 type Log struct {
 	log       *slog.Logger
 	server    string
 	meanwhile string
 
-	mu    sync.Mutex
-	since time.Time // when the outage began; zero: there is none
-	last  string    // the advice given last
+	mu      sync.Mutex
+	away    bool
+	changed time.Time // when that was last
+	last    string    // the advice given last
 }
 
 // New returns a Log for server, which is a name for people: "etcd". Meanwhile
@@ -29,14 +34,14 @@ func New(log *slog.Logger, server, meanwhile string) *Log {
 // Failed notes a failed call and logs the first of an outage. Advice, which
 // may be empty, says how to mend what does not mend by itself; it is logged
 // again when it changes.
-func (l *Log) Failed(err error, advice string) {
+func (l *Log) Failed(began time.Time, err error, advice string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.since.IsZero() && (advice == "" || advice == l.last) {
+	if began.Before(l.changed) || l.away && (advice == "" || advice == l.last) {
 		return
 	}
-	if l.since.IsZero() {
-		l.since = time.Now()
+	if !l.away {
+		l.away, l.changed = true, time.Now()
 	}
 	l.last = advice
 	args := []any{"error", err}
@@ -47,23 +52,24 @@ func (l *Log) Failed(err error, advice string) {
 }
 
 // Answered notes a call that was answered and logs the end of an outage.
-func (l *Log) Answered() {
+func (l *Log) Answered(began time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.since.IsZero() {
+	if began.Before(l.changed) || !l.away {
 		return
 	}
-	l.log.Info(l.server+" is back", "away", time.Since(l.since).Round(time.Millisecond))
-	l.since, l.last = time.Time{}, ""
+	now := time.Now()
+	l.log.Info(l.server+" is back", "away", now.Sub(l.changed).Round(time.Millisecond))
+	l.away, l.changed, l.last = false, now, ""
 }
 
 // Reached notes an answer to a call that needs less than others do: it says
 // nothing about what was advised, so it ends only an outage without advice.
-func (l *Log) Reached() {
+func (l *Log) Reached(began time.Time) {
 	l.mu.Lock()
 	advised := l.last != ""
 	l.mu.Unlock()
 	if !advised {
-		l.Answered()
+		l.Answered(began)
 	}
 }

@@ -31,6 +31,7 @@ type call struct {
 	advice   string
 	answered bool
 	after    time.Duration // since the call before
+	took     time.Duration
 }
 
 func TestLog(t *testing.T) {
@@ -48,6 +49,15 @@ func TestLog(t *testing.T) {
 			[]call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
 			[]string{`level=WARN msg="etcd is away: events wait" error=a`, `level=INFO msg="etcd is back" away=1h0m0s`,
 				`level=WARN msg="etcd is away: events wait" error=b`, `level=INFO msg="etcd is back" away=123ms`},
+		},
+		"an answer from before the outage": {
+			[]call{{err: "refused"}, {answered: true, took: 2 * time.Second, after: time.Second}, {answered: true, after: time.Second}},
+			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=2s`},
+		},
+		"a failure from before the end": {
+			[]call{{err: "refused"}, {answered: true, after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
+			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=1s`,
+				`level=WARN msg="etcd is away: events wait" error=refused`},
 		},
 		"with advice": {
 			[]call{{err: "no space", advice: "defrag"}, {err: "no space", advice: "defrag"}, {answered: true}},
@@ -83,10 +93,11 @@ func TestLog(t *testing.T) {
 					if c.after > 0 {
 						<-time.After(c.after)
 					}
+					began := time.Now().Add(-c.took)
 					if c.answered {
-						l.Answered()
+						l.Answered(began)
 					} else {
-						l.Failed(errors.New(c.err), c.advice)
+						l.Failed(began, errors.New(c.err), c.advice)
 					}
 				}
 				want := strings.Join(tt.want, "\n")
@@ -102,11 +113,11 @@ func TestManyCallers(t *testing.T) {
 	l, lines := newLog("etcd", "events wait")
 	var wg sync.WaitGroup
 	for range 50 {
-		wg.Go(func() { l.Failed(errors.New("refused"), "") })
+		wg.Go(func() { l.Failed(time.Now(), errors.New("refused"), "") })
 	}
 	wg.Wait()
 	for range 50 {
-		wg.Go(l.Answered)
+		wg.Go(func() { l.Answered(time.Now()) })
 	}
 	wg.Wait()
 	if n := strings.Count(lines.String(), "\n"); n != 2 {
@@ -117,13 +128,13 @@ func TestManyCallers(t *testing.T) {
 // What answers calls that need less does not end an outage that has an advice.
 func TestReached(t *testing.T) {
 	log, lines := newLog("etcd", "events wait")
-	log.Failed(errors.New("refused"), "")
-	log.Reached()
-	log.Failed(errors.New("permission denied"), "grant it")
-	log.Reached()
-	log.Failed(errors.New("permission denied"), "grant it")
-	log.Answered()
-	log.Reached()
+	log.Failed(time.Now(), errors.New("refused"), "")
+	log.Reached(time.Now())
+	log.Failed(time.Now(), errors.New("permission denied"), "grant it")
+	log.Reached(time.Now())
+	log.Failed(time.Now(), errors.New("permission denied"), "grant it")
+	log.Answered(time.Now())
+	log.Reached(time.Now())
 	want := `level=WARN msg="etcd is away: events wait" error=refused
 level=INFO msg="etcd is back" away=0s
 level=WARN msg="etcd is away: events wait" error="permission denied" mend="grant it"

@@ -40,13 +40,14 @@ func (l *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
 	for {
+		began := time.Now()
 		err := l.try(ctx, msg)
 		if err == nil {
-			l.away.Answered()
+			l.away.Answered(time.Now()) // whatever was in its way meanwhile, is not any more
 			return nil
 		}
 		if ctx.Err() == nil {
-			l.away.Failed(err, mend(err))
+			l.away.Failed(began, err, mend(err))
 		}
 		select {
 		case <-time.After(wait.NextBackOff()):

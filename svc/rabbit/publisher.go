@@ -126,7 +126,7 @@ func (p *publisher) block(active bool, reason string) {
 	defer p.mu.Unlock()
 	switch {
 	case active && p.blocked == nil:
-		p.away.Failed(fmt.Errorf("the broker takes no messages: %s", reason), "")
+		p.away.Failed(time.Now(), fmt.Errorf("the broker takes no messages: %s", reason), "")
 		p.blocked = make(chan struct{})
 	case !active && p.blocked != nil:
 		close(p.blocked)

@@ -65,13 +65,14 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 			before = conn.written.Load()
 		},
 	})
+	began := time.Now()
 	resp, err := p.post(ctx, job)
 	if err != nil {
 		if conn != nil && conn.written.Load() > before { // at least in part: the other side may have acted
 			return consume.Unknown(fmt.Errorf("post to the webhook, outcome unknown: %w", err))
 		}
 		if context.Cause(ctx) == nil || ctx.Err() == context.DeadlineExceeded {
-			p.away.Failed(err, "")
+			p.away.Failed(began, err, "")
 		}
 		return consume.Outage(fmt.Errorf("reach the webhook: %w", err), 0)
 	}
@@ -83,13 +84,13 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	err = fmt.Errorf("the webhook answered %d %s: %s", resp.StatusCode, http.StatusText(resp.StatusCode), quote(answer))
 	switch code := resp.StatusCode; code {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		p.away.Failed(err, "")
+		p.away.Failed(began, err, "")
 		return consume.Outage(err, retryAfter(resp.Header))
 	case http.StatusRequestTimeout, http.StatusInternalServerError:
-		p.away.Answered()
+		p.away.Answered(began)
 		return err
 	default:
-		p.away.Answered()
+		p.away.Answered(began)
 		if code/100 == 2 {
 			return nil
 		}
