@@ -214,7 +214,6 @@ func TestCompaction(t *testing.T) {
 // With users in etcd every call carries a token, which expires, and which a
 // restart of etcd forgets.
 func TestEtcdTokens(t *testing.T) {
-	// Logins cost etcd no time to speak of: with the race detector a second each.
 	b := newBrinkWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()

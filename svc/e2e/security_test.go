@@ -275,6 +275,10 @@ func permit(vhost, configure, write, read string) string {
 	return fmt.Sprintf(`rabbit_auth_backend_internal:set_permissions(<<"user-%s">>, <<%q>>, <<%q>>, <<%q>>, <<%q>>, <<"test">>)`, vhost, vhost, configure, write, read)
 }
 
+// quickLogins is an etcd to which a login is no work to speak of: with the race
+// detector it would be a second of it, in which no lease is renewed.
+var quickLogins = stack.EtcdOptions{Config: map[string]any{"bcrypt-cost": 4}}
+
 // demandUsers makes etcd ask for a password, s3cret. Each role has a user of its
 // name, who may read and write what is below its prefix, and nothing else: as
 // the README has it. The test itself is root from here on.
@@ -303,7 +307,7 @@ func (b *brink) demandUsers(ctx context.Context, roles ...string) {
 // etcd with users: one who may read and write what is below the service's
 // prefix, and nothing else.
 func TestEtcdPermissions(t *testing.T) {
-	b := newBrink(t)
+	b := newBrinkWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	b.demandUsers(ctx, "orders", "notify")
@@ -360,7 +364,7 @@ func TestEtcdPermissions(t *testing.T) {
 // With etcd as with the broker: who is not let in any more waits, says once what
 // to do, and goes on when that is done.
 func TestEtcdAccessWithdrawn(t *testing.T) {
-	b := newBrink(t)
+	b := newBrinkWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	b.demandUsers(ctx, "orders")
