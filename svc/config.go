@@ -36,7 +36,7 @@ type Config struct {
 	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s" allowed:"a duration such as 30s, at least 1ms"`
 	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s" allowed:"a duration such as 10s, at least 2s"`
 	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" allowed:"0, or a duration such as 24h, at least 1s"`
-	CacheSize      int           `env:"CACHE_SIZE" envDefault:"1000000" allowed:"a whole number, at least 0"`
+	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000" allowed:"a whole number, at least 1"`
 	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic" allowed:"classic or quorum"`
 	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s" allowed:"a duration such as 15s, at least 1s"`
 	HealthAt       string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`
@@ -118,7 +118,7 @@ func (c *Config) check(valid func(field string, ok bool, why error)) {
 	valid("HandlerTimeout", time.Millisecond <= c.HandlerTimeout, nil)
 	valid("ClaimTTL", 2*time.Second <= c.ClaimTTL, nil)
 	valid("DedupWindow", c.DedupWindow == 0 || time.Second <= c.DedupWindow, nil)
-	valid("CacheSize", 0 <= c.CacheSize, nil)
+	valid("CacheSize", 1 <= c.CacheSize, nil)
 	valid("QueueType", c.QueueType == "classic" || c.QueueType == "quorum", nil)
 	valid("Shutdown", time.Second <= c.Shutdown, nil)
 	valid("HealthAt", c.HealthAt == "" || isListen(c.HealthAt), nil)

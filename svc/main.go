@@ -18,7 +18,8 @@
 //	HANDLER_TIMEOUT   30s                 of one try
 //	CLAIM_TTL         10s                 how long a dead process's claims outlive it; at least 2s
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever
-//	CACHE_SIZE        1000000             ids kept in memory
+//	CACHE_SIZE        20000000            ids held in memory, 48 bytes each at most; beyond it the
+//	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
@@ -83,8 +84,8 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 	// The shutdown in three steps: take no more events; cancel the handlers
 	// that still run; give up on etcd.
-	work := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
-	life := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
+	handlerCtx := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
+	etcdCtx := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
 	meters := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
 		Counters: role.counters(), Timers: []string{timerHandle, timerClaim}, Gauges: []string{gaugeInFlight},
@@ -92,22 +93,24 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer meters.Close()
 
 	board := health.NewBoard(parts(cfg)...)
+	stats := &stats{meters: meters, prefix: role.name + "_"}
 	if cfg.HealthAt != "" {
-		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(meters.Totals), log)
+		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(stats.totals), log)
 		if err != nil {
 			return err
 		}
 		defer stopServing()
 	}
 
-	var claims consume.Claimer = claim.Unchecked{Work: work}
+	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		keeper, closeStore, err := openClaims(stop, work, life, cfg, role, board, log)
+		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, board, log)
 		if err != nil {
 			return unlessStopped(stop, err)
 		}
-		defer closeStore()
-		claims = meteredClaims{keeper, meters}
+		defer closeClaims()
+		stats.claims.Store(etcd)
+		claims = meteredClaims{etcd, meters}
 	}
 
 	handler := consume.Handler(logged)
@@ -129,43 +132,42 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer letters.Close()
 	consumer := rabbit.Consumer{
 		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
-		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(pipeline.Handle, meters),
+		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(handlerCtx, pipeline.Handle, meters),
 	}
 	return consumer.Run(stop)
 }
 
-// openClaims connects to etcd and warms the cache with the ids that it has
-// recorded.
-func openClaims(stop, work, life context.Context, cfg Config, role role, board *health.Board, log *slog.Logger) (*claim.Keeper, func(), error) {
+// openClaims connects to etcd, reads the ids that it remembers, and keeps the
+// claims of this process until etcdCtx ends or they are closed.
+func openClaims(stop, etcdCtx context.Context, cfg Config, role role, board *health.Board, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
 		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	store := claim.NewEtcd(client.KV, client.Lease, claim.Options{
-		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, Log: log, Work: work, Life: life,
+	claims := claim.NewEtcd(client.KV, client.Lease, client.Watcher, claim.Options{
+		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
 	})
-	var probing sync.WaitGroup
-	probe, stopProbing := context.WithCancel(life)
+	running, stopRunning := context.WithCancel(etcdCtx)
+	var parts sync.WaitGroup
 	if cfg.HealthAt != "" {
-		probing.Go(func() { board.Probe(probe, partEtcd, store.Ping) })
+		parts.Go(func() { board.Probe(running, partEtcd, claims.Ping) })
 	}
-	closeStore := func() {
-		stopProbing()
-		probing.Wait()
-		store.Close()
+	closeClaims := func() {
+		stopRunning()
+		parts.Wait()
 		client.Close()
 	}
-	cache := claim.NewCache(cfg.CacheSize, cfg.DedupWindow)
 	began := time.Now()
-	if err := store.Warm(stop, cache); err != nil {
-		closeStore()
+	if err := claims.Load(stop); err != nil {
+		closeClaims()
 		return nil, nil, err
 	}
+	parts.Go(func() { claims.Run(running) })
 	board.Set(partCache, nil)
-	log.Info("cache warmed", "service", role.name, "ids", cache.Len(), "took", time.Since(began).Round(time.Millisecond))
-	return claim.NewKeeper(store, cache), closeStore, nil
+	log.Info("cache warmed", "service", role.name, "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+	return claims, closeClaims, nil
 }
 
 const (

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
@@ -38,10 +39,30 @@ func meteredHandler(work consume.Handler, meters *metrics.Meters) consume.Handle
 	}
 }
 
-func meteredDelivery(handle func(context.Context, consume.Delivery), meters *metrics.Meters) func(context.Context, consume.Delivery) {
+// meteredDelivery counts the deliveries in flight. Their handlers run until
+// handlerCtx ends.
+func meteredDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), meters *metrics.Meters) func(context.Context, consume.Delivery) {
 	return func(ctx context.Context, d consume.Delivery) {
 		meters.Gauge(gaugeInFlight, 1)
 		defer meters.Gauge(gaugeInFlight, -1)
-		handle(ctx, d)
+		handle(ctx, handlerCtx, d)
 	}
+}
+
+// stats is what /stats shows.
+type stats struct {
+	meters *metrics.Meters
+	prefix string
+	claims atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
+}
+
+// totals returns what was counted, how many ids are remembered, and how far back
+// that reaches; 0 if nothing is forgotten.
+func (s *stats) totals() map[string]int64 {
+	totals := s.meters.Totals()
+	if claims := s.claims.Load(); claims != nil {
+		totals[s.prefix+"ids_remembered"] = int64(claims.Remembered())
+		totals[s.prefix+"memory_reach_seconds"] = int64(claims.MemoryReach(context.Background()) / time.Second)
+	}
+	return totals
 }

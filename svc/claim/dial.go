@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/outage"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -73,29 +74,59 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		DialKeepAliveTimeout: 5 * time.Second,
 		Logger:               zap.NewNop(), // its errors are logged where they stop
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryInterval},
 			MinConnectTimeout: time.Second,
 		}), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
 	}
 	if server.Username == "" {
-		return clientv3.New(cfg)
+		return connect(cfg)
 	}
 	// New fetches the token under the context that the client is to live in.
 	alive, end := context.WithCancel(context.Background())
 	keep := context.AfterFunc(ctx, end)
 	defer keep()
 	cfg.Context = alive
-	var refused error
-	client, err := insist(ctx, outage.New(log, "etcd", "nothing is consumed"), func(context.Context) (*clientv3.Client, error) {
-		client, err := clientv3.New(cfg)
-		if errors.Is(err, rpctypes.ErrAuthFailed) {
-			refused = fmt.Errorf("log in to etcd as %q: %w: check ETCD_USERNAME and ETCD_PASSWORD", server.Username, err)
-			return nil, nil
-		}
-		return client, err
-	})
-	if refused != nil {
-		return nil, refused
+	calls := &caller{log: log, outage: outage.New(log, "etcd", "nothing is consumed")}
+	defer calls.tries.Wait()
+	client, err := call(ctx, calls, time.Hour, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	if errors.Is(err, rpctypes.ErrAuthFailed) {
+		return nil, fmt.Errorf("log in to etcd as %q: %w: check ETCD_USERNAME and ETCD_PASSWORD", server.Username, err)
 	}
 	return client, err
+}
+
+func connect(cfg clientv3.Config) (*clientv3.Client, error) {
+	client, err := clientv3.New(cfg)
+	if err == nil {
+		client.Lease = &leases{client.Lease, etcdserverpb.NewLeaseClient(client.ActiveConnection())}
+	}
+	return client, err
+}
+
+// leases renews a lease with one request. The client's own KeepAliveOnce tries
+// again without a pause while etcd is unreachable.
+type leases struct {
+	clientv3.Lease
+	remote etcdserverpb.LeaseClient
+}
+
+// KeepAliveOnce renews a lease.
+func (l *leases) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := l.remote.LeaseKeepAlive(ctx)
+	if err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	if resp.TTL <= 0 {
+		return nil, rpctypes.ErrLeaseNotFound
+	}
+	return &clientv3.LeaseKeepAliveResponse{ResponseHeader: resp.Header, ID: id, TTL: resp.TTL}, nil
 }

@@ -58,71 +58,85 @@ func (f *failure) Error() string {
 }
 
 // work tries the handler until it is done or has failed for good. It holds a
-// slot only while the handler runs.
-func (p *Pipeline) work(ctx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
+// slot only while the handler runs. A suspended claim is claimed again; an attempt
+// that this has cancelled does not count.
+func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
 	wait := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
 	for attempt := 1; ; {
-		err := p.try(ctx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
+		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
 		if err == nil {
 			return nil
 		}
-		if c.Held.Err() != nil { // cancelled: that was no try
-			return context.Cause(c.Held)
-		}
 		if errors.As(err, new(*unknownError)) {
 			// It is tried again under this claim, with its token, even when the
-			// delivery goes meanwhile: to the other side another token is
-			// another's work.
-			ctx = c.Held
+			// delivery goes meanwhile: to the receiver another token means another
+			// owner.
+			ctx = handlerCtx
 		}
-		if ctx.Err() != nil { // the service stops, or the next try is another's
-			return context.Cause(ctx)
+		if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx)); err != nil {
+			return err
 		}
-		pause := wait.NextBackOff()
-		var away *outageError
-		switch {
-		case errors.As(err, &away):
-			pause = max(pause, away.wait)
-		case attempt == p.MaxAttempts || errors.As(err, new(*finalError)):
-			return &failure{attempt, err}
-		default:
-			attempt++
+		var pause time.Duration
+		if c.Held.Err() == nil {
+			pause = wait.NextBackOff()
+			var away *outageError
+			switch {
+			case errors.As(err, &away):
+				pause = max(pause, away.wait)
+			case attempt == p.MaxAttempts || errors.As(err, new(*finalError)):
+				// No event is dead-lettered under a claim that may be another's.
+				if check := p.Claims.Check(ctx, c); check == nil {
+					return &failure{attempt, err}
+				} else if !errors.Is(check, claim.ErrSuspended) {
+					return check
+				}
+			default:
+				attempt++
+			}
 		}
-		if err := sleep(ctx, c.Held, pause); err != nil {
+		if err := sleep(ctx, handlerCtx, c.Held, pause); err == nil {
+			continue
+		} else if !errors.Is(err, claim.ErrSuspended) {
+			return err
+		}
+		if err := p.Claims.Reclaim(ctx, c); err != nil {
 			return err
 		}
 	}
 }
 
-// try runs the handler once, in a slot.
-func (p *Pipeline) try(ctx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
+// attempt runs the handler once, in a slot.
+func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
 	select {
 	case p.Slots <- struct{}{}:
 		defer func() { <-p.Slots }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-handlerCtx.Done():
+		return context.Cause(handlerCtx)
 	case <-c.Held.Done():
 		return context.Cause(c.Held)
 	}
-	if err := sleep(ctx, c.Held, 0); err != nil { // a slot became free at the same time
+	if err := sleep(ctx, handlerCtx, c.Held, 0); err != nil { // a slot became free at the same time
 		return err
 	}
-	try, cancel := context.WithTimeout(c.Held, p.Timeout)
+	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
 	defer cancel()
+	defer context.AfterFunc(c.Held, cancel)()
 	defer func() {
 		if r := recover(); r != nil {
 			p.Log.Error("the handler panicked", "service", p.Service, "id", job.ID, "panic", r, "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", r)
 		}
 	}()
-	return handler(try, job)
+	return handler(attempt, job)
 }
 
 // sleep waits for d, or until one of the contexts ends.
-func sleep(ctx, held context.Context, d time.Duration) error {
-	if err := cmp.Or(context.Cause(ctx), context.Cause(held)); err != nil || d == 0 {
+func sleep(ctx, handlerCtx, held context.Context, d time.Duration) error {
+	if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx), context.Cause(held)); err != nil || d == 0 {
 		return err
 	}
 	timer := time.NewTimer(d)
@@ -132,6 +146,8 @@ func sleep(ctx, held context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-handlerCtx.Done():
+		return context.Cause(handlerCtx)
 	case <-held.Done():
 		return context.Cause(held)
 	}
