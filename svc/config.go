@@ -106,7 +106,7 @@ func readConfig(environ []string) (Config, error) {
 
 // check tells invalid which fields have values that parse but are not allowed.
 func (c *Config) check(valid func(field string, ok bool, why error)) {
-	_, known := roleNames[c.Service]
+	_, known := roles[c.Service]
 	valid("Service", known, nil)
 	valid("AMQP", all(c.AMQP, isAMQP), nil)
 	valid("EtcdAt", all(c.EtcdAt, isHostPort), nil)

@@ -38,6 +38,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -70,16 +71,16 @@ func main() {
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, restore) // a second signal ends the process at once
 	if err := run(stop, cfg, log); err != nil {
-		log.Error("cannot go on", "service", newRole(cfg.Service).name, "error", err)
+		log.Error("cannot go on", "service", roles[cfg.Service].name, "error", err)
 		os.Exit(1)
 	}
-	log.Info("stopped", "service", newRole(cfg.Service).name)
+	log.Info("stopped", "service", roles[cfg.Service].name)
 }
 
 // run is the service, from its first connection until stop ends and what is in
 // flight is finished.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
-	role := newRole(cfg.Service)
+	role := roles[cfg.Service]
 	log.Info("starting", "service", role.name, "etcd", bool(cfg.Etcd))
 
 	// The shutdown in three steps: take no more events; cancel the handlers
@@ -113,15 +114,20 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		claims = meteredClaims{etcd, meters}
 	}
 
-	handler := consume.Handler(logged)
+	handlers := maps.Clone(role.handlers)
 	if cfg.Webhook != "" {
 		poster := webhook.New(cfg.Webhook, role.name, cfg.Concurrency, log)
 		defer poster.Close()
-		handler = poster.Handle
+		for t := range handlers {
+			handlers[t] = poster.Handle
+		}
+	}
+	for t, handler := range handlers {
+		handlers[t] = meteredHandler(handler, meters)
 	}
 
 	pipeline := &consume.Pipeline{
-		Service: role.name, Handlers: role.handlers(meteredHandler(handler, meters)), Claims: claims, RequireID: bool(cfg.Etcd),
+		Service: role.name, Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
 		Counter: meters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
