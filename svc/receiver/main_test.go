@@ -64,7 +64,7 @@ func TestReceive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	if code := post(receive(store), "orders/1", "7"); code != 200 || effects(t, store) != 2 {
+	if code := post(receive(store), "orders/1", "9"); code != 200 || effects(t, store) != 2 {
 		t.Errorf("after a restart: answer %d with %d effects", code, effects(t, store))
 	}
 }
