@@ -376,6 +376,25 @@ func (c *Claimer) saw(session string, write int64) bool {
 	return session != c.writer.session || c.state.Version(session) >= write
 }
 
+// lastWrite returns the number of the last write that is known to be committed.
+func (c *Claimer) lastWrite() (session string, write int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writer.session, c.writer.last
+}
+
+// suspect suspends a session that etcd may have lost. A write tells, or a renewal
+// that succeeds after it.
+func (c *Claimer) suspect(session string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if session == c.writer.session {
+		c.suspend(ErrSuspended)
+		c.checks = append(c.checks, &waiter{ready: make(chan struct{})})
+		c.notify()
+	}
+}
+
 // inUse returns how many ids deliveries work on, or have finished without a
 // record.
 func (c *Claimer) inUse() (n int) {

@@ -59,9 +59,13 @@ func NewEtcd(kv clientv3.KV, lease clientv3.Lease, watcher clientv3.Watcher, o O
 
 // Load reads what etcd remembers. It waits for etcd, and fails only when ctx ends.
 func (s *Etcd) Load(ctx context.Context) error {
+	session, write := s.lastWrite()
 	state, revision, err := s.snapshot(ctx)
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
+	}
+	if state.Version(session) < write { // etcd was restored from a backup
+		s.suspect(session)
 	}
 	s.rebuild(state)
 	s.viewed.Store(revision)
