@@ -79,6 +79,7 @@ func (s *Etcd) Load(ctx context.Context) error {
 func (s *Etcd) Run(ctx context.Context) {
 	var parts sync.WaitGroup
 	parts.Go(func() { s.follow(ctx) })
+	parts.Go(func() { s.checkHistory(ctx) })
 	parts.Go(func() { s.endOldWindows(ctx) })
 	last := s.keepSessions(ctx)
 	parts.Wait()

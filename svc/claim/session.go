@@ -97,7 +97,6 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		seen := s.viewed.Load()
 		sent, err := call(ctx, s.leases, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
 			began := time.Now()
 			_, err := s.lease.KeepAliveOnce(ctx, ses.lease)
@@ -111,26 +110,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		if s.renewed(validUntil) {
 			s.o.Log.Info("session goes on", "session", ses.name)
 		}
-		if err := s.checkHistory(ctx, seen); err != nil {
-			return err
-		}
 	}
-}
-
-// checkHistory has the view read again if etcd's revision is below one that the
-// view had seen: etcd was restored from a backup, and a watch would wait for the
-// lost revisions in silence.
-func (s *Etcd) checkHistory(ctx context.Context, seen int64) error {
-	resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.kv.Get(ctx, s.prefix)
-	})
-	if err != nil {
-		return err
-	}
-	if resp.Header.Revision < seen {
-		s.requestRebuild(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
-	}
-	return nil
 }
 
 // endSession revokes what is left of a session. After that no late copy of its

@@ -65,6 +65,27 @@ func (s *State) Owner(id string) (session string, write, token int64) {
 // session does not live.
 func (s *State) Version(session string) int64 { return s.sessions[session] }
 
+// follows fails if changes before events were missed, as when etcd was restored
+// from a backup: each write raises the version of its session's key by one.
+func (s *State) follows(events []Event) error {
+	versions := make(map[string]int64)
+	for _, e := range events {
+		name, ok := strings.CutPrefix(e.Key, "session/")
+		if !ok {
+			continue
+		}
+		before, ok := versions[name]
+		if !ok {
+			before = s.sessions[name]
+		}
+		if !e.Deleted && e.Version != before+1 {
+			return fmt.Errorf("changes were missed: write %d of session %s follows write %d", e.Version, name, before)
+		}
+		versions[name] = e.Version // 0 if deleted
+	}
+	return nil
+}
+
 // Apply moves the state on by the changes of one or more whole revisions. It
 // calls changed with each id that they concern, in the end, when the state is
 // that of the last revision: states within a revision do not exist. The error

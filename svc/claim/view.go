@@ -65,7 +65,9 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			if err := resp.Err(); err != nil || !ok {
 				return fmt.Errorf("the watch ended: %w", errors.Join(err, context.Cause(ctx)))
 			}
-			s.applyChanges(resp)
+			if err := s.applyChanges(resp); err != nil {
+				return err
+			}
 		case <-tick.C:
 			if s.isLate(&late) {
 				return errors.New("the watch does not show what this process wrote")
@@ -96,17 +98,22 @@ func (s *Etcd) isLate(l *lateWrite) bool {
 }
 
 // applyChanges applies the changes of one answer, which are of whole revisions.
-func (s *Etcd) applyChanges(resp clientv3.WatchResponse) {
+// It fails if changes before them were missed.
+func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 	events := make([]Event, len(resp.Events))
 	for i, e := range resp.Events {
 		events[i] = s.event(e.Kv)
 		events[i].Deleted = e.Type == mvccpb.DELETE
+	}
+	if err := s.state.follows(events); err != nil {
+		return err
 	}
 	if err := s.apply(events); err != nil {
 		s.logUnreadable(err)
 	}
 	s.viewed.Store(resp.Header.Revision)
 	s.checkFull()
+	return nil
 }
 
 func (s *Etcd) logUnreadable(err error) {
@@ -115,6 +122,31 @@ func (s *Etcd) logUnreadable(err error) {
 
 func (s *Etcd) event(kv *mvccpb.KeyValue) Event {
 	return Event{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
+}
+
+// checkHistory has the view read again if etcd's revision is below one that the
+// view has seen: etcd was restored from a backup, and the watch would wait in
+// silence for the revisions that it lost.
+func (s *Etcd) checkHistory(ctx context.Context) {
+	tick := time.NewTicker(maxLag)
+	defer tick.Stop()
+	for {
+		seen := s.viewed.Load()
+		resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			return s.kv.Get(ctx, s.prefix)
+		})
+		if err != nil {
+			return
+		}
+		if resp.Header.Revision < seen {
+			s.requestRebuild(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // requestRebuild has the view read again.
