@@ -34,15 +34,12 @@ const (
 
 // caller calls etcd until it answers.
 type caller struct {
-	log    *slog.Logger
-	outage *outage.Log
+	outage   *outage.Log
+	refusals *refusals
 	// leasesOnly: an answer says nothing about the right to read and write keys.
 	leasesOnly bool
 
 	tries sync.WaitGroup
-
-	mu      sync.Mutex
-	refused string // the last refusal that was logged; "": none since the last success
 }
 
 // call calls f until it succeeds, and returns its error only if that is one of
@@ -61,6 +58,7 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 	start := time.NewTimer(0)
 	defer start.Stop()
 	var last error
+	var refused string // the refusal that the last answer was
 	for sent, underWay := 0, 0; ; {
 		select {
 		case <-start.C:
@@ -81,10 +79,15 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 			underWay--
 			if a.err == nil || isAny(a.err, final) {
 				c.answered(a.began)
+				c.refusals.end(refused)
 				return a.v, a.err
 			}
-			if ctx.Err() == nil {
-				c.failed(a.began, a.err)
+			switch {
+			case ctx.Err() != nil:
+			case isRefusal(a.err):
+				refused = c.refusals.begin(refused, a.err)
+			default:
+				c.outage.Failed(a.began, a.err, hint(a.err))
 			}
 			last = a.err
 			if underWay == 0 {
@@ -115,35 +118,61 @@ func isAny(err error, targets []error) bool {
 	return false
 }
 
-// failed logs the first of several failures: an outage, or a refusal, which is an
-// answer that no retry changes.
-func (c *caller) failed(began time.Time, err error) {
-	if !isRefusal(err) {
-		c.outage.Failed(began, err, hint(err))
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if text := err.Error(); text != c.refused {
-		c.refused = text
-		c.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", hint(err))
-	}
-}
-
 func (c *caller) answered(began time.Time) {
 	if c.leasesOnly {
 		c.outage.Reached(began)
 	} else {
 		c.outage.Answered(began)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.refused != "" {
-		c.refused = ""
-		c.log.Info("etcd accepts calls again")
+}
+
+// refusals are answers that no retry changes. Each is logged once, however many
+// calls it meets.
+type refusals struct {
+	log *slog.Logger
+
+	mu    sync.Mutex
+	calls map[string]int // that meet a refusal now, by its text
+}
+
+func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[string]int)} }
+
+// begin notes that a call is refused; before, it was refused with another text, or
+// not at all (""). It returns the text.
+func (r *refusals) begin(before string, err error) string {
+	text := err.Error()
+	if text == before {
+		return text
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(before)
+	r.calls[text]++
+	if r.calls[text] == 1 {
+		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", hint(err))
+	}
+	return text
+}
+
+// end notes that a call which was refused with text has succeeded.
+func (r *refusals) end(text string) {
+	if text == "" {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.remove(text); len(r.calls) == 0 {
+		r.log.Info("etcd accepts calls again")
 	}
 }
 
+func (r *refusals) remove(text string) {
+	if r.calls[text]--; r.calls[text] <= 0 {
+		delete(r.calls, text)
+	}
+}
+
+// isRefusal reports whether etcd has answered, and will not answer otherwise.
 func isRefusal(err error) bool {
 	var code codes.Code
 	var e rpctypes.EtcdError

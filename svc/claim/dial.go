@@ -86,7 +86,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	keep := context.AfterFunc(ctx, end)
 	defer keep()
 	cfg.Context = alive
-	calls := &caller{log: log, outage: outage.New(log, "etcd", "nothing is consumed")}
+	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed"), refusals: newRefusals(log)}
 	defer calls.tries.Wait()
 	client, err := call(ctx, calls, time.Hour, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {

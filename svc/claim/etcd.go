@@ -47,12 +47,12 @@ type Etcd struct {
 // which remains the caller's. It asks nothing of etcd yet.
 func NewEtcd(kv clientv3.KV, lease clientv3.Lease, watcher clientv3.Watcher, o Options) *Etcd {
 	host, _ := os.Hostname()
-	away := outage.New(o.Log, "etcd", "events wait unacknowledged")
+	away, refused := outage.New(o.Log, "etcd", "events wait unacknowledged"), newRefusals(o.Log)
 	return &Etcd{
 		Claimer: NewClaimer(NewState()), o: o, prefix: "/service/" + o.Role + "/",
 		value: host + " " + strconv.Itoa(os.Getpid()),
 		kv:    kv, lease: lease, watcher: watcher,
-		calls: &caller{log: o.Log, outage: away}, leases: &caller{log: o.Log, outage: away, leasesOnly: true},
+		calls: &caller{outage: away, refusals: refused}, leases: &caller{outage: away, refusals: refused, leasesOnly: true},
 		rebuilt: make(chan error, 1), full: make(chan struct{}, 1),
 	}
 }
