@@ -3,7 +3,8 @@
 // crash, or when an answer was lost.
 //
 //	go run ./svc/receiver
-//	ENABLE_ETCD=true WEBHOOK_URL=http://localhost:8090 SERVICE_NAME=orders go run *.go
+//	cd svc && ENABLE_ETCD=true WEBHOOK_URL=http://localhost:8090 SERVICE_NAME=orders go run *.go
+//	curl localhost:8090    says how many effects there were
 //
 // The rule: have the effect and remember the Idempotency-Key in one transaction;
 // answer a repeated key as the first time; refuse a token below one seen before,
@@ -15,8 +16,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"strconv"
 
@@ -36,10 +39,17 @@ func main() {
 	flag.Parse()
 
 	store, err := open(*path)
-	if err == nil {
-		err = http.ListenAndServe(*addr, receive(store))
+	if err != nil {
+		log.Fatal(err)
 	}
-	log.Fatal(err)
+	listener, err := net.Listen("tcp", *addr)
+	if err != nil {
+		log.Fatal(err)
+	}
+	log.Printf("listening at http://%s", listener.Addr())
+	http.HandleFunc("POST /", receive(store))
+	http.HandleFunc("GET /", count(store))
+	log.Fatal(http.Serve(listener, nil))
 }
 
 func open(path string) (*bolt.DB, error) {
@@ -65,6 +75,7 @@ func receive(store *bolt.DB) http.HandlerFunc {
 			http.Error(w, "not a post of svc", http.StatusBadRequest)
 			return
 		}
+
 		repeated := false
 		err = store.Update(func(tx *bolt.Tx) error {
 			if seen := tx.Bucket(keys).Get(key); seen != nil {
@@ -78,6 +89,7 @@ func receive(store *bolt.DB) http.HandlerFunc {
 			// A crash here, before the commit, leaves neither the effect nor the key.
 			return tx.Bucket(keys).Put(key, binary.BigEndian.AppendUint64(nil, token))
 		})
+
 		log.Printf("%s token=%d repeated=%t error=%v", key, token, repeated, err)
 		switch {
 		case errors.Is(err, errOldToken):
@@ -93,4 +105,14 @@ func process(tx *bolt.Tx, body []byte) error {
 	b := tx.Bucket(orders)
 	n, _ := b.NextSequence()
 	return b.Put(binary.BigEndian.AppendUint64(nil, n), body)
+}
+
+// count says how many effects there were.
+func count(store *bolt.DB) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		store.View(func(tx *bolt.Tx) error {
+			fmt.Fprintln(w, tx.Bucket(orders).Stats().KeyN)
+			return nil
+		})
+	}
 }
