@@ -23,6 +23,13 @@ type doneSet struct {
 	last    uint32            // number given
 	living  int               // ids of living windows
 	unswept int               // shards that may hold ids of ended windows
+	loading *[shards][]loaded // not nil: from begin to end of a load
+}
+
+// loaded is an id that is not in its shard yet.
+type loaded struct {
+	h      hash
+	window uint32
 }
 
 type hash [16]byte
@@ -63,6 +70,16 @@ func (s *doneSet) has(id string) bool {
 func (s *doneSet) add(id, name string) {
 	n := s.number(name)
 	h, shard := s.hash(id)
+	if s.loading != nil {
+		at := &s.loading[binary.LittleEndian.Uint64(h[:])%shards]
+		*at = append(*at, loaded{h, n})
+		s.living++
+		return
+	}
+	s.put(shard, h, n)
+}
+
+func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
 	if old, ok := shard[h]; ok && (old == n || s.windows[old].created > 0) {
 		return
 	}
@@ -70,6 +87,23 @@ func (s *doneSet) add(id, name string) {
 	s.windows[n].ids++
 	if s.windows[n].created > 0 {
 		s.living++
+	}
+}
+
+// load has ids gathered, to be put into the shards by endLoad, one shard at a
+// time: among many millions nearly every access to another shard misses the
+// processor's caches. Until then has knows none of them.
+func (s *doneSet) load() { s.loading = new([shards][]loaded) }
+
+func (s *doneSet) endLoad() {
+	gathered := s.loading
+	s.loading, s.living = nil, 0
+	for i, ids := range gathered {
+		s.shards[i] = make(map[hash]uint32, len(ids))
+		for _, id := range ids {
+			s.put(s.shards[i], id.h, id.window)
+		}
+		gathered[i] = nil
 	}
 }
 

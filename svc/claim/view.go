@@ -161,6 +161,7 @@ func (s *Etcd) requestRebuild(reason error) {
 func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err error) {
 	for {
 		state, revision = NewState(), 0
+		state.done.load()
 		// The windows first: what a record means depends on them.
 		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
 			if revision, err = s.readRange(ctx, state, prefix, revision); err != nil {
@@ -168,6 +169,7 @@ func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err 
 			}
 		}
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
+			state.done.endLoad()
 			return state, revision, err
 		}
 		// The revision is too old, or from before etcd was restored from a backup.
