@@ -311,6 +311,7 @@ func TestEtcdPermissions(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	b.demandUsers(ctx, "orders", "notify")
+	b.wantHealthcheck(ctx)
 	release := make(chan struct{})
 	sink := newSink(t, func(p post) int {
 		switch {
@@ -358,6 +359,21 @@ func TestEtcdPermissions(t *testing.T) {
 	anonymous.stop()
 	for _, s := range []*service{s, next, stranger, nobody, anonymous} {
 		s.wantNoSecrets("s3cret", "wr0ng", "r00t")
+	}
+}
+
+// wantHealthcheck checks that the healthcheck of docker-compose.yaml needs no
+// user, as a container has none: it is etcdctl's name for this call.
+func (b *brink) wantHealthcheck(ctx context.Context) {
+	b.t.Helper()
+	anonymous, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Logger: zap.NewNop()})
+	b.must(err)
+	defer anonymous.Close()
+	if status, err := anonymous.AuthStatus(ctx); err != nil || !status.Enabled {
+		b.t.Errorf("the status of authentication: %v, %v", status, err)
+	}
+	if !strings.Contains(readFile(b.t, "../../docker-compose.yaml"), "test: [CMD, /usr/local/bin/etcdctl, --command-timeout=3s, auth, status]") {
+		b.t.Error("docker-compose.yaml checks etcd in another way")
 	}
 }
 
