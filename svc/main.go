@@ -71,17 +71,17 @@ func main() {
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, restore) // a second signal ends the process at once
 	if err := run(stop, cfg, log); err != nil {
-		log.Error("cannot go on", "service", roles[cfg.Service].name, "error", err)
+		log.Error("cannot go on", "error", err)
 		os.Exit(1)
 	}
-	log.Info("stopped", "service", roles[cfg.Service].name)
+	log.Info("stopped")
 }
 
 // run is the service, from its first connection until stop ends and what is in
 // flight is finished.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	role := roles[cfg.Service]
-	log.Info("starting", "service", role.name, "etcd", bool(cfg.Etcd))
+	log.Info("starting", "etcd", bool(cfg.Etcd))
 
 	// The shutdown in three steps: take no more events; cancel the handlers
 	// that still run; give up on etcd.
@@ -127,7 +127,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	}
 
 	pipeline := &consume.Pipeline{
-		Service: role.name, Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
+		Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
 		Counter: meters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
@@ -172,7 +172,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, board *hea
 	}
 	parts.Go(func() { claims.Run(running) })
 	board.Set(partCache, nil)
-	log.Info("cache warmed", "service", role.name, "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
 	return claims, closeClaims, nil
 }
 
@@ -219,10 +219,20 @@ func unlessStopped(stop context.Context, err error) error {
 	return err
 }
 
+// newLog returns the log of the service, which names the role in every line.
 func newLog(cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	options := &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: readable}
+	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		handler = slog.NewJSONHandler(os.Stderr, options)
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(handler).With("service", roles[cfg.Service].name)
+}
+
+// readable writes durations as text in JSON, too.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

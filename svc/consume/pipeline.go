@@ -34,7 +34,7 @@ type Delivery interface {
 type Letter struct {
 	Reason   string // ReasonMalformed or ReasonFailed
 	Err      error
-	Attempts int // tries of the handler
+	Attempts int // of the handler
 }
 
 const (
@@ -65,16 +65,15 @@ type Counter interface {
 	Count(name string)
 }
 
-// Pipeline handles the deliveries of one role. Set all fields.
+// Pipeline handles the deliveries of one role. Set all fields. Log names the role.
 type Pipeline struct {
-	Service     string
 	Handlers    map[string]Handler // by type
 	Claims      Claimer
 	RequireID   bool // without it, an event without an id is processed, too
 	Counter     Counter
 	Log         *slog.Logger
 	MaxAttempts int
-	Timeout     time.Duration // of one try
+	Timeout     time.Duration // of one attempt
 	Slots       Slots
 }
 
@@ -123,7 +122,7 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 // finish counts and logs the outcome of an event, and acknowledges it.
 func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {
 	p.Counter.Count(counter)
-	p.Log.Info(outcome, "service", p.Service, "type", clip(e.Type), "id", e.ID)
+	p.Log.Info(outcome, "type", truncate(e.Type), "id", e.ID)
 	d.Ack()
 }
 
@@ -161,15 +160,15 @@ func (p *Pipeline) malformed(ctx context.Context, d Delivery, parse error) {
 }
 
 func (p *Pipeline) logDead(reason string, e event.Event, err error) {
-	p.Log.Info("dead-lettered", "service", p.Service, "type", e.Type, "id", e.ID, "reason", reason, "error", clip(err.Error()))
+	p.Log.Info("dead-lettered", "type", e.Type, "id", e.ID, "reason", reason, "error", truncate(err.Error()))
 }
 
-// mostLogged bounds in bytes what a stranger can write into a line of the log.
-const mostLogged = 1 << 10
+// maxLogged bounds in bytes what a message can write into a line of the log.
+const maxLogged = 1 << 10
 
-func clip(s string) string {
-	if len(s) <= mostLogged {
+func truncate(s string) string {
+	if len(s) <= maxLogged {
 		return s
 	}
-	return s[:mostLogged] + "…"
+	return s[:maxLogged] + "…"
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -50,7 +51,7 @@ func verdict(t *testing.T, err error) (what string, wait time.Duration) {
 		var attempts []int
 		begin := time.Now()
 		p := &consume.Pipeline{
-			Service: "orders", Claims: claim.Unchecked{Work: t.Context()}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
+			Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
 			MaxAttempts: 2, Timeout: time.Hour, Slots: make(consume.Slots, 1),
 			Handlers: map[string]consume.Handler{"new_order": func(_ context.Context, job consume.Job) error {
 				attempts = append(attempts, job.Attempt)
@@ -61,7 +62,7 @@ func verdict(t *testing.T, err error) (what string, wait time.Duration) {
 				return nil
 			}},
 		}
-		p.Handle(t.Context(), nothing{})
+		p.Handle(t.Context(), t.Context(), nothing{})
 		switch fmt.Sprint(attempts) {
 		case "[1]":
 			what = isFinal
@@ -110,7 +111,7 @@ func (p *Poster) http() *http.Transport { return p.transport }
 
 // useDialer has the poster connect with dial.
 func (p *Poster) useDialer(dial func(ctx context.Context) (net.Conn, error)) {
-	p.http().DialContext = counted(func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) })
+	p.http().DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
 }
 
 func TestRequest(t *testing.T) {
@@ -187,7 +188,7 @@ func TestAnswer(t *testing.T) {
 		isDone:   {200, 201, 202, 204, 205, 226, 299},
 		isTry:    {408, 500},
 		isOutage: {429, 502, 503, 504},
-		isFinal:  {300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 413, 418, 422, 425, 501, 505, 511, 599, 600, 999},
+		isFinal:  {300, 301, 302, 303, 304, 307, 308, 400, 401, 403, 404, 405, 409, 410, 411, 412, 413, 418, 422, 425, 501, 505, 511, 599, 600, 999},
 	} {
 		for _, code := range codes {
 			t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -242,6 +243,33 @@ func TestRetryAfter(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestRetryAfterDate(t *testing.T) {
+	at := func(d time.Duration) string {
+		return time.Date(2026, 11, 25, 8, 0, 0, 0, time.UTC).Add(d).Format(http.TimeFormat)
+	}
+	soon := time.Now().UTC().Add(10 * time.Second).Format(http.TimeFormat)
+	for name, tt := range map[string]struct {
+		date, until string
+		from, to    time.Duration // what it waits
+	}{
+		"in 12 seconds of the receiver's clock": {at(0), at(12 * time.Second), 12 * time.Second, 12 * time.Second},
+		"in an hour":                            {at(0), at(time.Hour), 30 * time.Second, 30 * time.Second},
+		"past":                                  {at(0), at(-time.Hour), 0, 150 * time.Millisecond},
+		"another format":                        {at(0), "Wednesday, 25-Nov-26 08:00:12 GMT", 12 * time.Second, 12 * time.Second},
+		"without a clock":                       {"", soon, 5 * time.Second, 10 * time.Second},
+		"a clock that is no date":               {"now", soon, 5 * time.Second, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPoster(t, "http://127.0.0.1")
+			p.useDialer(answering(fmt.Sprintf("HTTP/1.1 503 No\r\nDate: %s\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n", tt.date, tt.until)))
+			what, wait := verdict(t, p.Handle(patient(t), order("1")))
+			if what != isOutage || wait < tt.from || wait > tt.to {
+				t.Errorf("%s after %v, want %v to %v", what, wait, tt.from, tt.to)
+			}
+		})
 	}
 }
 
@@ -352,11 +380,156 @@ func TestTLS(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			expect(t, p.Handle(patient(t), order("1")), isTry)
+			expect(t, p.Handle(patient(t), order("1")), isOutage)
 			if posts.Load() != 3 {
 				t.Errorf("%d posts, want 3", posts.Load())
 			}
 			p.Close()
+		})
+	}
+}
+
+// frame is a frame of HTTP/2 on a stream, with the payload that follows.
+func frame(kind byte, stream uint32, payload ...byte) []byte {
+	head := []byte{0, 0, byte(len(payload)), kind, 0}
+	return append(binary.BigEndian.AppendUint32(head, stream), payload...)
+}
+
+// The frames' kinds, and what they say.
+const (
+	headersFrame, resetFrame, settingsFrame, goAwayFrame = 1, 3, 4, 7
+	refusedStream                                        = 7
+)
+
+// http2Server answers the headers of each request with the bytes that answer
+// returns, and nothing else: no ping, for one. It ends with the connection.
+func http2Server(certificate tls.Certificate, answer func(stream uint32) []byte) func(context.Context) (net.Conn, error) {
+	return func(context.Context) (net.Conn, error) {
+		client, server := net.Pipe()
+		go func() {
+			defer server.Close()
+			conn := tls.Server(server, &tls.Config{
+				Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"},
+				SessionTicketsDisabled: true, // nothing reads the ticket before the client has written
+			})
+			if _, err := io.ReadFull(conn, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))); err != nil {
+				return
+			}
+			answers := make(chan []byte, 100) // a pipe has no buffer: reading must not wait for writing
+			defer close(answers)
+			go func() {
+				for a := range answers {
+					conn.Write(a)
+				}
+			}()
+			answers <- frame(settingsFrame, 0)
+			for head := make([]byte, 9); ; {
+				if _, err := io.ReadFull(conn, head); err != nil {
+					return
+				}
+				size := int64(head[0])<<16 | int64(head[1])<<8 | int64(head[2])
+				if _, err := io.CopyN(io.Discard, conn, size); err != nil {
+					return
+				}
+				if head[3] == headersFrame {
+					answers <- answer(binary.BigEndian.Uint32(head[5:]))
+				}
+			}
+		}()
+		return client, nil
+	}
+}
+
+// HTTP/2 has ways of its own to lose a request.
+func TestHTTP2(t *testing.T) {
+	template := httptest.NewUnstartedServer(nil)
+	template.StartTLS()
+	template.Close()
+	goAway := func(stream uint32) []byte { return frame(goAwayFrame, 0, 0, 0, 0, 0, 0, 0, 0, 0) }
+	tests := map[string]struct {
+		answer func(stream uint32) []byte
+		within time.Duration // of HANDLER_TIMEOUT
+	}{
+		"refused stream": {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, refusedStream) }, 0},
+		"reset stream":   {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, 2) }, 0},
+		"GOAWAY":         {goAway, 0},
+		"silence":        {func(uint32) []byte { return nil }, 2 * pingTimeout},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var err error
+			synctest.Test(t, func(t *testing.T) {
+				p, conns := newPoster(t, "https://127.0.0.1"), 0
+				p.http().TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+				dial := http2Server(template.TLS.Certificates[0], tt.answer)
+				p.useDialer(func(ctx context.Context) (net.Conn, error) { conns++; return dial(ctx) })
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				began := time.Now()
+				err = p.Handle(ctx, order("1"))
+				if took := time.Since(began); took > tt.within {
+					t.Errorf("it took %v, want %v", took, tt.within)
+				}
+				p.Handle(ctx, order("1"))
+				if conns != 2 {
+					t.Errorf("two posts on %d connections: the first one was lost", conns)
+				}
+				p.Close()
+			})
+			expect(t, err, isOutage)
+		})
+	}
+}
+
+// A failure drops the connections that are idle: they may be dead as well.
+func TestFailureDropsIdleConnections(t *testing.T) {
+	tests := map[string]struct {
+		fail func(r *http.Request)
+		want string
+	}{
+		"connection lost": {func(*http.Request) { panic(http.ErrAbortHandler) }, isOutage},
+		"too slow":        {func(r *http.Request) { io.Copy(io.Discard, r.Body); <-r.Context().Done() }, isTry},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var together sync.WaitGroup
+			together.Add(2)
+			closed := make(chan net.Conn, 10)
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				if r.Header.Get("Idempotency-Key") == "orders/bad" {
+					tt.fail(r)
+					return
+				}
+				together.Done()
+				together.Wait()
+			}))
+			server.Config.ConnState = func(conn net.Conn, state http.ConnState) {
+				if state == http.StateClosed {
+					closed <- conn
+				}
+			}
+			server.Start()
+			defer server.Close()
+			p := newPoster(t, server.URL)
+			var posts sync.WaitGroup
+			for range 2 {
+				posts.Go(func() {
+					if err := p.Handle(patient(t), order("1")); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			posts.Wait()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			expect(t, p.Handle(ctx, order("bad")), tt.want)
+			for range 2 { // that of the failure, and the idle one
+				select {
+				case <-closed:
+				case <-patient(t).Done():
+					t.Fatal("a connection is kept")
+				}
+			}
 		})
 	}
 }
@@ -370,9 +543,9 @@ func TestPasswordIsNotTold(t *testing.T) {
 	}
 }
 
-// The request was written, in part at least, and nobody knows what became of
-// it. That is a try, and the pipeline alone repeats it.
-func TestOutcomeUnknown(t *testing.T) {
+// The connection is lost before an answer: an outage, and only the pipeline
+// repeats the post.
+func TestConnectionLost(t *testing.T) {
 	tests := map[string]string{ // the answer
 		"cut before the answer":      "",
 		"cut in the status":          "HTTP/1.1 20",
@@ -400,7 +573,11 @@ func TestOutcomeUnknown(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				expect(t, p.Handle(patient(t), order("1")), isTry)
+				err := p.Handle(patient(t), order("1"))
+				expect(t, err, isOutage)
+				if len(err.Error()) > 1000 || !strings.Contains(err.Error(), `event "1"`) {
+					t.Errorf("the error has %d bytes: %.1000v", len(err.Error()), err)
+				}
 				p.Close()
 				if seen.end(); seen.posts.Load() != posts || seen.conns.Load() != 1 {
 					t.Errorf("%d posts on %d connections, want %d on 1", seen.posts.Load(), seen.conns.Load(), posts)
@@ -594,10 +771,10 @@ func TestWriteFails(t *testing.T) {
 		"before the first byte":                        {false, 100, 0, isOutage},
 		"before the first byte on a reused connection": {true, 100, 0, isOutage},
 		"before the first byte of much":                {true, 1 << 20, 0, isOutage},
-		"in the headers":                               {false, 100, 10, isTry},
-		"in the body":                                  {false, 1 << 20, 10_000, isTry},
-		"in the body on a reused connection":           {true, 1 << 20, 10_000, isTry},
-		"before the last byte on a reused connection":  {true, 1 << 20, 1 << 20, isTry},
+		"in the headers":                               {false, 100, 10, isOutage},
+		"in the body":                                  {false, 1 << 20, 10_000, isOutage},
+		"in the body on a reused connection":           {true, 1 << 20, 10_000, isOutage},
+		"before the last byte on a reused connection":  {true, 1 << 20, 1 << 20, isOutage},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -782,7 +959,7 @@ func TestCancelledIsNotTold(t *testing.T) {
 
 // As many connections are kept as posts run at once.
 func TestConnectionsAreUsedAgain(t *testing.T) {
-	const parallel, rounds = 8, 5
+	const parallel, rounds = 300, 5
 	var together [rounds]sync.WaitGroup // the posts of a round
 	for r := range together {
 		together[r].Add(parallel)
