@@ -89,7 +89,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	etcdCtx := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
 	meters := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
-		Counters: role.counters(), Timers: []string{timerHandle, timerClaim}, Gauges: []string{gaugeInFlight},
+		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
 	}, log)
 	defer meters.Close()
 
@@ -138,7 +138,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer letters.Close()
 	consumer := rabbit.Consumer{
 		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
-		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(handlerCtx, pipeline.Handle, meters),
+		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(handlerCtx, pipeline.Handle, stats),
 	}
 	return consumer.Run(stop)
 }

@@ -12,15 +12,14 @@ import (
 
 // What is measured around the rule, so that the rule reads as it is.
 const (
-	timerHandle   = "handle"    // one try of the work
-	timerClaim    = "claim"     // from asking for an id until it is granted or known to be done
-	gaugeInFlight = "in_flight" // deliveries between their arrival and their end
+	timerHandle = "handle" // one attempt of the work
+	timerClaim  = "claim"  // from asking for an id until it is granted or known to be done
 )
 
 // meteredClaims measures how long claims take, duplicates that wait included.
 type meteredClaims struct {
 	consume.Claimer
-	meters *metrics.Meters
+	meters *metrics.Recorder
 }
 
 func (m meteredClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
@@ -30,7 +29,7 @@ func (m meteredClaims) Claim(ctx context.Context, id string) (*claim.Claim, erro
 	return c, err
 }
 
-func meteredHandler(work consume.Handler, meters *metrics.Meters) consume.Handler {
+func meteredHandler(work consume.Handler, meters *metrics.Recorder) consume.Handler {
 	return func(ctx context.Context, job consume.Job) error {
 		began := time.Now()
 		err := work(ctx, job)
@@ -41,25 +40,27 @@ func meteredHandler(work consume.Handler, meters *metrics.Meters) consume.Handle
 
 // meteredDelivery counts the deliveries in flight. Their handlers run until
 // handlerCtx ends.
-func meteredDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), meters *metrics.Meters) func(context.Context, consume.Delivery) {
+func meteredDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), stats *stats) func(context.Context, consume.Delivery) {
 	return func(ctx context.Context, d consume.Delivery) {
-		meters.Gauge(gaugeInFlight, 1)
-		defer meters.Gauge(gaugeInFlight, -1)
+		stats.inFlight.Add(1)
+		defer stats.inFlight.Add(-1)
 		handle(ctx, handlerCtx, d)
 	}
 }
 
 // stats is what /stats shows.
 type stats struct {
-	meters *metrics.Meters
-	prefix string
-	claims atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
+	meters   *metrics.Recorder
+	prefix   string
+	inFlight atomic.Int64               // deliveries between their arrival and their end; not for statsd, where replicas would overwrite it
+	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
 }
 
-// totals returns what was counted, how many ids are remembered, and how far back
-// that reaches; 0 if nothing is forgotten.
+// totals returns what was counted, how many events are in flight, how many ids are
+// remembered, and how far back that reaches; 0 if nothing is forgotten.
 func (s *stats) totals() map[string]int64 {
 	totals := s.meters.Totals()
+	totals[s.prefix+"in_flight"] = s.inFlight.Load()
 	if claims := s.claims.Load(); claims != nil {
 		totals[s.prefix+"ids_remembered"] = int64(claims.Remembered())
 		totals[s.prefix+"memory_reach_seconds"] = int64(claims.MemoryReach(context.Background()) / time.Second)

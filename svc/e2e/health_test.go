@@ -137,9 +137,20 @@ func TestTimers(t *testing.T) {
 	b := newBrink(t)
 	release := make(chan struct{})
 	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
-	s.waitLog("msg=consuming")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
 	b.publishBodies(orders("t", 3)...)
+	inFlight := func(want int64) {
+		t.Helper()
+		eventually(t, "the events in flight", func() error {
+			var stats map[string]int64
+			get(t, s.healthAt()+"/stats", &stats)
+			if got := stats["orders_in_flight"]; got != want {
+				return fmt.Errorf("%d, want %d", got, want)
+			}
+			return nil
+		})
+	}
 	last := func(name string, ok func(v float64) bool) {
 		t.Helper()
 		eventually(t, name, func() error {
@@ -149,11 +160,14 @@ func TestTimers(t *testing.T) {
 			return nil
 		})
 	}
-	last("orders_in_flight", func(v float64) bool { return v == 3 })
+	inFlight(3)
 	<-time.After(100 * time.Millisecond)
 	close(release)
-	last("orders_in_flight", func(v float64) bool { return v == 0 })
+	inFlight(0)
 	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
 	last("orders_claim", func(ms float64) bool { return ms > 0 && ms < 60_000 })
+	if v, seen := b.statsd.Last("orders_in_flight"); seen {
+		t.Errorf("statsd is told a gauge, which replicas would overwrite: %v", v)
+	}
 	s.stop()
 }
