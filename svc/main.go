@@ -16,14 +16,16 @@
 //	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
 //	MAX_ATTEMPTS      3                   tries of one handler before the event is dead-lettered
 //	HANDLER_TIMEOUT   30s                 of one try
-//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; at least 2s
-//	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever
+//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; 2s to 1h
+//	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
+//	                                      0: for ever
 //	CACHE_SIZE        20000000            ids held in memory, 48 bytes each at most; beyond it the
 //	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
-//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://
+//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
+//	                                      Certificates that are renewed are used without a restart
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
 //	LOG_LEVEL         info                debug, info, warn, error
@@ -221,7 +223,7 @@ func unlessStopped(stop context.Context, err error) error {
 
 // newLog returns the log of the service, which names the role in every line.
 func newLog(cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: readable}
+	options := &slog.HandlerOptions{Level: slog.Level(cfg.LogLevel), ReplaceAttr: readable}
 	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {
 		handler = slog.NewJSONHandler(os.Stderr, options)
