@@ -126,6 +126,18 @@ func TestTLS(t *testing.T) {
 	s.waitLog("msg=consuming")
 	s.stop()
 	s.wantNoSecrets(good.secret(t))
+
+	// The service's own certificate runs out, and is renewed in the same files: it is
+	// used without a restart, for both servers.
+	client := ours.issue("client", time.Now().Add(-time.Minute))
+	toEtcd, toBroker := e.start("orders", vars(ours.file, client)...), e.start("notify", append(vars(ours.file, client), plain...)...)
+	toEtcd.waitLog("etcd is unreachable")
+	toBroker.waitLog("no connection to the broker", "expired")
+	ours.issue("client", time.Now().Add(time.Hour))
+	for _, s := range []*service{toEtcd, toBroker} {
+		s.waitLog("msg=consuming")
+		s.stop()
+	}
 }
 
 // wantNoSecrets checks that the log shows none of them.
