@@ -149,9 +149,9 @@ func (c *connection) login(ctx context.Context, tlsConfig *tls.Config, uri amqp.
 }
 
 // within calls f, which waits for the broker, and ends the connection under it
-// if no answer comes in that time, or ctx ends.
-func (c *connection) within(ctx context.Context, timeout time.Duration, f func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("the broker did not answer in time"))
+// if no answer comes in dialTimeout, or ctx ends.
+func (c *connection) within(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errors.New("the broker did not answer in time"))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
 	err := f()

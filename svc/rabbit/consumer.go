@@ -82,7 +82,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		c.Status.Set(PartBroker, err)
 		c.Status.Set(PartConsumer, err)
-		if progress {
+		if progress && !unreadable(err) {
 			wait.Reset()
 		}
 		if denials++; !denied(err) {
@@ -136,7 +136,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	var ch *amqp.Channel
 	var deliveries <-chan amqp.Delivery
 	var closed <-chan error
-	if err := conn.within(ctx, dialTimeout, func() (err error) {
+	if err := conn.within(ctx, func() (err error) {
 		ch, deliveries, closed, err = c.open(conn, prefetch)
 		return err
 	}); err != nil {
@@ -297,10 +297,7 @@ func (c *Consumer) drain(ch *amqp.Channel, deliveries <-chan amqp.Delivery) {
 	c.handling.Wait()
 }
 
-const (
-	verifyEvery   = 3 * time.Second
-	verifyTimeout = 30 * time.Second
-)
+const verifyEvery = 3 * time.Second
 
 // verifyTopology declares the topology again and again until ctx ends. While the
 // binding is missing the broker drops every event without an error, and the
@@ -315,12 +312,7 @@ func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 		case <-ctx.Done():
 			return
 		}
-		var gone bool
-		// Not with ctx: at a stop, handlers still need the connection.
-		err := conn.within(context.WithoutCancel(ctx), verifyTimeout, func() (err error) {
-			gone, err = c.Topology.verify(conn.Connection)
-			return err
-		})
+		gone, err := c.Topology.verify(conn.Connection) // waits as long as the connection lives
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -46,7 +45,6 @@ type DeadLetters struct {
 	returned  chan amqp.Return
 	confirmed chan amqp.Confirmation
 	from      int // the URL to try first
-	refusers  int // brokers in a row that were left because they refused
 	wait      *backoff.ExponentialBackOff
 	listening sync.WaitGroup
 
@@ -74,8 +72,11 @@ func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	pace := &backoff.ExponentialBackOff{
 		InitialInterval: minRefused, Multiplier: 2, MaxInterval: maxRefused, RandomizationFactor: 0.5,
 	}
-	for first := true; ; first = false {
-		err := d.publishInTurn(ctx, msg)
+	// One of several brokers may be cut off from those that would store the
+	// message, so each gets to answer once.
+	others := len(d.server.URLs) - 1
+	for first := true; ; first, others = false, 0 {
+		err := d.publishInTurn(ctx, msg, others)
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -98,9 +99,9 @@ var (
 )
 
 // publishInTurn publishes while no other message is being published. It waits
-// for a connection, and returns when the broker has stored the message or
-// refused it, or when ctx ends.
-func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing) error {
+// for a connection, and returns when a broker has stored the message, when it and
+// as many others have refused it, or when ctx ends.
+func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, others int) error {
 	select {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()
@@ -116,13 +117,16 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing) er
 			switch {
 			case err == nil:
 				d.wait.Reset()
-				d.refusers = 0
 				d.outage.Answered(time.Now())
 				return nil
 			case errors.Is(err, errReturned) && !returned:
 				returned = true // the next channel declares the queue
 				continue
-			case d.refuses(err):
+			case refuses(err) && others > 0:
+				others--
+				d.disconnect()
+				continue
+			case refuses(err):
 				d.outage.Answered(time.Now())
 				return err
 			}
@@ -141,17 +145,10 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing) er
 }
 
 // refuses reports whether err is the broker's answer to the message, and not
-// about the connection. One of several brokers may be cut off from those that
-// would store it, so each gets to answer.
-func (d *DeadLetters) refuses(err error) bool {
+// about the connection.
+func refuses(err error) bool {
 	var e *amqp.Error
-	answer := errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
-	if answer && d.refusers < len(d.server.URLs)-1 {
-		d.refusers++
-		d.disconnect()
-		return false
-	}
-	return answer
+	return errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
 }
 
 // connect connects if there is no connection.
@@ -191,6 +188,8 @@ func (d *DeadLetters) listen(blocked <-chan amqp.Blocking) {
 		if b.Active {
 			err = fmt.Errorf("the broker takes no messages: %s", b.Reason)
 			d.outage.Failed(time.Now(), err, "")
+		} else {
+			d.outage.Answered(time.Now())
 		}
 		d.setBlocked(b.Active)
 		d.setDown(err)
@@ -294,8 +293,6 @@ func refusalHint(err error) string {
 	switch {
 	case errors.Is(err, errNacked):
 		return "make room in the dead queue, or raise its max-length"
-	case strings.Contains(err.Error(), "message size"):
-		return "raise max_message_size at the broker"
 	case denied(err):
 		return checkAccess + ": dead letters go through the exchange amq.default"
 	}

@@ -69,7 +69,7 @@ func (c *handshakeConn) see(payload []byte) {
 	switch binary.BigEndian.Uint32(payload) {
 	case methodStart:
 		c.answered = true
-		c.SetReadDeadline(time.Now().Add(loginTimeout))
+		c.SetDeadline(time.Now().Add(loginTimeout))
 	case methodOpenOk:
 		c.over = true
 	case methodClose:
@@ -119,15 +119,20 @@ func parseClose(args []byte) error {
 	return &amqp.Error{Code: int(binary.BigEndian.Uint16(args)), Reason: string(args[3 : 3+int(args[2])]), Server: true}
 }
 
+var (
+	errSlowLogin = fmt.Errorf("the broker did not finish the login within %v", loginTimeout)
+	errNoReason  = errors.New("the broker closed the connection during the login and gave no reason")
+)
+
 // describeRead says what a failed read means during the handshake.
 func describeRead(err error, answered bool) error {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded) && answered:
-		return fmt.Errorf("the broker did not finish the login within %v", loginTimeout)
+		return errSlowLogin
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return fmt.Errorf("the broker did not answer within %v", dialTimeout)
 	case errors.Is(err, io.EOF):
-		return errors.New("the broker closed the connection during the login and gave no reason")
+		return errNoReason
 	}
 	return err
 }

@@ -68,14 +68,30 @@ func Hint(err error) string {
 	case errors.Is(err, errUnreadableHead):
 		return "remove it (management UI, Get messages) to let the others through"
 	}
-	switch text := err.Error(); {
-	case strings.Contains(text, "tls: ") || strings.Contains(text, "x509: "):
-		return "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
-	case strings.Contains(text, amqp.ErrFrame.Reason):
-		return "check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"
+	for _, h := range hints {
+		if strings.Contains(err.Error(), h.text) {
+			return h.hint
+		}
 	}
 	return ""
 }
+
+// hints are what to do about errors that contain a text.
+var hints = []struct{ text, hint string }{
+	{"tls: ", checkTLS},
+	{"x509: ", checkTLS},
+	{amqp.ErrFrame.Reason, "check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"},
+	{`' is down"`, "see the broker's log for the cause, then start the virtual host again (rabbitmqctl restart_vhost)"},
+	{"connection limit", "close other connections, or raise the limit (rabbitmqctl set_vhost_limits, set_user_limits)"},
+	{"queue limit", "delete queues that are not used, or raise the limit (rabbitmqctl set_vhost_limits)"},
+	{"in exclusive use", "stop the other consumer of the queue (rabbitmqctl list_consumers)"},
+	{"message size", "raise max_message_size at the broker"},
+	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
+	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
+	{errNoReason.Error(), "see the broker's log"},
+}
+
+const checkTLS = "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
 
 // hintAttrs are Hint's attributes of a log line.
 func hintAttrs(hint string) []any {
