@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -27,7 +28,7 @@ func newBroker(t *testing.T) (e *env, vhost string) {
 // ctl runs rabbitmqctl on the shared broker.
 func ctl(t *testing.T, args ...string) {
 	t.Helper()
-	if _, err := shared.rabbit.Ctl(t.Context(), args...); err != nil {
+	if _, err := shared.rabbit.Ctl(context.WithoutCancel(t.Context()), args...); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -258,7 +258,7 @@ func newBrokerEnv(t *testing.T, vhost, role string) *env {
 // second.
 func broker(t *testing.T, erlang ...string) {
 	t.Helper()
-	if _, err := shared.rabbit.Ctl(t.Context(), "eval", strings.Join(erlang, ", ")+"."); err != nil {
+	if _, err := shared.rabbit.Ctl(context.WithoutCancel(t.Context()), "eval", strings.Join(erlang, ", ")+"."); err != nil {
 		t.Fatal(err)
 	}
 }
