@@ -114,6 +114,16 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		defer stopServing()
 	}
 
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
+	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
+	prefetch := held(cfg)
+	if prefetch < cfg.Prefetch {
+		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows", "service", role.name,
+			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
+	}
+	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, board, log)
+	defer deadLetters.Close()
+
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
 		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, board, log)
@@ -143,15 +153,6 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
 
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
-	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
-	prefetch := held(cfg)
-	if prefetch < cfg.Prefetch {
-		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows", "service", role.name,
-			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
-	}
-	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, board, log)
-	defer deadLetters.Close()
 	consumer := rabbit.Consumer{
 		Server: server, Topology: topology, DeadLetters: deadLetters, Status: board, Log: log,
 		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: meteredDelivery(handlerCtx, pipeline.Handle, meters),

@@ -161,16 +161,14 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	force := time.AfterFunc(c.Server.CloseTimeout, func() { conn.raw.Close() })
 	defer force.Stop()
 	acker.close()
-	if !unreadable(err) {
-		return progress, err
-	}
-	if prefetch == 1 {
+	if unreadable(err) && prefetch == 1 {
 		c.oneByOne = pastHead
-		return progress, fmt.Errorf("the broker at %s: %w: %w", conn.broker, errUnreadableHead, err)
+		err = fmt.Errorf("%w: %w", errUnreadableHead, err)
+	} else if unreadable(err) {
+		c.oneByOne = prefetch
+		err = fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", prefetch, err)
 	}
-	c.oneByOne = prefetch
-	return progress, fmt.Errorf("the broker at %s: one of the first %d messages of the queue cannot be read by this client, "+
-		"they are taken one at a time now: %w", conn.broker, prefetch, err)
+	return progress, fmt.Errorf("the broker at %s: %w", conn.broker, err)
 }
 
 const consumerTag = "svc"
