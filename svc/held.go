@@ -11,18 +11,15 @@ const maxWait = 20 * time.Minute
 // acknowledgement: PREFETCH, but no more than the handlers finish within maxWait
 // when each takes all of HANDLER_TIMEOUT.
 func held(cfg Config) int {
-	longest := cfg.HandlerTimeout
+	turns := int(maxWait / cfg.HandlerTimeout)
 	if cfg.Concurrency == 1 {
-		longest *= time.Duration(cfg.MaxAttempts) // those behind wait for all attempts
+		turns /= cfg.MaxAttempts // those behind wait for all attempts
 	}
-	if longest <= 0 || longest > maxWait { // an overflow, too
-		longest = maxWait
-	}
-	turns := int(maxWait / longest)
-	if turns >= cfg.Prefetch { // and so the product below cannot overflow
+	turns = max(turns, 1)
+	if turns >= cfg.Prefetch || cfg.Concurrency >= cfg.Prefetch {
 		return cfg.Prefetch
 	}
-	return min(cfg.Prefetch, min(cfg.Concurrency, cfg.Prefetch)*turns)
+	return min(cfg.Concurrency*turns, cfg.Prefetch)
 }
 
 // maxInFlight returns how many deliveries are processed at once. That is twice

@@ -113,6 +113,24 @@ func TestDeadQueueFull(t *testing.T) {
 	e.wantStored("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
 }
 
+// One of several brokers may refuse what another stores: each is asked once, and
+// that is no outage.
+func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
+	e, vhost := newBroker(t)
+	other := newBrokerEnv(t, newVhost(t), "orders")
+	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
+	e.amqpURL += "," + other.directAMQP
+	e.publishBodies("poison")
+	s := e.start("orders")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	other.wantStored("poison")
+	e.wantStored()
+	if n := s.log.count("level=WARN"); n > 0 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
 // A stop does not wait for what the broker refuses; it is delivered again.
 func TestStopWithRefusedDeadLetter(t *testing.T) {
 	e, vhost := newBroker(t)

@@ -215,7 +215,7 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 		withdraw, giveBack, says string
 		lines                    int
 	}{
-		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "Login was refused", 1},
+		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "Login was refused", 6},
 		{permit(vhost, "", "", ""), permit(vhost, ".*", ".*", ".*"), "ACCESS_REFUSED", 6},
 	} {
 		broker(t, tt.withdraw)

@@ -14,14 +14,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-const (
-	// confirmTimeout bounds the wait for a confirm while the broker has not said
-	// that it is short of memory or disk.
-	confirmTimeout = 30 * time.Second
-	// A message that the broker refuses is tried again after minRefused at
-	// first, and after maxRefused in the end.
-	minRefused, maxRefused = time.Second, 30 * time.Second
-)
+// A message that the broker refuses is tried again after minRefused at first, and
+// after maxRefused in the end.
+const minRefused, maxRefused = time.Second, 30 * time.Second
 
 // DeadLetters publishes to a role's dead queue, one message at a time: what the
 // broker answers is about that message and no other. One that it refuses is
@@ -31,40 +26,36 @@ const (
 // while the broker is short of memory or disk it stops reading from connections
 // that publish, and acknowledgements must still get through.
 type DeadLetters struct {
-	server   Server
-	topology Topology
 	prefetch int
 	status   Status
 	log      *slog.Logger
 	outage   *outage.Log
 
-	turn      chan struct{} // held while publishing, which uses the following
-	conn      *connection   // nil: none
-	ch        *amqp.Channel // nil: none
-	closed    chan *amqp.Error
-	returned  chan amqp.Return
-	confirmed chan amqp.Confirmation
-	from      int // the URL to try first
+	turn      chan struct{} // held while using the following
+	publisher publisher
 	wait      *backoff.ExponentialBackOff
-	listening sync.WaitGroup
 
 	mu      sync.Mutex
 	refused int   // messages that wait because the broker refuses them
 	last    error // the last refusal
 	down    error // why nothing can be published; nil: it can, or nothing has to be
-	blocked bool  // the broker does not read
 }
 
 // NewDeadLetters connects to nothing yet. prefetch is the consumer's: that many
 // refused messages stop it.
 func NewDeadLetters(server Server, topology Topology, prefetch int, status Status, log *slog.Logger) *DeadLetters {
-	status.Set(PartDeadLetters, nil)
-	return &DeadLetters{
-		server: server, topology: topology, prefetch: prefetch, status: status, log: log,
+	d := &DeadLetters{
+		prefetch: prefetch, status: status, log: log,
 		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
 		turn:   make(chan struct{}, 1), wait: newBackoff(),
 	}
+	d.publisher = publisher{server: server, topology: topology, onBlocked: d.setBlocked}
+	status.Set(PartDeadLetters, nil)
+	return d
 }
+
+// Close closes the connection. No publish may be under way or follow.
+func (d *DeadLetters) Close() { d.publisher.close() }
 
 // publish returns when the broker has confirmed that the message is in the dead
 // queue. It fails only when ctx ends.
@@ -74,7 +65,7 @@ func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	}
 	// One of several brokers may be cut off from those that would store the
 	// message, so each gets to answer once.
-	others := len(d.server.URLs) - 1
+	others := len(d.publisher.server.URLs) - 1
 	for first := true; ; first, others = false, 0 {
 		err := d.publishInTurn(ctx, msg, others)
 		if err == nil || ctx.Err() != nil {
@@ -92,12 +83,6 @@ func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	}
 }
 
-var (
-	errReturned = errors.New("the dead queue is gone")
-	errNacked   = errors.New("the broker did not store the message (basic.nack)")
-	errSilent   = errors.New("the broker did not confirm in time")
-)
-
 // publishInTurn publishes while no other message is being published. It waits
 // for a connection, and returns when a broker has stored the message, when it and
 // as many others have refused it, or when ctx ends.
@@ -111,9 +96,9 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 	defer d.setDown(nil)
 	for returned := false; ctx.Err() == nil; {
 		began := time.Now()
-		err := d.connect(ctx)
+		err := d.publisher.connect(ctx)
 		if err == nil {
-			err = d.await(ctx, func() error { return d.send(msg) })
+			err = d.publisher.publish(ctx, msg)
 			switch {
 			case err == nil:
 				d.wait.Reset()
@@ -124,7 +109,7 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 				continue
 			case refuses(err) && others > 0:
 				others--
-				d.disconnect()
+				d.publisher.close()
 				continue
 			case refuses(err):
 				d.outage.Answered(time.Now())
@@ -141,147 +126,10 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 		case <-ctx.Done():
 		}
 	}
-	return fmt.Errorf("dead-letter to %s: %w", d.topology.DeadQueue(), context.Cause(ctx))
+	return fmt.Errorf("dead-letter to %s: %w", d.publisher.topology.DeadQueue(), context.Cause(ctx))
 }
 
-// refuses reports whether err is the broker's answer to the message, and not
-// about the connection.
-func refuses(err error) bool {
-	var e *amqp.Error
-	return errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
-}
-
-// connect connects if there is no connection.
-func (d *DeadLetters) connect(ctx context.Context) error {
-	if d.conn != nil && !d.conn.IsClosed() {
-		return nil
-	}
-	d.disconnect()
-	// No limit to a write: a broker under an alarm does not read. See await.
-	conn, err := d.server.dial(ctx, d.topology.DeadQueue()+" publisher", 0, d.from)
-	if err != nil {
-		return err
-	}
-	d.conn = conn
-	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	d.listening.Go(func() { d.listen(blocked) })
-	return nil
-}
-
-// disconnect closes the connection, and leaves its broker for the next.
-func (d *DeadLetters) disconnect() {
-	if d.conn != nil {
-		d.from = d.conn.next
-		d.conn.close()
-		d.listening.Wait()
-	}
-	d.conn, d.ch = nil, nil
-}
-
-// Close closes the connection. No publish may be under way or follow.
-func (d *DeadLetters) Close() { d.disconnect() }
-
-// listen notes whether the broker reads, until the connection ends.
-func (d *DeadLetters) listen(blocked <-chan amqp.Blocking) {
-	for b := range blocked {
-		var err error
-		if b.Active {
-			err = fmt.Errorf("the broker takes no messages: %s", b.Reason)
-			d.outage.Failed(time.Now(), err, "")
-		} else {
-			d.outage.Answered(time.Now())
-		}
-		d.setBlocked(b.Active)
-		d.setDown(err)
-	}
-	d.setBlocked(false)
-}
-
-// await runs send and cuts the connection under it when the broker is silent.
-// When ctx ends, a message that is on its way may arrive within CloseTimeout: it
-// would be stored twice otherwise.
-func (d *DeadLetters) await(ctx context.Context, send func() error) error {
-	answer := make(chan error, 1)
-	go func() { answer <- send() }()
-	timeout := time.NewTimer(confirmTimeout)
-	defer timeout.Stop()
-	ended := ctx.Done()
-	for {
-		select {
-		case err := <-answer:
-			return err
-		case <-ended:
-			ended = nil
-			timeout.Reset(d.server.CloseTimeout)
-		case <-timeout.C:
-			if ended != nil && d.isBlocked() {
-				timeout.Reset(confirmTimeout)
-				continue
-			}
-			d.conn.raw.Close()
-			if err := <-answer; err == nil {
-				return nil
-			}
-			return errSilent
-		}
-	}
-}
-
-// send publishes and returns the broker's answer.
-func (d *DeadLetters) send(msg amqp.Publishing) error {
-	if err := d.openChannel(); err != nil {
-		return err
-	}
-	if err := d.ch.Publish("", d.topology.DeadQueue(), true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
-		d.ch = nil
-		return fmt.Errorf("publish to %s: %w", d.topology.DeadQueue(), err)
-	}
-	confirm, ok := <-d.confirmed
-	if !ok { // the channel is closed
-		d.ch = nil
-		if err, ok := <-d.closed; ok {
-			return err
-		}
-		return amqp.ErrClosed
-	}
-	select {
-	case <-d.returned: // the broker sends it before the confirm
-		d.ch.Close()
-		d.ch = nil
-		return errReturned
-	default:
-	}
-	if !confirm.Ack {
-		return errNacked
-	}
-	return nil
-}
-
-// openChannel opens a channel if there is none. It declares the dead queue each
-// time, which may have been deleted. All that the library tells of one message
-// fits into the buffers, so nothing has to receive it in between.
-func (d *DeadLetters) openChannel() error {
-	if d.ch != nil {
-		return nil
-	}
-	ch, err := d.conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open a channel: %w", err)
-	}
-	if err := d.topology.declareQueue(ch, d.topology.DeadQueue()); err != nil {
-		return err
-	}
-	if err := ch.Confirm(false); err != nil {
-		return fmt.Errorf("ask for confirms: %w", err)
-	}
-	d.ch = ch
-	d.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
-	d.returned = ch.NotifyReturn(make(chan amqp.Return, 1))
-	d.confirmed = ch.NotifyPublish(make(chan amqp.Confirmation, 1))
-	return nil
-}
-
-// logRefused logs the broker's answer to a message, once for each.
+// logRefused logs the broker's answer to a message.
 func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
 	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
 	attrs := []any{"id", e.ID, "reason", msg.Headers["x-reason"], "error", err}
@@ -312,6 +160,16 @@ func (d *DeadLetters) addRefused(n int, err error) {
 	}
 }
 
+// setBlocked notes that the broker takes no messages, or takes them again.
+func (d *DeadLetters) setBlocked(why error) {
+	if why != nil {
+		d.outage.Failed(time.Now(), why, "")
+	} else {
+		d.outage.Answered(time.Now())
+	}
+	d.setDown(why)
+}
+
 func (d *DeadLetters) setDown(err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -326,16 +184,4 @@ func (d *DeadLetters) report() {
 		err = fmt.Errorf("the broker refuses %d dead letters: %w", d.refused, d.last)
 	}
 	d.status.Set(PartDeadLetters, err)
-}
-
-func (d *DeadLetters) setBlocked(blocked bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.blocked = blocked
-}
-
-func (d *DeadLetters) isBlocked() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.blocked
 }

@@ -1,9 +1,12 @@
 package rabbit
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/streadway/amqp"
 )
@@ -74,4 +77,36 @@ func (t Topology) verify(conn *amqp.Connection) (gone bool, err error) {
 		return gone, err
 	}
 	return gone, ch.Close()
+}
+
+const verifyEvery = 3 * time.Second
+
+// verifyTopology declares the topology again and again until ctx ends. While the
+// binding is missing the broker drops every event without an error, and the
+// consumer does not notice.
+func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
+	tick := time.NewTicker(verifyEvery)
+	defer tick.Stop()
+	var failed error
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		gone, err := c.Topology.verify(conn.Connection) // waits as long as the connection lives
+		switch {
+		case ctx.Err() != nil || conn.IsClosed():
+			return
+		case err != nil && failed == nil:
+			attrs := []any{"error", fmt.Errorf("the broker at %s: %w", conn.broker, err)}
+			c.Log.Warn("the topology cannot be declared: new events may not arrive", slices.Concat(attrs, hintAttrs(Hint(err)))...)
+		case err == nil && (gone || failed != nil):
+			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
+		}
+		if (err == nil) != (failed == nil) {
+			c.Status.Set(PartConsumer, err)
+		}
+		failed = err
+	}
 }
