@@ -88,7 +88,7 @@ var hints = []struct{ text, hint string }{
 	{"message size", "raise max_message_size at the broker"},
 	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
 	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
-	{errNoReason.Error(), "see the broker's log"},
+	{errNoReason.Error(), "see the log of the broker, which may be down behind a proxy"},
 }
 
 const checkTLS = "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
