@@ -12,7 +12,8 @@
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                where the work is done; without it, it is a log line
-//	PREFETCH          1000                unacknowledged deliveries held
+//	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
+//	                                      could wait for its handler for over 20 minutes
 //	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
 //	MAX_ATTEMPTS      3                   tries of one handler before the event is dead-lettered
 //	HANDLER_TIMEOUT   30s                 of one try
@@ -73,8 +74,7 @@ func main() {
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, restore) // a second signal ends the process at once
 	if err := run(stop, cfg, log); err != nil {
-		log.Error("cannot go on", "error", err)
-		os.Exit(1)
+		os.Exit(1) // run has logged it
 	}
 	log.Info("stopped")
 }
@@ -83,6 +83,17 @@ func main() {
 // flight is finished.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	role := roles[cfg.Service]
+	stop, end := context.WithCancel(stop)
+	defer end()
+	// fail logs an error before anything is closed, and then has everything
+	// closed as at a stop: other servers may be unreachable.
+	fail := func(err error, hint ...any) error {
+		if err != nil {
+			log.Error("cannot go on", append([]any{"error", err}, hint...)...)
+			end()
+		}
+		return err
+	}
 	log.Info("starting", "etcd", bool(cfg.Etcd))
 
 	// The shutdown in three steps: take no more events; cancel the handlers
@@ -100,16 +111,26 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.HealthAt != "" {
 		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(stats.totals), log)
 		if err != nil {
-			return err
+			return fail(err)
 		}
 		defer stopServing()
 	}
+
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
+	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
+	prefetch := held(cfg)
+	if prefetch < cfg.Prefetch {
+		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
+			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
+	}
+	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, board, log)
+	defer deadLetters.Close()
 
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
 		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, board, log)
 		if err != nil {
-			return unlessStopped(stop, err)
+			return fail(unlessStopped(stop, err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcd)
@@ -134,15 +155,12 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		Slots: make(consume.Slots, cfg.Concurrency),
 	}
 
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, Goodbye: min(cfg.Shutdown/10, 2*time.Second)}
-	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
-	letters := rabbit.NewDeadLetters(server, topology, log)
-	defer letters.Close()
 	consumer := rabbit.Consumer{
-		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
-		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(handlerCtx, pipeline.Handle, stats),
+		Server: server, Topology: topology, DeadLetters: deadLetters, Status: board, Log: log,
+		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: meteredDelivery(handlerCtx, pipeline.Handle, stats),
 	}
-	return consumer.Run(stop)
+	err := consumer.Run(stop)
+	return fail(err, "hint", rabbit.Hint(err))
 }
 
 // openClaims connects to etcd, reads the ids that it remembers, and keeps the
@@ -186,19 +204,9 @@ const (
 // parts is what a service needs to be ready.
 func parts(cfg Config) []string {
 	if cfg.Etcd {
-		return []string{rabbit.PartBroker, rabbit.PartConsumer, partEtcd, partCache}
+		return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters, partEtcd, partCache}
 	}
-	return []string{rabbit.PartBroker, rabbit.PartConsumer}
-}
-
-// parallel is how many deliveries are seen to at once. Twice the prefetch: when
-// a connection is lost those that it brought are finished while they are
-// already delivered again on the next. One keeps the order.
-func parallel(cfg Config) int {
-	if cfg.Concurrency == 1 {
-		return 1
-	}
-	return 2 * cfg.Prefetch
+	return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
 }
 
 // reserve is the time that each of the last two steps of a shutdown has.

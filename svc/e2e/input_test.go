@@ -335,7 +335,7 @@ func TestUnreadableHead(t *testing.T) {
 	s.waitLog("msg=processed", "id=before")
 	publish(amqp.Publishing{Headers: amqp.Table{"odd": int16(7)}, Body: []byte(`{"type":"new_order","id":"odd"}`), DeliveryMode: amqp.Persistent})
 	publish(plumber(`{"type":"new_order","id":"behind"}`))
-	s.waitLogs(5, "no connection to the broker", "head of the queue cannot be read", "remove it", "next try in")
+	s.waitLogs(5, "no connection to the broker", "head of the queue cannot be read", "remove it", "retry_in=")
 	began, cpu := s.log.count("no connection to the broker"), s.cpu()
 	<-time.After(3 * time.Second)
 	if tries, used := s.log.count("no connection to the broker")-began, s.cpu()-cpu; tries > 4 || used > time.Second/2 {

@@ -17,7 +17,7 @@ func TestLateBroker(t *testing.T) {
 	b.publishBodies(orders("late", 3)...)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true")
-	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "next try in")
+	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "retry_in=")
 	s.alive()
 	tries := s.log.count("level=WARN")
 	b.toRabbit.mend()

@@ -92,7 +92,7 @@ func TestFit(t *testing.T) {
 	const frame = 4096 // the least that AMQP allows
 	long := func(n int) string { return strings.Repeat("x", n) }
 	ourHeaders := amqp.Table{ // as large as they get
-		"x-reason": "malformed", "x-error": long(longestError), "x-attempts": int32(1), "x-exchange": long(255), "x-routing-key": long(255),
+		"x-reason": "malformed", "x-error": long(maxErrorLen), "x-attempts": int32(1), "x-exchange": long(255), "x-routing-key": long(255),
 		"x-failed-at": time.RFC3339Nano,
 	}
 	with := func(more amqp.Table) amqp.Table {
@@ -111,18 +111,18 @@ func TestFit(t *testing.T) {
 	room := frame - headerFrame(amqp.Publishing{Headers: ourHeaders})
 	tests := map[string]struct {
 		msg        amqp.Publishing
-		more, want amqp.Table // headers beside ours
+		more, want amqp.Table // headers beside addedHeaders
 	}{
 		"none":          {amqp.Publishing{}, nil, nil},
 		"just fits":     {amqp.Publishing{}, amqp.Table{"a": long(room - 7)}, amqp.Table{"a": long(room - 7)}},
-		"one too many":  {amqp.Publishing{}, amqp.Table{"a": long(room - 6)}, amqp.Table{dropped: int32(1)}},
-		"largest first": {amqp.Publishing{}, amqp.Table{"a": "1", "b": long(2000), "c": long(600), "d": amqp.Table{"e": long(3000)}}, amqp.Table{"a": "1", "c": long(600), dropped: int32(2)}},
-		"properties":    {largest, amqp.Table{"a": long(100_000), "x-original-user_id": long(255), "b": "1"}, amqp.Table{"x-original-user_id": long(255), "b": "1", dropped: int32(1)}},
+		"one too many":  {amqp.Publishing{}, amqp.Table{"a": long(room - 6)}, amqp.Table{droppedHeader: int32(1)}},
+		"largest first": {amqp.Publishing{}, amqp.Table{"a": "1", "b": long(2000), "c": long(600), "d": amqp.Table{"e": long(3000)}}, amqp.Table{"a": "1", "c": long(600), droppedHeader: int32(2)}},
+		"properties":    {largest, amqp.Table{"a": long(100_000), "x-original-user_id": long(255), "b": "1"}, amqp.Table{"x-original-user_id": long(255), "b": "1", droppedHeader: int32(1)}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			tt.msg.Headers = with(tt.more)
-			got := fit(tt.msg, frame)
+			got := trimHeaders(tt.msg, frame)
 			if diff := cmp.Diff(with(tt.want), got.Headers); diff != "" {
 				t.Errorf("headers (-want +got):\n%s", diff)
 			}
@@ -132,7 +132,7 @@ func TestFit(t *testing.T) {
 			if diff := cmp.Diff(with(tt.more), tt.msg.Headers); diff != "" {
 				t.Errorf("the message given was changed:\n%s", diff)
 			}
-			if all := fit(tt.msg, 0); len(all.Headers) != len(tt.msg.Headers) {
+			if all := trimHeaders(tt.msg, 0); len(all.Headers) != len(tt.msg.Headers) {
 				t.Errorf("without a limit %d headers are left", len(all.Headers))
 			}
 		})

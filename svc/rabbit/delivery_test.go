@@ -91,14 +91,33 @@ func TestLetter(t *testing.T) {
 			})},
 		},
 		"a letter that was published again": {
-			msg: amqp.Delivery{Exchange: "events", RoutingKey: "again", Headers: amqp.Table{
-				"x-reason": "malformed", "x-error": "old", "x-attempts": int32(9), "x-exchange": "old", "x-routing-key": "old",
+			msg: amqp.Delivery{Exchange: "", RoutingKey: "orders-queue", Headers: amqp.Table{
+				"x-reason": "malformed", "x-error": "old", "x-attempts": int32(9), "x-exchange": "events", "x-routing-key": "first",
 				"x-failed-at": "old", "x-original-expiration": "1000",
 			}},
 			letter: boom,
 			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "again", "x-original-expiration": "1000",
+				"x-exchange": "events", "x-routing-key": "first", "x-original-expiration": "1000",
 			})},
+		},
+		"a publisher's own x-exchange": {
+			msg:    amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{"x-exchange": "mine"}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo",
+			})},
+		},
+		"reply_to of a direct reply": {
+			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to"},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-original-reply_to": "amq.rabbitmq.reply-to",
+			})},
+		},
+		"reply_to of a direct reply that the broker has rewritten": {
+			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy"},
+			letter: boom,
+			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy", Headers: added(nil)},
 		},
 		"malformed": {
 			msg:    amqp.Delivery{Body: []byte("new_order 1")},
@@ -111,7 +130,7 @@ func TestLetter(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			before := maps.Clone(tt.msg.Headers)
-			got := letter(tt.msg, tt.letter, failedAt)
+			got := deadLetter(tt.msg, tt.letter, failedAt)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("letter (-want +got):\n%s", diff)
 			}
@@ -172,7 +191,7 @@ func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 
 func cutError(t *testing.T, text string) string {
 	t.Helper()
-	l := letter(amqp.Delivery{}, consume.Letter{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
+	l := deadLetter(amqp.Delivery{}, consume.Letter{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
 	cut, ok := l.Headers["x-error"].(string)
 	if !ok {
 		t.Fatalf("x-error is %v", l.Headers["x-error"])
@@ -180,14 +199,14 @@ func cutError(t *testing.T, text string) string {
 	return cut
 }
 
-func TestDeliverySettlesItsTag(t *testing.T) {
-	s := &settler{wake: make(chan struct{}, 1)}
-	d := &Delivery{msg: amqp.Delivery{DeliveryTag: 42, Body: []byte("body")}, settler: s}
+func TestDeliveryFinishesItsTag(t *testing.T) {
+	s := &acker{wake: make(chan struct{}, 1)}
+	d := &Delivery{msg: amqp.Delivery{DeliveryTag: 42, Body: []byte("body")}, acker: s}
 	if string(d.Body()) != "body" {
 		t.Errorf("body is %q", d.Body())
 	}
 	d.Ack()
 	if diff := cmp.Diff([]uint64{42}, s.tags); diff != "" {
-		t.Errorf("settled (-want +got):\n%s", diff)
+		t.Errorf("finished (-want +got):\n%s", diff)
 	}
 }

@@ -10,35 +10,35 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// ours are the headers that letter adds: a dead letter keeps them, however
-// large the others are.
-var ours = []string{"x-reason", "x-error", "x-attempts", "x-exchange", "x-routing-key", "x-failed-at"}
+// addedHeaders are the headers that deadLetter adds. A dead letter keeps them,
+// however large the others are.
+var addedHeaders = []string{"x-reason", "x-error", "x-attempts", "x-exchange", "x-routing-key", "x-failed-at"}
 
-// dropped is a further one: how many headers there was no room for.
-const dropped = "x-dropped-headers"
+// droppedHeader counts the headers that did not fit.
+const droppedHeader = "x-dropped-headers"
 
-// fit leaves out headers, the largest first, until all properties go into one
-// frame of that many bytes (0: of any size). A message can come with headers
-// that leave no room for ours; the broker would end the connection over such a
-// frame, each time that it is sent.
-func fit(msg amqp.Publishing, frame int) amqp.Publishing {
+// trimHeaders leaves out headers, the largest first, until all properties fit
+// into one frame of that many bytes (0: of any size). A message can arrive with
+// headers that leave no space for ours; the broker would end the connection over
+// such a frame, each time that it is sent.
+func trimHeaders(msg amqp.Publishing, frame int) amqp.Publishing {
 	over := headerFrame(msg) - frame
 	if frame == 0 || over <= 0 {
 		return msg
 	}
-	over += entry(dropped, int32(0))
+	over += headerSize(droppedHeader, int32(0))
 	names := slices.SortedFunc(maps.Keys(msg.Headers), func(a, b string) int {
-		return cmp.Or(entry(b, msg.Headers[b])-entry(a, msg.Headers[a]), strings.Compare(a, b))
+		return cmp.Or(headerSize(b, msg.Headers[b])-headerSize(a, msg.Headers[a]), strings.Compare(a, b))
 	})
 	headers, n := maps.Clone(msg.Headers), int32(0)
 	for _, name := range names {
-		if over > 0 && !slices.Contains(ours, name) {
-			over -= entry(name, headers[name])
+		if over > 0 && !slices.Contains(addedHeaders, name) {
+			over -= headerSize(name, headers[name])
 			delete(headers, name)
 			n++
 		}
 	}
-	headers[dropped] = n
+	headers[droppedHeader] = n
 	msg.Headers = headers
 	return msg
 }
@@ -55,8 +55,8 @@ func headerFrame(msg amqp.Publishing) int {
 	return size + 1 + 1 + 8 + fieldSize(msg.Headers) // mode, priority, timestamp
 }
 
-// entry is the size of one header.
-func entry(name string, value any) int { return 1 + len(name) + fieldSize(value) }
+// headerSize is the size of one header.
+func headerSize(name string, value any) int { return 1 + len(name) + fieldSize(value) }
 
 // fieldSize is how many bytes a value takes in AMQP, with its type.
 func fieldSize(value any) int {
@@ -86,7 +86,7 @@ func fieldSize(value any) int {
 	case amqp.Table:
 		size := 1 + 4
 		for name, v := range v {
-			size += entry(name, v)
+			size += headerSize(name, v)
 		}
 		return size
 	}

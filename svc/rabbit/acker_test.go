@@ -24,7 +24,7 @@ type broker struct {
 
 	mu      sync.Mutex
 	last    uint64          // delivered
-	open    map[uint64]bool // delivered and not acknowledged; true: settled
+	open    map[uint64]bool // delivered and not acknowledged; true: finished
 	singles []uint64        // tags acknowledged singly
 }
 
@@ -39,8 +39,8 @@ func (b *broker) deliver(n int) {
 	}
 }
 
-// settle notes that the handlers of these deliveries have finished.
-func (b *broker) settle(tags ...uint64) {
+// finish notes that the handlers of these deliveries have finished.
+func (b *broker) finish(tags ...uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, tag := range tags {
@@ -69,17 +69,17 @@ func (b *broker) ack(tag uint64, multiple bool) error {
 
 func (b *broker) forget(tag uint64) {
 	if !b.open[tag] {
-		b.t.Errorf("tag %d is acknowledged before it is settled", tag)
+		b.t.Errorf("tag %d is acknowledged before it is finished", tag)
 	}
 	delete(b.open, tag)
 }
 
-// unsettled returns the tags whose handlers run.
-func (b *broker) unsettled() (tags []uint64) {
+// unfinished returns the tags whose handlers run.
+func (b *broker) unfinished() (tags []uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for tag, settled := range b.open {
-		if !settled {
+	for tag, finished := range b.open {
+		if !finished {
 			tags = append(tags, tag)
 		}
 	}
@@ -87,12 +87,12 @@ func (b *broker) unsettled() (tags []uint64) {
 	return tags
 }
 
-// owed returns the tags that are settled and not acknowledged.
+// owed returns the tags that are finished and not acknowledged.
 func (b *broker) owed() (tags []uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for tag, settled := range b.open {
-		if settled {
+	for tag, finished := range b.open {
+		if finished {
 			tags = append(tags, tag)
 		}
 	}
@@ -100,8 +100,8 @@ func (b *broker) owed() (tags []uint64) {
 	return tags
 }
 
-// Whatever the order in which deliveries are settled: each is acknowledged
-// once, none before it is settled, and none is forgotten.
+// Whatever the order in which deliveries are finished: each is acknowledged
+// once, none before it is finished, and none is forgotten.
 func TestAckOrder(t *testing.T) {
 	for seed := range uint64(50) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestAckOrder(t *testing.T) {
 			slow := rnd.IntN(10) // of ten deliveries
 			var order ackOrder
 			look := func(overdue bool, tags ...uint64) {
-				b.settle(tags...)
+				b.finish(tags...)
 				order.add(tags)
 				if tag, ok := order.prefix(); ok {
 					b.ack(tag, true)
@@ -119,14 +119,14 @@ func TestAckOrder(t *testing.T) {
 					t.Fatalf("the prefix up to %d is given twice", tag)
 				}
 				if overdue {
-					for _, tag := range order.stragglers() {
+					for _, tag := range order.outOfOrder() {
 						b.ack(tag, false)
 					}
 					if owed := b.owed(); len(owed) > 0 {
 						t.Fatalf("%v are not acknowledged", owed)
 					}
-				} else if owed, open := b.owed(), b.unsettled(); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
-					t.Fatalf("%d is not acknowledged though all before it are settled; %v are not", owed[0], open)
+				} else if owed, open := b.owed(), b.unfinished(); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
+					t.Fatalf("%d is not acknowledged though all before it are finished; %v are not", owed[0], open)
 				}
 			}
 			for range 400 {
@@ -134,7 +134,7 @@ func TestAckOrder(t *testing.T) {
 					b.deliver(1 + rnd.IntN(prefetch-len(b.open)))
 				}
 				var tags []uint64
-				for _, tag := range b.unsettled() {
+				for _, tag := range b.unfinished() {
 					if tag%10 >= uint64(slow) && rnd.IntN(3) == 0 || rnd.IntN(200) == 0 {
 						tags = append(tags, tag)
 					}
@@ -142,7 +142,7 @@ func TestAckOrder(t *testing.T) {
 				rnd.Shuffle(len(tags), func(i, j int) { tags[i], tags[j] = tags[j], tags[i] })
 				look(rnd.IntN(4) == 0, tags...)
 			}
-			look(false, b.unsettled()...)
+			look(false, b.unfinished()...)
 			if len(b.open) > 0 {
 				t.Errorf("%v are not acknowledged", slices.Sorted(maps.Keys(b.open)))
 			}
@@ -165,7 +165,7 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 		if tag, ok := order.prefix(); ok {
 			t.Fatalf("tag 1 is acknowledged with %d", tag)
 		}
-		if n := len(order.stragglers()); n != prefetch-1 {
+		if n := len(order.outOfOrder()); n != prefetch-1 {
 			t.Fatalf("%d of %d are acknowledged", n, prefetch-1)
 		}
 	}
@@ -196,24 +196,24 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// startSettler returns a settler that acknowledges to b.
-func startSettler(ack func(uint64, bool) error) *settler {
-	s := &settler{ack: ack, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+// startAcker returns a acker that acknowledges to b.
+func startAcker(ack func(uint64, bool) error) *acker {
+	s := &acker{ack: ack, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	go s.run()
 	return s
 }
 
-func TestSettlerAcknowledgesTheContiguousAtOnce(t *testing.T) {
+func TestAckerAcknowledgesTheContiguousAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
-		s := startSettler(b.ack)
+		s := startAcker(b.ack)
 		defer s.close()
 		b.deliver(1000)
 		var wg sync.WaitGroup
 		for tag := range uint64(1000) {
 			wg.Go(func() {
-				b.settle(tag + 1)
-				s.settle(tag + 1)
+				b.finish(tag + 1)
+				s.finish(tag + 1)
 			})
 		}
 		wg.Wait()
@@ -224,16 +224,16 @@ func TestSettlerAcknowledgesTheContiguousAtOnce(t *testing.T) {
 	})
 }
 
-func TestSettlerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
+func TestAckerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
-		s := startSettler(b.ack)
+		s := startAcker(b.ack)
 		defer s.close()
 		b.deliver(10)
-		settle := func(tags ...uint64) {
-			b.settle(tags...)
+		finish := func(tags ...uint64) {
+			b.finish(tags...)
 			for _, tag := range tags {
-				s.settle(tag)
+				s.finish(tag)
 			}
 			synctest.Wait()
 		}
@@ -241,72 +241,72 @@ func TestSettlerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
 			t.Helper()
 			synctest.Wait()
 			if diff := cmp.Diff(want, b.owed()); diff != "" {
-				t.Errorf("settled and not acknowledged (-want +got):\n%s", diff)
+				t.Errorf("finished and not acknowledged (-want +got):\n%s", diff)
 			}
 		}
-		settle(2, 4)
-		<-time.After(patience - 1)
+		finish(2, 4)
+		<-time.After(ackDelay - 1)
 		owes(2, 4)
-		settle(3)
+		finish(3)
 		<-time.After(1)
 		owes()
-		settle(6)
+		finish(6)
 		owes(6)
-		<-time.After(patience)
+		<-time.After(ackDelay)
 		owes()
 		<-time.After(time.Hour)
-		settle(1) // up to 4
+		finish(1) // up to 4
 		owes()
-		settle(7)
+		finish(7)
 		owes(7)
-		settle(5) // and 6, 7 with it
+		finish(5) // and 6, 7 with it
 		owes()
 		if diff := cmp.Diff([]uint64{2, 3, 4, 6}, slices.Sorted(slices.Values(b.singles))); diff != "" {
 			t.Errorf("acknowledged singly (-want +got):\n%s", diff)
 		}
-		if diff := cmp.Diff([]uint64{8, 9, 10}, b.unsettled()); diff != "" {
+		if diff := cmp.Diff([]uint64{8, 9, 10}, b.unfinished()); diff != "" {
 			t.Errorf("still open (-want +got):\n%s", diff)
 		}
 	})
 }
 
-func TestSettlerCloseFlushes(t *testing.T) {
-	tests := map[string][]uint64{"nothing": nil, "contiguous": {1, 2, 3}, "stragglers": {5, 3}, "both": {1, 4, 2, 6}}
+func TestAckerCloseFlushes(t *testing.T) {
+	tests := map[string][]uint64{"nothing": nil, "contiguous": {1, 2, 3}, "outOfOrder": {5, 3}, "both": {1, 4, 2, 6}}
 	for name, tags := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBroker(t)
-				s := startSettler(b.ack)
+				s := startAcker(b.ack)
 				b.deliver(6)
-				b.settle(tags...)
+				b.finish(tags...)
 				for _, tag := range tags {
-					s.settle(tag)
+					s.finish(tag)
 				}
 				begin := time.Now()
 				s.close()
 				if owed := b.owed(); len(owed) > 0 || time.Since(begin) > 0 {
 					t.Errorf("%v are not acknowledged after %v", owed, time.Since(begin))
 				}
-				s.settle(99) // of a handler that ends later: lost with its channel
-				s.settle(98)
+				s.finish(99) // of a handler that ends later: lost with its channel
+				s.finish(98)
 			})
 		})
 	}
 }
 
 // A broker that does not read holds up no handler.
-func TestSettleNeverBlocks(t *testing.T) {
+func TestFinishNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
 		reads := make(chan struct{})
-		s := startSettler(func(tag uint64, multiple bool) error {
+		s := startAcker(func(tag uint64, multiple bool) error {
 			<-reads
 			return b.ack(tag, multiple)
 		})
 		b.deliver(1000)
 		for tag := range uint64(1000) {
-			b.settle(tag + 1)
-			s.settle(tag + 1)
+			b.finish(tag + 1)
+			s.finish(tag + 1)
 		}
 		close(reads)
 		s.close()
