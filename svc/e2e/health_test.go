@@ -75,7 +75,7 @@ func (s *service) waitReady(notReady ...string) {
 // server, even when nothing is to do, and when the service stops.
 func TestHealth(t *testing.T) {
 	b := newBrink(t)
-	b.fillRecords(256)
+	b.must(fillRecords(deadline(t), b.etcd, 12000, 1)) // a few pages
 	hang, began := newHang(t)
 	b.toRabbit.cut()
 	b.toEtcd.delay(150)

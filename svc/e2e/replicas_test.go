@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -87,25 +86,6 @@ func TestCrashes(t *testing.T) {
 	e.wantAllDone("orders", ids)
 }
 
-// settled reports what is missing until n ids are done, none claimed, and the
-// queue is empty.
-func (e *env) settled(role string, n int) error {
-	done := 0
-	for id, value := range e.records(role) {
-		if !strings.HasPrefix(value, "done ") {
-			return fmt.Errorf("id %s is %q", id, value)
-		}
-		done++
-	}
-	if done != n {
-		return fmt.Errorf("%d of %d ids are done", done, n)
-	}
-	if depth := e.depth(role + "-queue"); depth != 0 {
-		return fmt.Errorf("%d messages wait", depth)
-	}
-	return nil
-}
-
 // A handler that is slower than CLAIM_TTL keeps its claim, and another replica
 // waits for it.
 func TestSlowHandler(t *testing.T) {
@@ -153,7 +133,7 @@ func TestClaimOutlivesCrash(t *testing.T) {
 	a.waitLog("msg=consuming")
 	e.publishBodies(orders("x", 1)...)
 	eventually(t, "a claim", func() error {
-		if !strings.HasPrefix(e.records("orders")["x0"], "claimed ") {
+		if !e.keys("orders").claimed()["x0"] {
 			return errNotYet
 		}
 		return nil
@@ -185,10 +165,8 @@ func TestCleanStop(t *testing.T) {
 		s.waitLogs(min(left, 300), "msg=processed")
 		s.stop()
 		left -= s.log.count("msg=processed")
-		for id, value := range e.records("orders") {
-			if strings.HasPrefix(value, "claimed ") {
-				t.Fatalf("the claim of %s is left behind", id)
-			}
+		if claimed := e.keys("orders").claimed(); len(claimed) > 0 {
+			t.Fatalf("claims are left behind: %v", claimed)
 		}
 	}
 	if n := len(sink.all()); n != ids {
