@@ -4,13 +4,14 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -20,13 +21,13 @@ import (
 )
 
 var (
-	benchRounds = flag.Int("rounds", 5, "rounds of each benchmark; medians are reported")
-	benchEvents = flag.Int("events", 20_000, "events a measurement")
+	benchRounds   = flag.Int("rounds", 5, "rounds of each benchmark; medians are reported")
+	benchEvents   = flag.Int("events", 100_000, "events a measurement")
+	benchRecorded = flag.Int("recorded", 1_000_000, "ids recorded before BenchmarkRecorded begins; README: 10000000")
 )
 
 // naiveParallel is how many events the naive way, one id a transaction, works on
-// at once: one after the other; as many as the store has transactions in flight,
-// which shows what grouping is worth; as many as the service runs handlers.
+// at once: one after the other; some; as many as the service runs handlers.
 var naiveParallel = []int{1, 4, 32}
 
 // BenchmarkThroughput drains a queue of waiting events in several ways, one
@@ -37,22 +38,23 @@ func BenchmarkThroughput(b *testing.B) {
 	n := *benchEvents
 	m := newMeasurement(b)
 	for range *benchRounds {
+		m.clear()
+		m.topology("orders")
 		bare := m.add("bare-consumer", m.bare(n))
-		etcd := m.add("etcd-alone", m.etcdAlone(n))
-		both := 1 / (1/bare + 1/etcd)
-		m.add("bare+etcd", both)
-		m.ratio("state-off/bare", m.add("state-off", m.service(n, "", "ENABLE_ETCD=false")), bare)
-		unique := m.add("unique", m.service(n, "", "ENABLE_ETCD=true"))
-		m.add("µs-cpu-unique-service", m.cpu.service)
-		m.add("µs-cpu-unique-etcd", m.cpu.etcd)
-		m.add("µs-cpu-unique-broker", m.cpu.broker)
-		m.ratio("unique/(bare+etcd)", unique, both)
-		m.ratio("unique/bare", unique, bare)
-		m.ratio("duplicates/bare", m.add("duplicates", m.duplicates(n)), bare)
-		m.add("µs-cpu-duplicates-service", m.cpu.service)
+		m.ratio("state-off/bare", m.add("state-off", m.drain(drain{bodies: m.fresh(n), vars: []string{"ENABLE_ETCD=false"}})), bare)
+		m.ratio("unique-warn/bare", m.add("unique-warn", m.drain(drain{bodies: m.fresh(n), vars: []string{"LOG_LEVEL=warn"}})), bare)
+		m.addCosts("unique-warn")
+		bodies := m.fresh(n)
+		unique := m.add("unique-info", m.drain(drain{bodies: bodies}))
+		m.addCosts("unique-info")
+		m.add("MB-resident-service", m.resident/1e6)
+		m.ratio("unique-info/bare", unique, bare)
+		m.ratio("duplicates/bare", m.add("duplicates", m.drain(drain{bodies: bodies, skipped: true})), bare)
+		m.addCosts("duplicates")
+		m.ratio("two-replicas/one", m.add("two-replicas", m.drain(drain{bodies: m.fresh(n), replicas: 2})), unique)
 		for _, parallel := range naiveParallel {
 			name := fmt.Sprint("naive-", parallel)
-			m.ratio("unique/"+name, unique, m.add(name, m.naive(n*(parallel+3)/400, parallel)))
+			m.ratio("unique-info/"+name, unique, m.add(name, m.naive(n*(parallel+3)/1000, parallel)))
 		}
 	}
 	m.report("/s")
@@ -66,7 +68,7 @@ func BenchmarkLoneEvent(b *testing.B) {
 	m.waitPrimed("orders_ignored")
 	m.publishBodies(orders("warm", 20)...)
 	m.waitCounts(map[string]int64{"orders_new_order_ok": 20})
-	watch := m.env.etcd.Watch(context.Background(), "/service/orders/", clientv3.WithPrefix())
+	recorded := m.watchRecords()
 	publisher, stop := m.publisher("events")
 	defer stop()
 	deliver, stopDeliver := m.deliverBare()
@@ -74,11 +76,7 @@ func BenchmarkLoneEvent(b *testing.B) {
 	for i := range 200 * *benchRounds {
 		began := time.Now()
 		publisher(fmt.Sprintf(`{"type":"new_order","id":"lone%d"}`, i))
-		for recorded := false; !recorded; {
-			for _, e := range (<-watch).Events {
-				recorded = recorded || strings.HasPrefix(string(e.Kv.Value), "done ")
-			}
-		}
+		recorded(fmt.Sprint("lone", i))
 		event := time.Since(began)
 		bare := deliver()
 		began = time.Now()
@@ -97,90 +95,103 @@ func BenchmarkLoneEvent(b *testing.B) {
 	m.report("")
 }
 
-// BenchmarkMillionRecorded compares the throughput with a million recorded ids
-// with that of an empty etcd.
-func BenchmarkMillionRecorded(b *testing.B) {
-	n := 5 * *benchEvents // about as many as etcd does between two garbage collections, which a million records make long
+// BenchmarkRecorded compares an etcd that has many ids recorded with an empty
+// one: the throughput of new ids, how long a replica takes from its start until
+// it consumes, and the memory of the replica and of etcd.
+func BenchmarkRecorded(b *testing.B) {
+	n := *benchEvents
 	m := newMeasurement(b)
-	million := startEtcd(b)
-	client, err := million.Client()
-	if err != nil {
-		b.Fatal(err)
-	}
+	full := startEtcd(b)
+	client, err := full.Client()
+	m.must(err)
 	defer client.Close()
-	preload(b, client, 1_000_000)
-	b.ReportMetric(resident(b, million)/1e6, "MB-resident-etcd")
+	began := time.Now()
+	m.must(fillRecords(context.Background(), client, *benchRecorded, 500))
+	b.Logf("recorded %d ids in %v", *benchRecorded, time.Since(began))
+	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd")
 	for round := range *benchRounds {
 		empty := startEtcd(b)
-		names := map[*stack.Etcd]string{empty: "empty", million: "million"}
-		turns := []*stack.Etcd{empty, million}
+		names := map[*stack.Etcd]string{empty: "empty", full: "recorded"}
+		turns := []*stack.Etcd{empty, full}
 		if round%2 == 1 { // the machine's drift meets both alike
 			slices.Reverse(turns)
 		}
-		rates := make(map[*stack.Etcd]float64)
+		rates, heaps := make(map[*stack.Etcd]float64), make(map[*stack.Etcd]float64)
 		for _, etcd := range turns {
 			m.server = etcd
-			rates[etcd] = m.add(names[etcd], m.service(n, "", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+etcd.Endpoint()))
-			m.add("µs-cpu-"+names[etcd]+"-service", m.cpu.service)
-			m.add("µs-cpu-"+names[etcd]+"-etcd", m.cpu.etcd)
+			at := "ETCD_ENDPOINTS=" + etcd.Endpoint()
+			rates[etcd] = m.add(names[etcd], m.drain(drain{bodies: m.fresh(n), vars: []string{at}}))
+			m.addCosts(names[etcd])
+			m.add("MB-resident-service-"+names[etcd], m.resident/1e6)
+			m.add("ms-to-consuming-"+names[etcd], m.toConsuming.Seconds()*1e3)
+			heaps[etcd] = m.heap(at)
 		}
-		m.ratio("million/empty", rates[million], rates[empty])
-		if err := empty.Close(); err != nil {
-			b.Fatal(err)
-		}
+		m.ratio("recorded/empty", rates[full], rates[empty])
+		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded))
+		m.must(empty.Close())
 	}
+	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd-in-the-end")
 	m.report("/s")
 }
 
-// BenchmarkMemory reports the resident set of a service with default settings
-// that has 100,000 ids cached and drains a full queue, and what the records of
-// all these ids take in etcd's file: as long as the old revisions of the keys
-// are there, and after a compaction.
-func BenchmarkMemory(b *testing.B) {
+// heap is the live heap in bytes of a replica that has read all records.
+func (m *measurement) heap(vars ...string) (bytes float64) {
+	m.b.Helper()
+	// A collection whenever the heap has grown by a twentieth, and its figures.
+	s := m.start("orders", append(vars, "ENABLE_ETCD=true", "GOGC=5", "GODEBUG=gctrace=1")...)
+	s.waitLog("msg=consuming")
+	s.stop()
+	for _, sizes := range regexp.MustCompile(`\d+->\d+->(\d+) MB`).FindAllStringSubmatch(s.log.String(), -1) {
+		fmt.Sscan(sizes[1], &bytes)
+	}
+	return bytes * (1 << 20)
+}
+
+// BenchmarkRecordSize reports what a recorded id of ten bytes takes of etcd's
+// quota, compacted and defragmented: recorded from a full queue, and one at a
+// time.
+func BenchmarkRecordSize(b *testing.B) {
 	m := newMeasurement(b)
-	m.service(100_000, "", "ENABLE_ETCD=true")
-	m.service(50_000, "", "ENABLE_ETCD=true") // this one has warmed its cache
-	b.ReportMetric(m.resident/1e6, "MB-resident")
-	ctx := context.Background()
-	size := func() (bytes float64, revision int64) {
-		status, err := m.env.etcd.Status(ctx, m.server.Endpoint())
-		if err != nil {
-			b.Fatal(err)
-		}
-		return float64(status.DbSizeInUse), status.Header.Revision
+	id := func(i int) string { return fmt.Sprintf("%010d", i) }
+	event := func(i int) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id(i)) }
+	empty := m.size()
+	n := *benchEvents
+	bodies := make([]string, n)
+	for i := range bodies {
+		bodies[i] = event(i)
 	}
-	before, revision := size()
-	b.ReportMetric(before/150_000, "B/id-in-etcd")
-	if _, err := m.env.etcd.Compact(ctx, revision, clientv3.WithCompactPhysical()); err != nil {
-		b.Fatal(err)
+	m.drain(drain{bodies: bodies})
+	bulk := m.size()
+	b.ReportMetric((bulk-empty)/float64(n), "B/id-in-bulk")
+
+	lone := n / 5
+	s := m.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=error")
+	recorded := m.watchRecords()
+	publish, stop := m.publisher("events")
+	defer stop()
+	for i := n; i < n+lone; i++ {
+		publish(event(i))
+		recorded(id(i))
 	}
-	if _, err := m.env.etcd.Put(ctx, "/probe", ""); err != nil { // the size is known at the next commit
-		b.Fatal(err)
-	}
-	<-time.After(time.Second)
-	after, _ := size()
-	b.ReportMetric(after/150_000, "B/id-in-etcd-compacted")
+	s.stop()
+	b.ReportMetric((m.size()-bulk)/float64(lone), "B/id-one-at-a-time")
 	b.ReportMetric(0, "ns/op")
 }
 
-// resident is the memory that etcd says it has, in bytes.
-func resident(b *testing.B, etcd *stack.Etcd) float64 {
-	b.Helper()
-	resp, err := http.Get("http://" + etcd.Endpoint() + "/metrics")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		b.Fatal(err)
-	}
-	_, rest, found := strings.Cut(string(text), "\nprocess_resident_memory_bytes ")
-	var bytes float64
-	if _, err := fmt.Sscan(rest, &bytes); !found || err != nil {
-		b.Fatalf("etcd does not say how much memory it has: %v", err)
-	}
-	return bytes
+// size is what etcd counts against its quota, in bytes, after a compaction and a
+// defragmentation.
+func (m *measurement) size() float64 {
+	m.b.Helper()
+	ctx, endpoint := context.Background(), m.server.Endpoint()
+	status, err := m.env.etcd.Status(ctx, endpoint)
+	m.must(err)
+	_, err = m.env.etcd.Compact(ctx, status.Header.Revision, clientv3.WithCompactPhysical())
+	m.must(err)
+	_, err = m.env.etcd.Defragment(ctx, endpoint)
+	m.must(err)
+	status, err = m.env.etcd.Status(ctx, endpoint)
+	m.must(err)
+	return float64(status.DbSize)
 }
 
 // costs are µs of processor time an event.
@@ -189,13 +200,14 @@ type costs struct{ service, etcd, broker float64 }
 // measurement is an env with a broker and an etcd of its own, and figures.
 type measurement struct {
 	*env
-	b        *testing.B
-	values   map[string][]float64
-	order    []string
-	run      int
-	resident float64 // bytes, of the last service
-	cpu      costs   // of the last service's events
-	server   *stack.Etcd
+	b           *testing.B
+	values      map[string][]float64
+	order       []string
+	run         int
+	resident    float64       // bytes at the most, of the last service
+	toConsuming time.Duration // of the last service, from its start
+	cpu         costs         // of the last services' events
+	server      *stack.Etcd
 }
 
 func startEtcd(b *testing.B) *stack.Etcd {
@@ -224,6 +236,12 @@ func (m *measurement) add(name string, v float64) float64 {
 	return v
 }
 
+func (m *measurement) addCosts(name string) {
+	m.add("µs-cpu-"+name+"-service", m.cpu.service)
+	m.add("µs-cpu-"+name+"-etcd", m.cpu.etcd)
+	m.add("µs-cpu-"+name+"-broker", m.cpu.broker)
+}
+
 func (m *measurement) ratio(name string, a, b float64) { m.add(name, a/b) }
 
 func median(v []float64) float64 {
@@ -234,7 +252,8 @@ func median(v []float64) float64 {
 func (m *measurement) report(unit string) {
 	for name, v := range m.values {
 		u := name
-		if !strings.Contains(name, "/") && !strings.HasPrefix(name, "µs") && unit != "" {
+		first, _, _ := strings.Cut(name, "-")
+		if !strings.Contains(name, "/") && !slices.Contains([]string{"µs", "ms", "MB"}, first) {
 			u += unit
 		}
 		m.b.ReportMetric(median(v), u)
@@ -245,10 +264,10 @@ func (m *measurement) report(unit string) {
 	}
 }
 
-// fill publishes n events with new ids.
-func (m *measurement) fill(n int) {
+// fresh returns n events with new ids.
+func (m *measurement) fresh(n int) []string {
 	m.run++
-	m.publishBodies(orders(fmt.Sprintf("run%d-", m.run), n)...)
+	return orders(fmt.Sprintf("run%d-", m.run), n)
 }
 
 // deliveries consumes from the role's queue with the prefetch of the service.
@@ -273,7 +292,7 @@ func (m *measurement) deliveries() (<-chan amqp.Delivery, func()) {
 
 // bare acknowledges each message and does nothing else.
 func (m *measurement) bare(n int) float64 {
-	m.fill(n)
+	m.publishBodies(m.fresh(n)...)
 	deliveries, stop := m.deliveries()
 	defer stop()
 	first := <-deliveries
@@ -289,7 +308,7 @@ func (m *measurement) bare(n int) float64 {
 // naive claims and completes each id in transactions of its own, so many events
 // at once.
 func (m *measurement) naive(n, parallel int) float64 {
-	m.fill(n)
+	m.publishBodies(m.fresh(n)...)
 	deliveries, stop := m.deliveries()
 	defer stop()
 	began := time.Now()
@@ -321,88 +340,97 @@ func (m *measurement) naive(n, parallel int) float64 {
 	return float64(n) / time.Since(began).Seconds()
 }
 
-// etcdAlone claims and completes ids, 120 a transaction, 4 in flight.
-func (m *measurement) etcdAlone(n int) float64 {
-	const batch, parallel = 120, 4
-	m.run++
-	ctx := context.Background()
-	lease, err := m.env.etcd.Grant(ctx, 3600)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	began := time.Now()
-	var wg sync.WaitGroup
-	for p := range parallel {
-		wg.Go(func() {
-			for i := p * batch; i < n; i += parallel * batch {
-				token := int64(0)
-				for _, value := range []string{"claimed 0123456789abcdef", "done 1795417557"} {
-					var cmp []clientv3.Cmp
-					var put []clientv3.Op
-					for j := i; j < min(i+batch, n); j++ {
-						key := fmt.Sprintf("/service/alone/%02x/run%d-%d", j%256, m.run, j)
-						cmp = append(cmp, clientv3.Compare(clientv3.CreateRevision(key), "=", token))
-						put = append(put, clientv3.OpPut(key, value, clientv3.WithLease(lease.ID)))
-					}
-					resp, err := m.env.etcd.Txn(ctx).If(cmp...).Then(put...).Commit()
-					if err != nil || !resp.Succeeded {
-						m.b.Errorf("etcd alone: %v", err)
-						return
-					}
-					token = resp.Header.Revision
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return float64(n) / time.Since(began).Seconds()
+// drain is how waiting events are drained by the real program.
+type drain struct {
+	bodies   []string
+	skipped  bool // they are duplicates
+	replicas int  // 0: one
+	vars     []string
 }
 
-// service drains n new events with the real program. Its log goes to a file,
-// whose times are what is measured.
-func (m *measurement) service(n int, outcome string, vars ...string) float64 {
-	m.fill(n)
-	if outcome == "" {
-		outcome = "processed"
-	}
-	return m.drain(n, outcome, vars...)
-}
-
-// duplicates drains n events whose ids are done and in the cache.
-func (m *measurement) duplicates(n int) float64 {
-	m.fill(n)
-	m.drain(n, "processed", "ENABLE_ETCD=true")
-	m.run-- // the same ids
-	m.fill(n)
-	return m.drain(n, "skipped", "ENABLE_ETCD=true")
-}
-
-func (m *measurement) drain(n int, outcome string, vars ...string) float64 {
+// drain starts the replicas, stops them while the events gather in the queue,
+// and then lets them go on. It returns the events a second from the first that
+// were counted.
+func (m *measurement) drain(d drain) float64 {
 	m.b.Helper()
-	path := filepath.Join(m.b.TempDir(), "log")
-	log, err := os.Create(path)
-	if err != nil {
-		m.b.Fatal(err)
+	counter, n := "orders_new_order_ok", len(d.bodies)
+	if d.skipped {
+		counter = "orders_new_order_skipped"
 	}
-	defer log.Close()
-	counter := map[string]string{"processed": "orders_new_order_ok", "skipped": "orders_new_order_skipped"}[outcome]
-	before := m.statsd.Counts()[counter]
-	s := m.startLogging("orders", log, vars...)
-	eventually(m.b, "it consumes", func() error {
-		if !strings.Contains(readFile(m.b, path), "msg=consuming") {
-			return errNotYet
+	var replicas []*service
+	var health []string
+	for range max(d.replicas, 1) {
+		port, err := stack.ReservePort()
+		m.must(err)
+		defer port.Close()
+		log, err := os.Create(filepath.Join(m.b.TempDir(), "log"))
+		m.must(err)
+		defer log.Close()
+		began := time.Now()
+		s := m.startLogging("orders", log, append([]string{"ENABLE_ETCD=true", "CLAIM_TTL=60s", "HEALTH_ADDR=" + port.Addr()}, d.vars...)...)
+		m.until(time.Millisecond, func() bool {
+			resp, err := http.Get("http://" + port.Addr() + "/readyz")
+			if err != nil {
+				return false
+			}
+			resp.Body.Close()
+			return resp.StatusCode == http.StatusOK
+		})
+		m.toConsuming = time.Since(began)
+		replicas, health = append(replicas, s), append(health, "http://"+port.Addr())
+	}
+	for _, s := range replicas {
+		s.signal(syscall.SIGSTOP)
+	}
+	m.publishBodies(d.bodies...)
+	used := func() (service time.Duration) {
+		for _, s := range replicas {
+			service += s.cpu()
 		}
-		return nil
+		return service
+	}
+	service, etcd, broker := used(), m.spent(m.server.Server), m.spent(shared.rabbit.Server)
+	for _, s := range replicas {
+		s.signal(syscall.SIGCONT)
+	}
+	var first, last time.Time
+	counted, before := 0, 0 // before: at first
+	m.until(5*time.Millisecond, func() bool {
+		counted = 0
+		for _, at := range health {
+			var stats map[string]float64
+			get(m.b, at+"/stats", &stats)
+			counted += int(stats[counter])
+		}
+		last = time.Now()
+		if before == 0 {
+			first, before = last, counted
+		}
+		return counted >= n
 	})
-	service, etcd, broker := s.cpu(), m.spent(m.server.Server), m.spent(shared.rabbit.Server)
-	m.waitCounts(map[string]int64{counter: before + int64(n)})
-	var size int
-	fmt.Sscanf(strings.SplitAfter(readFile(m.b, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)), "VmHWM:")[1], "%d", &size)
-	m.resident = float64(size) * 1024
 	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
-	m.cpu = costs{each(s.cpu() - service), each(m.spent(m.server.Server) - etcd), each(m.spent(shared.rabbit.Server) - broker)}
-	s.stop()
-	return rate(m.b, readFile(m.b, path), "msg="+outcome)
+	m.cpu = costs{each(used() - service), each(m.spent(m.server.Server) - etcd), each(m.spent(shared.rabbit.Server) - broker)}
+	for _, s := range replicas {
+		var kB int
+		fmt.Sscan(strings.SplitAfter(readFile(m.b, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)), "VmHWM:")[1], &kB)
+		m.resident = float64(kB) * 1024
+		s.stop()
+	}
+	return float64(counted-before) / last.Sub(first).Seconds()
+}
+
+// until asks ok again and again until it is true.
+func (m *measurement) until(pause time.Duration, ok func() bool) {
+	m.b.Helper()
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for timeout := time.After(patience); !ok(); {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			m.b.Fatal("it takes too long")
+		}
+	}
 }
 
 // spent is the processor time that a server has used.
@@ -414,26 +442,20 @@ func (m *measurement) spent(s *stack.Server) time.Duration {
 	return d
 }
 
-// rate returns the lines a second that contain part.
-func rate(b *testing.B, log, part string) float64 {
-	var first, last time.Time
-	n := -1
-	for line := range strings.Lines(log) {
-		if !strings.Contains(line, part) {
-			continue
+// watchRecords returns what waits until an id is recorded. Ids must be recorded
+// in the order in which they are asked for.
+func (m *measurement) watchRecords() (wait func(id string)) {
+	watch := m.env.etcd.Watch(context.Background(), "/service/orders/done/", clientv3.WithPrefix())
+	return func(id string) {
+		for resp := range watch {
+			for _, e := range resp.Events {
+				if strings.Contains(string(e.Kv.Value), `"`+id+`"`) {
+					return
+				}
+			}
 		}
-		n++
-		text, _, _ := strings.Cut(strings.TrimPrefix(line, "time="), " ")
-		at, err := time.Parse(time.RFC3339Nano, text)
-		if err != nil {
-			b.Fatal(err)
-		}
-		if n == 0 {
-			first = at
-		}
-		last = at
+		m.b.Fatal("the watch has ended")
 	}
-	return float64(n) / last.Sub(first).Seconds()
 }
 
 // publisher returns what publishes one message to an exchange.
@@ -482,34 +504,4 @@ func (m *measurement) deliverBare() (measure func() time.Duration, stop func()) 
 		d.Ack(false)
 		return took
 	}, func() { stopPublisher(); conn.Close() }
-}
-
-// preload records ids as done, as the service would, only faster.
-func preload(b *testing.B, client *clientv3.Client, ids int) {
-	b.Helper()
-	ctx := context.Background()
-	const batch, perLease, parallel = 120, 4800, 4
-	var wg sync.WaitGroup
-	for p := range parallel {
-		wg.Go(func() {
-			for i := p * perLease; i < ids; i += parallel * perLease {
-				lease, err := client.Grant(ctx, 86400)
-				if err != nil {
-					b.Error(err)
-					return
-				}
-				for j := i; j < min(i+perLease, ids); j += batch {
-					var put []clientv3.Op
-					for k := j; k < min(j+batch, ids); k++ {
-						put = append(put, clientv3.OpPut(fmt.Sprintf("/service/orders/%02x/recorded-%08d", k%256, k), "done 1795417557", clientv3.WithLease(lease.ID)))
-					}
-					if _, err := client.Txn(ctx).Then(put...).Commit(); err != nil {
-						b.Error(err)
-						return
-					}
-				}
-			}
-		})
-	}
-	wg.Wait()
 }

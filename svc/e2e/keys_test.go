@@ -5,8 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +31,7 @@ type roleKeys struct {
 type batch struct {
 	*mvccpb.KeyValue
 	session string
+	write   int64 // of the session
 	ids     []string
 }
 
@@ -45,15 +49,16 @@ func (e *env) keys(role string) roleKeys {
 var keyShapes = struct{ session, window, claim, record *regexp.Regexp }{
 	session: regexp.MustCompile(`^session/([0-9a-f]{16})$`),
 	window:  regexp.MustCompile(`^window/([0-9a-f]{16}|forever)$`),
-	claim:   regexp.MustCompile(`^claim/([0-9a-f]{16})/([0-9]{8,20})$`),
-	record:  regexp.MustCompile(`^done/([0-9a-f]{16}|forever)/([0-9a-f]{16})/([0-9]{8,20})$`),
+	claim:   regexp.MustCompile(`^claim/([0-9a-f]{16})/(0[0-9]{7,19})$`),
+	record:  regexp.MustCompile(`^done/([0-9a-f]{16}|forever)/([0-9a-f]{16})/(0[0-9]{7,19})$`),
 }
 
 // parseKeys reads a role's keys and checks what the table of keys says of them:
 // their names, values and leases.
 func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 	k := roleKeys{sessions: make(map[string]*mvccpb.KeyValue), windows: make(map[string]*mvccpb.KeyValue)}
-	digits := make(map[int]bool) // of the numbers of writes
+	records := make(map[string][]batch) // by window
+	number := func(s string) int64 { n, _ := strconv.ParseInt(s, 10, 64); return n }
 	for _, kv := range kvs {
 		name := strings.TrimPrefix(string(kv.Key), prefix)
 		b := batch{KeyValue: kv}
@@ -66,15 +71,13 @@ func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 			_, err := time.ParseDuration(string(kv.Value))
 			ok = err == nil && leaseName(kv.Lease) == m[1]
 		} else if m := keyShapes.claim.FindStringSubmatch(name); m != nil {
-			b.session, ok = m[1], b.list() && kv.Lease != 0
+			ok = b.list() && kv.Lease != 0
+			b.session, b.write = m[1], number(m[2])
 			k.claims = append(k.claims, b)
-			digits[len(m[2])] = true
 		} else if m := keyShapes.record.FindStringSubmatch(name); m != nil {
-			b.session, ok = m[2], b.list() && leaseName(kv.Lease) == m[1]
-			if k.windows[m[1]] != nil || !ok {
-				k.records = append(k.records, b)
-			}
-			digits[len(m[3])] = true
+			ok = b.list() && leaseName(kv.Lease) == m[1]
+			b.session, b.write = m[2], number(m[3])
+			records[m[1]] = append(records[m[1]], b)
 		} else {
 			ok = false
 		}
@@ -82,13 +85,13 @@ func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 			return k, fmt.Errorf("key %s (lease %x, version %d) is not as it should be: %.300q", kv.Key, kv.Lease, kv.Version, kv.Value)
 		}
 	}
+	for window := range k.windows { // the others have ended
+		k.records = append(k.records, records[window]...)
+	}
 	for _, c := range k.claims {
 		if s := k.sessions[c.session]; s == nil || s.Lease != c.Lease {
 			return k, fmt.Errorf("claim %s has lease %x, its session is %v", c.Key, c.Lease, s)
 		}
-	}
-	if len(digits) > 1 {
-		return k, fmt.Errorf("the numbers of writes are not padded alike: %v", digits)
 	}
 	return k, nil
 }
@@ -200,4 +203,70 @@ func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
 	return ctx
+}
+
+// What `etcdctl get --prefix /service/orders/` shows is what the table of keys
+// says, for odd ids, too; the token is the revision of the claim.
+func TestKeys(t *testing.T) {
+	b := newBrink(t)
+	release := make(chan struct{})
+	sink := newSink(t, func(p post) int {
+		if p.id == "slow" {
+			<-release
+		}
+		return http.StatusOK
+	})
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "DEDUP_WINDOW=90m")
+	s.waitLog("msg=consuming")
+	publish := func(ids ...string) {
+		t.Helper()
+		var bodies []string
+		for _, id := range ids {
+			bodies = append(bodies, fmt.Sprintf(`{"type":"new_order","id":%s}`, quoteJSON(id)))
+		}
+		b.publishBodies(bodies...)
+	}
+	publish("<a&b>", `"q"`, "注文", "line\nbreak")
+	b.waitCounts(map[string]int64{"orders_new_order_ok": 4})
+	publish("slow")
+	var keys roleKeys
+	eventually(t, "a claim", func() error {
+		if keys = b.keys("orders"); !maps.Equal(keys.claimed(), map[string]bool{"slow": true}) {
+			return fmt.Errorf("claimed are %v", keys.claimed())
+		}
+		return nil
+	})
+	if want := map[string]bool{"<a&b>": true, `"q"`: true, "注文": true, "line\nbreak": true}; !maps.Equal(keys.done(), want) {
+		t.Errorf("done are %v", keys.done())
+	}
+	claim := keys.claims[0]
+	for session, kv := range keys.sessions {
+		if session != claim.session || !strings.Contains(string(kv.Value), fmt.Sprint(s.cmd.Process.Pid)) {
+			t.Errorf("session %s is of %s, the claim is of %s", session, kv.Value, claim.session)
+		}
+		for _, b := range append(keys.claims, keys.records...) {
+			if b.session != session || b.write > kv.Version {
+				t.Errorf("%s is no write of session %s, which made %d", b.Key, session, kv.Version)
+			}
+		}
+	}
+	for window, kv := range keys.windows {
+		if string(kv.Value) != "1h30m0s" {
+			t.Errorf("window %s is of %s", window, kv.Value)
+		}
+	}
+	if len(keys.sessions) != 1 || len(keys.claims) != 1 || len(keys.windows) != 1 {
+		t.Errorf("%d sessions, %d claims, %d windows, want one of each", len(keys.sessions), len(keys.claims), len(keys.windows))
+	}
+	close(release)
+	s.stop()
+	keys = b.keys("orders")
+	if len(keys.done()) != 5 || len(keys.sessions) != 0 || len(keys.claims) != 0 || len(keys.windows) != 1 {
+		t.Errorf("after a stop: %d ids done, %d sessions, %d claims, %d windows", len(keys.done()), len(keys.sessions), len(keys.claims), len(keys.windows))
+	}
+	for _, p := range sink.all() {
+		if unescape(t, p.id) == "slow" && p.token != claim.CreateRevision {
+			t.Errorf("the token is %d, the claim's revision %d", p.token, claim.CreateRevision)
+		}
+	}
 }
