@@ -127,7 +127,7 @@ func BenchmarkRecorded(b *testing.B) {
 			heaps[etcd] = m.heap(at)
 		}
 		m.ratio("recorded/empty", rates[full], rates[empty])
-		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded))
+		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded+round*n)) // those of earlier rounds, too
 		m.must(empty.Close())
 	}
 	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd-in-the-end")

@@ -30,7 +30,7 @@ func (e *Etcd) Restore(file string, bump uint64) error {
 	if err == nil {
 		err = snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
 			SnapshotPath: file, Name: e.name, OutputDataDir: data,
-			PeerURLs: []string{peer}, InitialCluster: e.name + "=" + peer, InitialClusterToken: "restored",
+			PeerURLs: []string{peer}, InitialCluster: e.name + "=" + peer, InitialClusterToken: "etcd-cluster", // the default of both
 			RevisionBump: bump, MarkCompacted: bump > 0,
 		})
 	}
