@@ -181,8 +181,8 @@ func TestEtcdFaults(t *testing.T) {
 	// One line when it goes and one when it comes back, not one a message. An
 	// outage that is shorter than a call's first deadline is only noticed by a
 	// call that it breaks: calls that begin meanwhile wait for it to pass.
-	w.wantLog(2, 2*len(faults), "etcd is away")
-	w.wantLog(2, 2*len(faults), "etcd is back")
+	w.wantLog(2, 2*len(faults), "etcd is unreachable")
+	w.wantLog(2, 2*len(faults), "etcd is reachable again")
 }
 
 // An etcd that answers after seconds is slow, and not away: with the default
@@ -196,7 +196,7 @@ func TestSlowEtcd(t *testing.T) {
 	w.toEtcd.heal()
 	w.settle()
 	w.wantLog(0, 0, "claim session lost")
-	w.wantLog(0, 0, "etcd is away")
+	w.wantLog(0, 0, "etcd is unreachable")
 }
 
 // A full etcd is an outage that somebody has to end.
@@ -213,7 +213,7 @@ func TestEtcdFull(t *testing.T) {
 		}
 	}
 	for _, s := range w.replicas {
-		s.waitLog("etcd is away", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
+		s.waitLog("etcd is unreachable", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
 	}
 	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
 	if err != nil {
@@ -251,14 +251,14 @@ func TestWebhookAway(t *testing.T) {
 	w.progress(50)
 	away.Store(true)
 	for _, s := range w.replicas {
-		s.waitLog("the webhook is away")
+		s.waitLog("the webhook is unreachable")
 	}
 	w.progress(300) // tries, all in vain
 	away.Store(false)
 	w.progress(100)
 	w.settle()
-	w.wantLog(1, 1, "the webhook is away")
-	w.wantLog(1, 1, "the webhook is back")
+	w.wantLog(1, 1, "the webhook is unreachable")
+	w.wantLog(1, 1, "the webhook is reachable again")
 	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {
 		t.Errorf("%d events failed", n)
 	}

@@ -78,10 +78,10 @@ func TestTLS(t *testing.T) {
 		vars []string
 		want []string // in one line
 	}{
-		"etcd: another authority":              {vars(theirs.file, good), []string{"etcd is away", "unknown authority", etcdAdvice}},
-		"etcd: another authority, users":       {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is away", "unknown authority", etcdAdvice}},
-		"etcd: expired certificate":            {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is away", "expired", etcdAdvice}},
-		"etcd: certificate of somebody else":   {vars(ours.file, foreign), []string{"etcd is away", "tls: ", etcdAdvice}},
+		"etcd: another authority":              {vars(theirs.file, good), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
+		"etcd: another authority, users":       {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
+		"etcd: expired certificate":            {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is unreachable", "expired", etcdAdvice}},
+		"etcd: certificate of somebody else":   {vars(ours.file, foreign), []string{"etcd is unreachable", "tls: ", etcdAdvice}},
 		"broker: another authority":            {append(vars(theirs.file, good), plain...), []string{"no connection to the broker", "unknown authority", amqpAdvice}},
 		"broker: expired certificate":          {append(vars(ours.file, expired), plain...), []string{"no connection to the broker", "expired", amqpAdvice}},
 		"broker: certificate of somebody else": {append(vars(ours.file, foreign), plain...), []string{"no connection to the broker", "tls: ", amqpAdvice}},
@@ -180,7 +180,7 @@ func TestBrokerPermissions(t *testing.T) {
 			case strings.Contains(tt.log, "amq.default"): // the good events go on
 				e.publishBodies("poison")
 				e.publishBodies(orders("p", 3)...)
-				s.waitLog("the dead queue is away", tt.log, "user's permissions")
+				s.waitLog("the dead queue is unreachable", tt.log, "user's permissions")
 				s.waitLogs(3, "msg=processed")
 				s.stop()
 				eventually(t, "the poison is still there", func() error {
@@ -345,7 +345,7 @@ func TestEtcdPermissions(t *testing.T) {
 	next.stop()
 
 	stranger := b.start("orders", append(vars, "ETCD_USERNAME=notify")...)
-	stranger.waitLog("etcd is away", "permission denied", "the etcd user needs read and write access to the prefix /service/<role>/")
+	stranger.waitLog("etcd is unreachable", "permission denied", "the etcd user needs read and write access to the prefix /service/<role>/")
 	stranger.waitReady("broker", "consumer", "etcd", "cache")
 	stranger.stop()
 
@@ -354,7 +354,7 @@ func TestEtcdPermissions(t *testing.T) {
 	nobody.waitLog("level=ERROR", `log in to etcd as \"orders\"`, "check ETCD_USERNAME and ETCD_PASSWORD")
 
 	anonymous := b.start("orders", "ENABLE_ETCD=true")
-	anonymous.waitLog("etcd is away", "set ETCD_USERNAME and ETCD_PASSWORD")
+	anonymous.waitLog("etcd is unreachable", "set ETCD_USERNAME and ETCD_PASSWORD")
 	anonymous.stop()
 	for _, s := range []*service{s, next, stranger, nobody, anonymous} {
 		s.wantNoSecrets("s3cret", "wr0ng", "r00t")
@@ -378,7 +378,7 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	_, err := b.etcd.UserChangePassword(ctx, "orders", "0ther")
 	b.must(err)
 	b.publishBodies(orders("locked", 2)...)
-	s.waitLog("etcd is away", "check ETCD_USERNAME and ETCD_PASSWORD")
+	s.waitLog("etcd is unreachable", "check ETCD_USERNAME and ETCD_PASSWORD")
 	s.alive()
 	_, err = b.etcd.UserChangePassword(ctx, "orders", "s3cret")
 	b.must(err)
@@ -388,15 +388,15 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	b.must(err)
 	b.publishBodies(orders("denied", 2)...)
 	advice := "the etcd user needs read and write access to the prefix /service/<role>/"
-	s.waitLog("etcd is away", "permission denied", advice)
+	s.waitLog("etcd is unreachable", "permission denied", advice)
 	s.waitLogs(s.log.count("claim session opened")+4, "claim session opened") // it tries again, each time under another
-	if away, back := s.log.count("etcd is away", advice), s.log.count("etcd is back"); away != 1 || back != 1 {
+	if away, back := s.log.count("etcd is unreachable", advice), s.log.count("etcd is reachable again"); away != 1 || back != 1 {
 		t.Errorf("etcd is said to be away for that %d times, and back %d times, want 1, 1:\n%s", away, back, s.log.tail(20))
 	}
 	_, err = b.etcd.RoleGrantPermission(ctx, "orders", prefix, end, clientv3.PermissionType(clientv3.PermReadWrite))
 	b.must(err)
 	s.waitLogs(2, "msg=processed", "id=denied")
-	s.waitLogs(2, "etcd is back")
+	s.waitLogs(2, "etcd is reachable again")
 	s.stop()
 	s.wantNoSecrets("s3cret", "0ther", "r00t")
 }

@@ -173,8 +173,8 @@ func TestStopDuringOutage(t *testing.T) {
 		noticed    string // what the log says when it is noticed; none: it is not, for long
 		noEtcd     bool
 	}{
-		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is away", true},
-		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is away", true},
+		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is unreachable", true},
+		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
 		"etcd frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, "", true},
 		"etcd's packets swallowed": {
 			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.mend() }, "", true},
@@ -288,13 +288,13 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "no connection to the broker"},
 		"silent broker":         {nil, "AMQP_URL", ""},
 		"silent broker, etcd":   {[]string{"ENABLE_ETCD=true"}, "AMQP_URL", ""},
-		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is away"},
-		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is away"},
+		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
+		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
 		"silent etcd":           {[]string{"ENABLE_ETCD=true"}, "ETCD_ENDPOINTS", ""},
 		"no etcd with users":    {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "", "msg=starting"},
 		"silent etcd with users": {
 			[]string{"ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "ETCD_ENDPOINTS", ""},
-		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is away"},
+		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is unreachable"},
 	}
 	for name, tt := range tests {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {

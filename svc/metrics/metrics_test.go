@@ -251,7 +251,7 @@ func TestUnresolvableName(t *testing.T) {
 		<-time.After(time.Hour)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "\n"); n != 1 ||
-			!strings.Contains(log.String(), "statsd is away") || !strings.Contains(log.String(), "STATSD_ADDR") {
+			!strings.Contains(log.String(), "statsd is unreachable") || !strings.Contains(log.String(), "STATSD_ADDR") {
 			t.Errorf("in an hour it logs %d lines, want one:\n%s", n, log.String())
 		}
 		times := 0
@@ -321,7 +321,7 @@ func TestNameIsResolvedLater(t *testing.T) {
 		c.Close()
 		s.rest()
 		s.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 2})
-		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is back") {
+		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is reachable again") {
 			t.Errorf("log:\n%s", log.String())
 		}
 	})

@@ -702,7 +702,7 @@ func TestOutageIsToldOnce(t *testing.T) {
 	defer server.Close()
 	p := New(server.URL, "orders", 4, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "away" || a.Key == "error" {
+			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
 				return slog.Attr{}
 			}
 			return a
@@ -710,8 +710,8 @@ func TestOutageIsToldOnce(t *testing.T) {
 	})))
 	defer p.Close()
 	const (
-		away = `level=WARN msg="the webhook is away: events wait, claimed and unacknowledged"` + "\n"
-		back = `level=INFO msg="the webhook is back"` + "\n"
+		away = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged"` + "\n"
+		back = `level=INFO msg="the webhook is reachable again"` + "\n"
 	)
 	for _, step := range []struct {
 		codes []int64
