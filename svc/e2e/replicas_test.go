@@ -53,21 +53,27 @@ func TestCrashes(t *testing.T) {
 	const ids, copies, crashes = 8000, 2, 8
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, nil)
+	sink := newSink(t, func(post) int {
+		<-time.After(5 * time.Millisecond) // so that there is work to do until the last crash
+		return http.StatusOK
+	})
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
 	start := func() *service { return e.start("orders", vars...) }
-	replicas := []*service{start(), start()}
 	var bodies []string
 	for range copies {
 		bodies = append(bodies, orders("c", ids)...)
 	}
 	e.publishBodies(bodies...)
+	replicas := []*service{start(), start()}
 	for crash := range crashes {
 		goal := (crash + 1) * ids / (crashes + 2)
 		sink.wait(t, fmt.Sprintf("%d posts", goal), func(posts []post) bool { return len(posts) >= goal })
 		victim := crash % len(replicas)
 		replicas[victim].kill()
 		replicas[victim] = start()
+	}
+	if len(e.keys("orders").claims) == 0 {
+		t.Error("no crash has left a claim")
 	}
 	eventually(t, "an empty queue and no claim", func() error { return e.settled("orders", ids) })
 	for _, s := range replicas {
