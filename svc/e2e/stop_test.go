@@ -336,17 +336,17 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 
 // A stop while the cache is warmed.
 func TestStopDuringWarmup(t *testing.T) {
-	const ids = 12000
+	const ids = 32000 // seven pages
 	b := newBrink(t)
 	b.must(fillRecords(deadline(t), b.etcd, ids, 1))
 	slowly := func(t *testing.T) string {
 		p := newProxy(t, b.etcdServer.Endpoint())
-		p.delay(300)
+		p.delay(900) // each page
 		return p.Listen
 	}
 	t.Run("slow", func(t *testing.T) {
 		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="warming the cache"`) // that is said when it takes long
+		s.waitLog(`msg="reading the processed ids"`) // that is said when it takes long
 		t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 		if s.log.count("cache warmed")+s.log.count("msg=consuming") > 0 {
 			t.Error("the warm-up was over")
@@ -354,7 +354,7 @@ func TestStopDuringWarmup(t *testing.T) {
 	})
 	t.Run("frozen", func(t *testing.T) {
 		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="warming the cache"`)
+		s.waitLog(`msg="reading the processed ids"`)
 		b.etcdServer.Pause()
 		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
 		b.etcdServer.Resume()
