@@ -55,6 +55,11 @@ func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars
 func startMembers(t *testing.T, n int, o stack.EtcdOptions) []*stack.Etcd {
 	t.Helper()
 	t.Parallel() // it shares nothing
+	return startEtcdMembers(t, n, o)
+}
+
+func startEtcdMembers(t testing.TB, n int, o stack.EtcdOptions) []*stack.Etcd {
+	t.Helper()
 	members, err := stack.StartEtcdCluster(deadline(t), t.TempDir(), n, o)
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +71,7 @@ func startMembers(t *testing.T, n int, o stack.EtcdOptions) []*stack.Etcd {
 }
 
 // newWorldOn makes a world with that etcd. The way to several members is direct.
-func newWorldOn(t *testing.T, members []*stack.Etcd, answer func(post) int, vars ...string) *world {
+func newWorldOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *world {
 	t.Helper()
 	rabbit, err := stack.StartRabbit(deadline(t), filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{})
 	if err != nil {

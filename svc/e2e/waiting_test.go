@@ -15,7 +15,7 @@ import (
 // behind them the claims of 96 sessions that do nothing. As soon as the owner's
 // lease has ended the next one works, on each id once.
 func TestManyWait(t *testing.T) {
-	const ids, processes, sessions = 20, 4, 96
+	const ids, processes, sessions, ttl = 20, 4, 96, 2 * time.Second
 	e := newEnv(t)
 	e.topology("orders")
 	ctx := deadline(t)
@@ -31,18 +31,14 @@ func TestManyWait(t *testing.T) {
 		return http.StatusTeapot
 	})
 	t.Cleanup(func() { close(release) })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s"}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, fmt.Sprint("CLAIM_TTL=", ttl)}
 	owner := e.start("orders", append(vars, fmt.Sprint("PREFETCH=", ids))...)
 	owner.waitLog("msg=consuming")
 	e.publishBodies(orders("m", ids)...)
 	for range ids {
 		<-posted
 	}
-	keys := e.keys("orders")
-	var ownerSession string
-	for session := range keys.sessions {
-		ownerSession = session
-	}
+	ownerSession := e.session()
 	for range processes {
 		e.start("orders", vars...).waitLog("msg=consuming")
 	}
@@ -69,30 +65,25 @@ func TestManyWait(t *testing.T) {
 		e.waitingSession(ctx, fmt.Sprintf("%016x", i), lease.ID, ids)
 	}
 
-	watch := e.etcd.Watch(ctx, "/service/orders/session/"+ownerSession)
 	killed.Store(true)
-	owner.kill()
-	for ended := false; !ended; {
-		resp, ok := <-watch
-		if !ok {
-			t.Fatal("the owner's session does not end")
-		}
-		for _, event := range resp.Events {
-			ended = ended || event.Type == clientv3.EventTypeDelete
-		}
-	}
-	ended := time.Now()
+	kill := time.Now()
+	ended := e.kill(owner, ownerSession)
 	e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": processes * ids})
 	slowest := time.Duration(0)
+	soonest := time.Hour
 	done := 0
 	for _, p := range sink.all() {
 		if p.status == http.StatusOK {
 			done++
 			slowest = max(slowest, p.began.Sub(ended))
+			soonest = min(soonest, p.began.Sub(kill))
 		}
 	}
 	if lost, twice := sink.accounts("m", ids); done != ids || lost > 0 || twice > 0 {
 		t.Errorf("%d posts for %d ids; %d were lost, %d done twice", done, ids, lost, twice)
+	}
+	if soonest < ttl/2 { // it was renewed after half of it at the latest
+		t.Errorf("an id was worked on %v after its owner was killed, CLAIM_TTL is %v", soonest, ttl)
 	}
 	if most := 300 * time.Millisecond; slowest > most && !raceEnabled {
 		t.Errorf("an id was worked on %v after the owner's lease had ended, at most %v is allowed", slowest, most)
@@ -101,6 +92,35 @@ func TestManyWait(t *testing.T) {
 	_, err = e.etcd.Revoke(ctx, lease.ID)
 	e.must(err)
 	eventually(t, "everything done", func() error { return e.settled("orders", ids) })
+}
+
+// session is the role's only session.
+func (e *env) session() (name string) {
+	e.t.Helper()
+	sessions := e.keys("orders").sessions
+	if len(sessions) != 1 {
+		e.t.Fatalf("%d sessions, want 1", len(sessions))
+	}
+	for name = range sessions {
+	}
+	return name
+}
+
+// kill kills a replica and waits for the end of its session. It returns when
+// that was.
+func (e *env) kill(owner *service, session string) (ended time.Time) {
+	e.t.Helper()
+	watch := e.etcd.Watch(deadline(e.t), "/service/orders/session/"+session)
+	owner.kill()
+	for resp := range watch {
+		for _, event := range resp.Events {
+			if event.Type == clientv3.EventTypeDelete {
+				return time.Now()
+			}
+		}
+	}
+	e.t.Fatal("the owner's session does not end")
+	return time.Time{}
 }
 
 // waitingSession writes what a replica has written that waits for the ids m0 and
