@@ -195,7 +195,7 @@ func TestSlowEtcd(t *testing.T) {
 	w.progress(60)
 	w.toEtcd.heal()
 	w.settle()
-	w.wantLog(0, 0, "claim session lost")
+	w.wantLog(0, 0, "session lost")
 	w.wantLog(0, 0, "etcd is unreachable")
 }
 
@@ -213,8 +213,9 @@ func TestEtcdFull(t *testing.T) {
 		}
 	}
 	for _, s := range w.replicas {
-		s.waitLog("etcd is unreachable", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
+		s.waitLog("etcd refuses a call", "database space exceeded", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
 	}
+	<-time.After(2 * time.Second) // writes are tried again, and that is not said again
 	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
 	if err != nil {
 		t.Fatal(err)
@@ -235,6 +236,8 @@ func TestEtcdFull(t *testing.T) {
 		t.Errorf("work goes on %v after the disarm", took)
 	}
 	w.settle()
+	w.wantLog(1, 1, "etcd refuses a call")
+	w.wantLog(1, 1, "etcd accepts calls again")
 }
 
 // While the webhook's host is away events wait, claimed and unacknowledged, and

@@ -174,10 +174,10 @@ func TestOddIDs(t *testing.T) {
 	e.publishBodies(bodies...)
 	n := int64(len(ids))
 	e.waitCounts(map[string]int64{"orders_new_order_ok": n, "orders_new_order_skipped": n})
-	e.wantAllDone("orders", len(ids))
-	records := e.records("orders")
+	eventually(t, "everything done", func() error { return e.settled("orders", len(ids)) })
+	done := e.keys("orders").done()
 	for _, id := range ids {
-		if !strings.HasPrefix(records[id], "done ") {
+		if !done[id] {
 			t.Errorf("there is no record of %q", id)
 		}
 	}
@@ -455,8 +455,8 @@ func TestAttempts(t *testing.T) {
 				return nil
 			})
 			eventually(t, "a released claim", func() error {
-				if value, ok := e.records("orders")["bad0"]; ok {
-					return fmt.Errorf("it is %s", value)
+				if keys := e.keys("orders"); keys.done()["bad0"] || keys.claimed()["bad0"] {
+					return errNotYet
 				}
 				return nil
 			})

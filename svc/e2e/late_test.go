@@ -207,7 +207,7 @@ func TestCompaction(t *testing.T) {
 	}
 	w.progress(100)
 	w.settle()
-	w.wantLog(0, 0, "claim session lost")
+	w.wantLog(0, 0, "session lost")
 	w.wantLog(0, 0, "etcd is unreachable")
 }
 

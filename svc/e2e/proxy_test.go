@@ -13,13 +13,13 @@ import (
 
 // proxy is a network between the services and a server, which can be broken.
 type proxy struct {
-	t *testing.T
+	t testing.TB
 	*toxiproxy.Proxy
 }
 
 // newProxy listens on a port that stays its own while it is cut, and forwards to
 // upstream, host:port.
-func newProxy(t *testing.T, upstream string) *proxy {
+func newProxy(t testing.TB, upstream string) *proxy {
 	t.Helper()
 	port, err := stack.ReservePort()
 	if err != nil {
