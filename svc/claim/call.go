@@ -24,9 +24,8 @@ const (
 	// retryInterval bounds the wait between two tries, so that work goes on within
 	// a second of etcd's return.
 	retryInterval = 700 * time.Millisecond
-	// resendAfter is how long a try may remain without an answer before another
-	// one is sent beside it, on the next connection: the member that has the first
-	// may be frozen or cut off, or its leader may have died.
+	// resendAfter is the time without an answer after which a call is sent again,
+	// to the next member: the first may be frozen or cut off, or its leader dead.
 	resendAfter = time.Second
 	// maxTries bounds the tries that are under way at once.
 	maxTries = 8

@@ -80,7 +80,7 @@ func (NoDedup) Claim(_ context.Context, id string) (*Claim, error) {
 // Reclaim grants the id again.
 func (NoDedup) Reclaim(context.Context, *Claim) error { return nil }
 
-// Check does nothing: nobody else can own the id.
+// Check does nothing: there is no other owner.
 func (NoDedup) Check(context.Context, *Claim) error { return nil }
 
 // Complete does nothing: no id is remembered.

@@ -30,9 +30,9 @@ type Server struct {
 	TLS                *tls.Config
 }
 
-// withReason keeps why a call could not be sent before its deadline, a bad
-// certificate for one: of an error with the code DeadlineExceeded the client
-// leaves nothing but that.
+// withReason keeps the reason, such as a bad certificate, why a call was not sent
+// before its deadline: the client drops the text of an error with the code
+// DeadlineExceeded.
 func withReason(secure bool) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoke(ctx, method, req, reply, conn, opts...)
@@ -48,14 +48,14 @@ func withReason(secure bool) grpc.UnaryClientInterceptor {
 	}
 }
 
-// brokenOff is what is left, every other time, of a server that does not take
-// our certificate: in TLS 1.3 it says so when we are writing already.
+// brokenOff matches the errors of a handshake that the server broke off. In TLS 1.3
+// a server may refuse the client's certificate when the client is already writing.
 var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
 
 const inHandshake = " (tls: broken off)"
 
-// gRPC's own log is for those who debug gRPC: what goes wrong comes back as
-// errors, and those are logged where they stop.
+// gRPC's own log helps to debug gRPC. Its errors are returned, and logged by the
+// callers.
 func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) }
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
@@ -67,12 +67,12 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		Endpoints: server.Endpoints, TLS: server.TLS,
 		Username: server.Username, Password: server.Password,
 		DialTimeout: callTimeout,
-		// The timeout is for data that is not acknowledged, too, so that it is
-		// how soon a network that swallows packets is noticed. It must be
-		// longer than an etcd that is alive takes to answer.
+		// The timeout holds for unacknowledged data, too: it bounds how long a
+		// network that drops packets goes unnoticed. A slow etcd must be able to
+		// answer within it.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		Logger:               zap.NewNop(), // its errors are logged where they stop
+		Logger:               zap.NewNop(), // its errors are returned
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryInterval},
 			MinConnectTimeout: time.Second,

@@ -5,11 +5,11 @@ import (
 	"hash/maphash"
 )
 
-// shards is into how many maps the set is divided, so that those of ended
-// windows are removed in small steps.
+// shards is the number of maps that the set is divided into, so that the ids of
+// ended windows can be removed in small steps.
 const shards = 1024
 
-// doneSet is the ids that are done, each with the window that lists it.
+// doneSet holds the ids that are done, each with the window that lists it.
 //
 // An id is kept as a 128-bit hash under two random seeds: no sender can choose
 // ids that collide, and among a billion ids two collide by chance with a
@@ -34,7 +34,7 @@ type loaded struct {
 
 type hash [16]byte
 
-// window is the records that expire together.
+// window counts the ids of one window.
 type window struct {
 	name    string
 	created int64 // CreateRevision of its key; 0: the key was not seen, or is gone
@@ -65,8 +65,8 @@ func (s *doneSet) has(id string) bool {
 	return ok && s.windows[n].created > 0
 }
 
-// add notes that a record of window lists id. Of two windows that list an id the
-// first counts: the rule lets nobody record an id that is done.
+// add notes that a record of the named window lists id. If two living windows list
+// an id, the first one counts.
 func (s *doneSet) add(id, name string) {
 	n := s.number(name)
 	h, shard := s.hash(id)
@@ -90,9 +90,9 @@ func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
 	}
 }
 
-// load has ids gathered, to be put into the shards by endLoad, one shard at a
-// time: among many millions nearly every access to another shard misses the
-// processor's caches. Until then has knows none of them.
+// load makes add gather ids. endLoad puts them into the shards, one shard at a
+// time, because with many millions of ids nearly every access to another shard
+// misses the processor's caches. Until endLoad, has does not know the ids.
 func (s *doneSet) load() { s.loading = new([shards][]loaded) }
 
 func (s *doneSet) endLoad() {

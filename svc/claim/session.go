@@ -25,14 +25,14 @@ func (s *Etcd) keepSessions(ctx context.Context) (last clientv3.LeaseID) {
 		if err := s.keep(ctx, ses); ctx.Err() != nil {
 			return last
 		} else {
-			s.o.Log.Warn("session lost: its claims are asked for again", "session", ses.name, "error", err)
+			s.o.Log.Warn("session lost: a new one claims its ids again", "session", ses.name, "error", err)
 		}
 		s.suspendSession()
 		if s.endSession(ctx, ses) != nil {
 			return last
 		}
-		// etcd may have been restored from a backup: then the view has seen what is
-		// not there any more.
+		// If etcd was restored from a backup, the view has seen keys that do not
+		// exist any more.
 		s.requestRebuild(errSessionOver)
 	}
 	return last
@@ -108,13 +108,14 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		validUntil := sent.Add(s.o.TTL)
 		suspend.Reset(time.Until(validUntil))
 		if s.renewed(validUntil) {
-			s.o.Log.Info("session goes on", "session", ses.name)
+			s.o.Log.Info("session resumed", "session", ses.name)
 		}
 	}
 }
 
-// endSession revokes what is left of a session. After that no late copy of its
-// pending write can take effect, and its record tells what became of it.
+// endSession revokes the lease of a session that is over. After that no late copy
+// of the pending write can take effect, so the record of that write exists now or
+// never will.
 func (s *Etcd) endSession(ctx context.Context, ses *session) error {
 	if err := s.revoke(ctx, ses.lease); err != nil {
 		return err

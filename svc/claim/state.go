@@ -18,9 +18,8 @@ type Event struct {
 	Version int64 // how often the key was put since then
 }
 
-// State is what the keys of a role say at one revision. It is a function of the
-// keys alone: it knows no server, no goroutine and no clock. It is not safe for
-// concurrent use.
+// State is the state of a role at one revision, as a pure function of its keys. It
+// knows no server, no goroutine and no clock, and is not safe for concurrent use.
 type State struct {
 	sessions map[string]int64   // versions of session/<s>
 	claims   map[string]*record // by claim/<s>/<n>
@@ -36,7 +35,7 @@ type record struct {
 	ids     []string
 }
 
-// queue is the claims that list an id, the oldest first. Nearly always there is
+// queue holds the claims that list one id, the oldest first. Nearly always there is
 // only one.
 type queue struct {
 	owner *record
@@ -107,7 +106,7 @@ func (s *State) Apply(events []Event, changed func(id string)) error {
 	return errors.Join(errs...)
 }
 
-// apply returns the ids that the change may concern.
+// apply applies one change, and returns the ids that it may concern.
 func (s *State) apply(e Event) ([]string, error) {
 	kind, name, _ := strings.Cut(e.Key, "/")
 	switch kind {

@@ -13,11 +13,11 @@ import (
 )
 
 const (
-	// maxLag is how long the view may not have seen a write that is known to be
-	// committed: the member that the watch is on may be cut off or frozen, or etcd
+	// maxLag bounds how long the view may lag behind a write that is known to be
+	// committed: the member that serves the watch may be cut off or frozen, or etcd
 	// was restored from a backup.
 	maxLag = 2 * time.Second
-	// pageBytes is how much is read at once, about.
+	// pageBytes is the size of a page that a read aims at.
 	pageBytes    = 4 << 20
 	maxPage      = 10_000
 	progressTime = 5 * time.Second

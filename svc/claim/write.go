@@ -52,7 +52,7 @@ type Left struct {
 	IDs []string // empty: the key is to be deleted
 }
 
-// Window is where ids are recorded. All records of a window expire together.
+// Window is a window that ids are recorded in. Its records expire together.
 type Window struct {
 	Name  string // the lease in hex, or Forever; "": none
 	Lease int64
@@ -298,8 +298,8 @@ func (w *writer) countSmall(p *Write) {
 	}
 }
 
-// resolve says what became of the pending write, from the version of the
-// session's key.
+// resolve tells the outcome of the pending write from the version of the session's
+// key.
 func (c *Claimer) resolve(version int64) outcome {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -319,7 +319,7 @@ func (c *Claimer) pending() *Write {
 	return c.writer.pending
 }
 
-// outcome is what became of a write.
+// outcome is the outcome of a write.
 type outcome int
 
 const (
