@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 func TestFrozenFollower(t *testing.T) { testFrozenMember(t, false) }
@@ -97,7 +100,7 @@ func TestWatchCutOff(t *testing.T) {
 	w.publishSteadily()
 	w.healthy()
 	sessions := w.keys("orders").sessions
-	for range 3 {
+	for range w.replicas {
 		if !p.cutOldest() {
 			t.Fatal("there is no watch")
 		}
@@ -207,6 +210,13 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 func TestFewOperations(t *testing.T) {
 	const ids = 4000
 	w := newWorldWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
+	var puts []clientv3.Op
+	for i := range 65 {
+		puts = append(puts, clientv3.OpPut(fmt.Sprint("/probe", i), ""))
+	}
+	if _, err := w.etcd.Txn(deadline(t)).Then(puts...).Commit(); !errors.Is(err, rpctypes.ErrTooManyOps) {
+		t.Fatalf("65 operations: %v", err)
+	}
 	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
 	eventually(t, "everything done", func() error { return w.settled("orders", ids) })
 	if lost, twice := w.sink.accounts("full", ids); lost > 0 || twice > 0 {

@@ -425,8 +425,7 @@ func TestAttempts(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := newEnv(t)
-			e.topology("orders")
+			e := newBrink(t)
 			var mended atomic.Bool
 			release := make(chan struct{})
 			sink := newSink(t, func(p post) int {
@@ -482,8 +481,7 @@ func TestRetryAfter(t *testing.T) {
 	const asked = 2 * time.Second
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
-			e := newEnv(t)
-			e.topology("orders")
+			e := newBrink(t)
 			var mu sync.Mutex
 			var at []time.Time
 			var attempts []string

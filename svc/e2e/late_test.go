@@ -171,8 +171,7 @@ func TestLateStatsd(t *testing.T) {
 // A statsd whose name nobody knows never hinders the work, nor the stop.
 func TestUnresolvableStatsd(t *testing.T) {
 	const ids = 2000
-	e := newEnv(t)
-	e.topology("orders")
+	e := newBrink(t)
 	e.publishBodies(orders("u", ids)...)
 	s := e.start("orders", "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125")
 	began := time.Now()

@@ -353,8 +353,8 @@ func TestStopDuringWarmup(t *testing.T) {
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
-		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="reading the processed ids"`)
+		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String(), "HEALTH_ADDR=127.0.0.1:0")
+		s.waitReady("broker", "consumer", "cache") // etcd has answered
 		b.etcdServer.Pause()
 		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
 		b.etcdServer.Resume()
