@@ -18,7 +18,7 @@ func Serve(addr string, handler http.Handler, log *slog.Logger) (stop func(), er
 	if err != nil {
 		return nil, fmt.Errorf("listen at HEALTH_ADDR: %w", err)
 	}
-	log.Info("health served", "at", listener.Addr())
+	log.Info("health served", "at", listener.Addr().String())
 	server := &http.Server{
 		Handler: handler,
 		// A stranger who asks slowly, or asks for much, costs little.
