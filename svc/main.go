@@ -1,12 +1,12 @@
-// Svc processes each event of one queue once, however often it is published,
-// delivered or raced for by replicas.
+// Svc processes each event of one queue effectively once, however often the event
+// is published, redelivered or raced for by replicas.
 //
 // It plays the role that SERVICE_NAME names, consumes that role's queue, and,
-// with ENABLE_ETCD, claims every event's id in etcd before it does the work and
-// records it there after. All of its configuration is the environment:
+// with ENABLE_ETCD, claims every event's id in etcd before the work and records it
+// there afterwards. All of its configuration is the environment:
 //
 //	SERVICE_NAME      required            orders (also order) or notify
-//	ENABLE_ETCD       false               process every id once
+//	ENABLE_ETCD       false               process each id once
 //	AMQP_URL          amqp://guest:guest@localhost:5672/
 //	                                      one or several, comma separated, tried in turn
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
@@ -15,8 +15,8 @@
 //	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
 //	                                      could wait for its handler for over 20 minutes
 //	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
-//	MAX_ATTEMPTS      3                   tries of one handler before the event is dead-lettered
-//	HANDLER_TIMEOUT   30s                 of one try
+//	MAX_ATTEMPTS      3                   attempts of one handler before the event is dead-lettered
+//	HANDLER_TIMEOUT   30s                 of one attempt
 //	CLAIM_TTL         10s                 how long a dead process's claims outlive it; 2s to 1h
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
 //	                                      0: for ever
@@ -33,7 +33,7 @@
 //	LOG_FORMAT        text                or json
 //
 // It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go
-// on (the message says how to mend that), 2 when its configuration is bad. A
+// on (the message says how to fix that), 2 when its configuration is bad. A
 // server that is not there yet is waited for.
 package main
 
@@ -79,14 +79,14 @@ func main() {
 	log.Info("stopped")
 }
 
-// run is the service, from its first connection until stop ends and what is in
-// flight is finished.
+// run runs the service until stop ends and everything in flight is finished. It
+// logs its error.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	role := roles[cfg.Service]
 	stop, end := context.WithCancel(stop)
 	defer end()
-	// fail logs an error before anything is closed, and then has everything
-	// closed as at a stop: other servers may be unreachable.
+	// fail logs an error at once, and then lets everything be closed as at a stop:
+	// that may take a while if other servers are unreachable.
 	fail := func(err error, hint ...any) error {
 		if err != nil {
 			log.Error("cannot go on", append([]any{"error", err}, hint...)...)
@@ -96,26 +96,29 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	}
 	log.Info("starting", "etcd", bool(cfg.Etcd))
 
-	// The shutdown in three steps: take no more events; cancel the handlers
-	// that still run; give up on etcd.
-	handlerCtx := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
-	etcdCtx := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
+	// A shutdown has three steps: take no more events; cancel the handlers that
+	// still run; stop waiting for etcd.
+	handlerCtx := cancelAfter(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
+	etcdCtx := cancelAfter(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
-	meters := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
+	// Count to statsd.
+	recorder := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
 		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
 	}, log)
-	defer meters.Close()
+	defer recorder.Close()
 
-	board := health.NewBoard(parts(cfg)...)
-	stats := &stats{meters: meters, prefix: role.name + "_"}
+	// Answer health checks.
+	status := health.NewStatus(parts(cfg)...)
+	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAt != "" {
-		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(stats.totals), log)
+		stopServing, err := health.Serve(cfg.HealthAt, status.Handler(stats.totals), log)
 		if err != nil {
 			return fail(err)
 		}
 		defer stopServing()
 	}
 
+	// Dead letters have a connection of their own, opened with the first of them.
 	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
 	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
 	prefetch := held(cfg)
@@ -123,20 +126,22 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
 			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
 	}
-	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, board, log)
+	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, status, log)
 	defer deadLetters.Close()
 
+	// With etcd, read the ids that were processed, and begin to claim.
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, board, log)
+		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
 		if err != nil {
 			return fail(unlessStopped(stop, err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcd)
-		claims = meteredClaims{etcd, meters}
+		claims = timedClaims{etcd, recorder}
 	}
 
+	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
 	handlers := maps.Clone(role.handlers)
 	if cfg.Webhook != "" {
 		poster := webhook.New(cfg.Webhook, role.name, cfg.Concurrency, log)
@@ -146,18 +151,20 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		}
 	}
 	for t, handler := range handlers {
-		handlers[t] = meteredHandler(handler, meters)
+		handlers[t] = timedHandler(handler, recorder)
 	}
 
+	// Each delivery: parse, claim, work, complete, acknowledge.
 	pipeline := &consume.Pipeline{
 		Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
-		Counter: meters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
-		Slots: make(consume.Slots, cfg.Concurrency),
+		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
+		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
 
+	// Consume until stop ends, through lost connections.
 	consumer := rabbit.Consumer{
-		Server: server, Topology: topology, DeadLetters: deadLetters, Status: board, Log: log,
-		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: meteredDelivery(handlerCtx, pipeline.Handle, stats),
+		Server: server, Topology: topology, DeadLetters: deadLetters, Status: status, Log: log,
+		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: countedDelivery(handlerCtx, pipeline.Handle, stats),
 	}
 	err := consumer.Run(stop)
 	return fail(err, "hint", rabbit.Hint(err))
@@ -165,7 +172,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 // openClaims connects to etcd, reads the ids that it remembers, and keeps the
 // claims of this process until etcdCtx ends or they are closed.
-func openClaims(stop, etcdCtx context.Context, cfg Config, role role, board *health.Board, log *slog.Logger) (*claim.Etcd, func(), error) {
+func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
 		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
@@ -178,7 +185,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, board *hea
 	running, stopRunning := context.WithCancel(etcdCtx)
 	var parts sync.WaitGroup
 	if cfg.HealthAt != "" {
-		parts.Go(func() { board.Probe(running, partEtcd, claims.Ping) })
+		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
 	}
 	closeClaims := func() {
 		stopRunning()
@@ -191,7 +198,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, board *hea
 		return nil, nil, err
 	}
 	parts.Go(func() { claims.Run(running) })
-	board.Set(partCache, nil)
+	status.Set(partCache, nil)
 	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
 	return claims, closeClaims, nil
 }
@@ -201,7 +208,7 @@ const (
 	partCache = "cache"
 )
 
-// parts is what a service needs to be ready.
+// parts returns the parts that must be ready for the service to be ready.
 func parts(cfg Config) []string {
 	if cfg.Etcd {
 		return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters, partEtcd, partCache}
@@ -209,19 +216,19 @@ func parts(cfg Config) []string {
 	return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
 }
 
-// reserve is the time that each of the last two steps of a shutdown has.
+// reserve returns the time for each of the last two steps of a shutdown.
 func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }
 
-// outlive returns a context that ends d after stop does.
-func outlive(stop context.Context, d time.Duration) context.Context {
+// cancelAfter returns a context that ends d after stop does.
+func cancelAfter(stop context.Context, d time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	context.AfterFunc(stop, func() { time.AfterFunc(d, cancel) })
 	return ctx
 }
 
-// unlessStopped makes nothing of an error that a stop has caused.
+// unlessStopped returns nil instead of an error caused by a stop.
 func unlessStopped(stop context.Context, err error) error {
 	if stop.Err() != nil {
 		return nil

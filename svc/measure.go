@@ -10,37 +10,38 @@ import (
 	"github.com/streamdal/gophercon2021/svc/metrics"
 )
 
-// What is measured around the rule, so that the rule reads as it is.
+// The timers.
 const (
 	timerHandle = "handle" // one attempt of the work
 	timerClaim  = "claim"  // from asking for an id until it is granted or known to be done
 )
 
-// meteredClaims measures how long claims take, duplicates that wait included.
-type meteredClaims struct {
+// timedClaims measures how long claims take, including duplicates that wait.
+type timedClaims struct {
 	consume.Claimer
-	meters *metrics.Recorder
+	recorder *metrics.Recorder
 }
 
-func (m meteredClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
+func (m timedClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
 	began := time.Now()
 	c, err := m.Claimer.Claim(ctx, id)
-	m.meters.Time(timerClaim, time.Since(began))
+	m.recorder.Time(timerClaim, time.Since(began))
 	return c, err
 }
 
-func meteredHandler(work consume.Handler, meters *metrics.Recorder) consume.Handler {
+// timedHandler measures attempts.
+func timedHandler(work consume.Handler, recorder *metrics.Recorder) consume.Handler {
 	return func(ctx context.Context, job consume.Job) error {
 		began := time.Now()
 		err := work(ctx, job)
-		meters.Time(timerHandle, time.Since(began))
+		recorder.Time(timerHandle, time.Since(began))
 		return err
 	}
 }
 
-// meteredDelivery counts the deliveries in flight. Their handlers run until
-// handlerCtx ends.
-func meteredDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), stats *stats) func(context.Context, consume.Delivery) {
+// countedDelivery returns handle with a count of the deliveries in flight. Handlers
+// run until handlerCtx ends.
+func countedDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), stats *stats) func(context.Context, consume.Delivery) {
 	return func(ctx context.Context, d consume.Delivery) {
 		stats.inFlight.Add(1)
 		defer stats.inFlight.Add(-1)
@@ -48,9 +49,9 @@ func meteredDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx con
 	}
 }
 
-// stats is what /stats shows.
+// stats collects what /stats shows.
 type stats struct {
-	meters   *metrics.Recorder
+	recorder *metrics.Recorder
 	prefix   string
 	inFlight atomic.Int64               // deliveries between their arrival and their end; not for statsd, where replicas would overwrite it
 	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
@@ -59,7 +60,7 @@ type stats struct {
 // totals returns what was counted, how many events are in flight, how many ids are
 // remembered, and how far back that reaches; 0 if nothing is forgotten.
 func (s *stats) totals() map[string]int64 {
-	totals := s.meters.Totals()
+	totals := s.recorder.Totals()
 	totals[s.prefix+"in_flight"] = s.inFlight.Load()
 	if claims := s.claims.Load(); claims != nil {
 		totals[s.prefix+"ids_remembered"] = int64(claims.Remembered())

@@ -20,7 +20,7 @@ func Example() {
 		Handlers: map[string]consume.Handler{"new_order": processOrder},
 		Claims:   claim.NoDedup{}, // *claim.Etcd processes each id once
 		Counter:  printCounter{}, Log: slog.New(slog.DiscardHandler),
-		MaxAttempts: 3, Timeout: 30 * time.Second, Slots: make(consume.Slots, 32),
+		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 32),
 	}
 	ctx := context.Background()
 	pipeline.Handle(ctx, ctx, message(`{"type":"new_order","id":"123"}`))
@@ -47,7 +47,7 @@ type message string
 func (m message) Body() []byte { return []byte(m) }
 func (m message) Ack()         { fmt.Println("acknowledged") }
 
-func (m message) DeadLetter(_ context.Context, l consume.Letter) error {
+func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
 	fmt.Println("dead letter:", l.Reason)
 	return nil
 }

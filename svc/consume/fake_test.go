@@ -53,7 +53,7 @@ func newProcess(t *testing.T, work consume.Handler) *process {
 	p.Pipeline = &consume.Pipeline{
 		Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true,
 		Counter: counter{p.journal}, Log: slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal})),
-		MaxAttempts: 3, Timeout: 30 * time.Second, Slots: make(consume.Slots, concurrency),
+		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, concurrency),
 	}
 	return p
 }
@@ -172,7 +172,7 @@ type delivery struct {
 func (d *delivery) Body() []byte { return []byte(d.body) }
 func (d *delivery) Ack()         { d.add("ack") }
 
-func (d *delivery) DeadLetter(ctx context.Context, l consume.Letter) error {
+func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	if d.broken {
 		<-ctx.Done()
 		return fmt.Errorf("dead-letter: %w", context.Cause(ctx))

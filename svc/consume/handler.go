@@ -120,8 +120,8 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 // attempt runs the handler once. It holds a slot only while the handler runs.
 func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
 	select {
-	case p.Slots <- struct{}{}:
-		defer func() { <-p.Slots }()
+	case p.Semaphore <- struct{}{}:
+		defer func() { <-p.Semaphore }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-handlerCtx.Done():

@@ -165,7 +165,7 @@ func TestPanicIsLogged(t *testing.T) {
 		p.run(p.order("1"))
 		p.expect(t, "claim 1", "work 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" id=1 panic=boom`,
 			"work 1: attempt 2, token 1", "complete 1", "count new_order_ok", processed, "ack")
-		if len(p.Slots) != 0 {
+		if len(p.Semaphore) != 0 {
 			t.Error("the panic kept its slot")
 		}
 	})
@@ -234,11 +234,11 @@ func TestTimeoutOfEachAttempt(t *testing.T) {
 			attempts = append(attempts, time.Since(begin))
 			return ctx.Err()
 		})
-		p.Slots = make(consume.Slots, 1)
-		p.Slots <- struct{}{}
+		p.Semaphore = make(consume.Semaphore, 1)
+		p.Semaphore <- struct{}{}
 		returned := p.handle(t.Context(), p.order("1"))
 		pass(time.Hour)
-		<-p.Slots
+		<-p.Semaphore
 		pass(2 * time.Minute)
 		if want := slices.Repeat([]time.Duration{30 * time.Second}, 3); !slices.Equal(attempts, want) || !returned() {
 			t.Errorf("the attempts took %v, want %v", attempts, want)

@@ -1,11 +1,11 @@
-// Package consume is what happens to a delivery, from its body to its
-// acknowledgement. It knows neither the broker nor the store.
+// Package consume processes deliveries, from the body of a message to its
+// acknowledgement. It knows neither the broker nor etcd.
 //
 //	parse ─▶ claim ─▶ work ─▶ complete ─▶ count, acknowledge
 //	  │        └ done ─▶ count skipped, acknowledge
 //	  └ malformed ─▶ dead-letter, acknowledge
 //
-// Whatever ends early is not acknowledged, and is delivered again.
+// A delivery that ends early is not acknowledged, and is redelivered.
 package consume
 
 import (
@@ -27,11 +27,11 @@ type Delivery interface {
 	Ack()
 	// DeadLetter puts a copy of the message into the dead queue. It returns
 	// when the broker has confirmed that, or fails when ctx ends.
-	DeadLetter(ctx context.Context, l Letter) error
+	DeadLetter(ctx context.Context, f Failure) error
 }
 
-// Letter says why a message is dead-lettered.
-type Letter struct {
+// Failure says why a message is dead-lettered.
+type Failure struct {
 	Reason   string // ReasonMalformed or ReasonFailed
 	Err      error
 	Attempts int // of the handler
@@ -74,11 +74,11 @@ type Pipeline struct {
 	Log         *slog.Logger
 	MaxAttempts int
 	Timeout     time.Duration // of one attempt
-	Slots       Slots
+	Semaphore   Semaphore
 }
 
-// Slots bounds how many handlers run at once.
-type Slots chan struct{}
+// Semaphore bounds how many handlers run at once: one place each.
+type Semaphore chan struct{}
 
 // Handle processes one delivery until it is acknowledged or given up. After ctx
 // has ended, because the delivery's channel is gone or the service stops, it waits
@@ -138,7 +138,7 @@ func (p *Pipeline) notDone(ctx context.Context, d Delivery, c *claim.Claim, e ev
 // failed dead-letters an event whose handler has given up. The failure is not
 // remembered: another copy of the event is tried anew.
 func (p *Pipeline) failed(ctx context.Context, d Delivery, e event.Event, f *failure) error {
-	if err := d.DeadLetter(ctx, Letter{Reason: ReasonFailed, Err: f.err, Attempts: f.attempts}); err != nil {
+	if err := d.DeadLetter(ctx, Failure{Reason: ReasonFailed, Err: f.err, Attempts: f.attempts}); err != nil {
 		return err
 	}
 	// A crash here, before the acknowledgement: it is dead-lettered twice.
@@ -148,9 +148,9 @@ func (p *Pipeline) failed(ctx context.Context, d Delivery, e event.Event, f *fai
 	return nil
 }
 
-// malformed dead-letters what is not an event.
+// malformed dead-letters a message that is not an event.
 func (p *Pipeline) malformed(ctx context.Context, d Delivery, parse error) {
-	if err := d.DeadLetter(ctx, Letter{Reason: ReasonMalformed, Err: parse}); err != nil {
+	if err := d.DeadLetter(ctx, Failure{Reason: ReasonMalformed, Err: parse}); err != nil {
 		return
 	}
 	// A crash here, before the acknowledgement: it is dead-lettered twice.

@@ -336,7 +336,7 @@ func TestHandlersEnd(t *testing.T) {
 				handlerCtx, cancel := context.WithCancel(t.Context())
 				p.handlerCtx = handlerCtx
 				if tt.full {
-					p.Slots = make(consume.Slots) // without a buffer nothing fits in
+					p.Semaphore = make(consume.Semaphore) // without a buffer nothing fits in
 				}
 				returned := p.handle(t.Context(), p.order("1"))
 				p.expect(t, append([]string{"claim 1"}, tt.want...)...)
@@ -375,7 +375,7 @@ func TestSlots(t *testing.T) {
 			mu.Unlock()
 			return nil
 		})
-		p.Slots = make(consume.Slots, 3)
+		p.Semaphore = make(consume.Semaphore, 3)
 		for i := range 20 {
 			p.handle(t.Context(), p.order(strings.Repeat("x", i+1)))
 		}
@@ -415,7 +415,7 @@ func TestSlotIsFreeWhileWaiting(t *testing.T) {
 					}
 					return nil
 				})
-				p.Slots = make(consume.Slots, 1)
+				p.Semaphore = make(consume.Semaphore, 1)
 				if tt.before != nil {
 					tt.before(t, p)
 				}

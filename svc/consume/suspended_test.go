@@ -68,14 +68,14 @@ func TestSuspendedWhileWaiting(t *testing.T) {
 				p := newProcess(t, tt.work)
 				if tt.full {
 					for range concurrency {
-						p.Slots <- struct{}{}
+						p.Semaphore <- struct{}{}
 					}
 				}
 				returned := p.handle(t.Context(), p.order("1"))
 				p.expect(t, tt.want...)
 				p.claims.Suspend()
-				for range len(p.Slots) {
-					<-p.Slots
+				for range len(p.Semaphore) {
+					<-p.Semaphore
 				}
 				pass(2 * time.Hour)
 				p.expect(t)

@@ -28,7 +28,7 @@ func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 
 // DeadLetter publishes a copy to the dead queue and waits for the broker's
 // confirmation.
-func (d *Delivery) DeadLetter(ctx context.Context, l consume.Letter) error {
+func (d *Delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	return d.deadLetters.publish(ctx, deadLetter(d.msg, l, time.Now()))
 }
 
@@ -39,7 +39,7 @@ const directReplyTo = "amq.rabbitmq.reply-to"
 // deadLetter returns the message unchanged but for the headers that say why it
 // is dead. It is persistent, and what would make the broker refuse, copy or drop
 // it is moved to headers x-original-….
-func deadLetter(msg amqp.Delivery, l consume.Letter, now time.Time) amqp.Publishing {
+func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publishing {
 	headers := make(amqp.Table, len(msg.Headers)+6)
 	maps.Copy(headers, msg.Headers)
 	moveAside := func(name string, value any, set bool) {

@@ -14,7 +14,7 @@ import (
 )
 
 var (
-	boom     = consume.Letter{Reason: consume.ReasonFailed, Err: errors.New("boom"), Attempts: 3}
+	boom     = consume.Failure{Reason: consume.ReasonFailed, Err: errors.New("boom"), Attempts: 3}
 	failedAt = time.Date(2021, 12, 8, 10, 30, 0, 123456789, time.FixedZone("", -6*60*60))
 )
 
@@ -32,7 +32,7 @@ func TestLetter(t *testing.T) {
 	stamp := time.Unix(1638900000, 0)
 	tests := map[string]struct {
 		msg    amqp.Delivery
-		letter consume.Letter
+		letter consume.Failure
 		want   amqp.Publishing
 	}{
 		"as plumber publishes": {
@@ -121,7 +121,7 @@ func TestLetter(t *testing.T) {
 		},
 		"malformed": {
 			msg:    amqp.Delivery{Body: []byte("new_order 1")},
-			letter: consume.Letter{Reason: consume.ReasonMalformed, Err: errors.New("body is not a JSON event")},
+			letter: consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New("body is not a JSON event")},
 			want: amqp.Publishing{Body: []byte("new_order 1"), DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
 				"x-reason": "malformed", "x-error": "body is not a JSON event", "x-attempts": int32(0),
 			})},
@@ -191,7 +191,7 @@ func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 
 func cutError(t *testing.T, text string) string {
 	t.Helper()
-	l := deadLetter(amqp.Delivery{}, consume.Letter{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
+	l := deadLetter(amqp.Delivery{}, consume.Failure{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
 	cut, ok := l.Headers["x-error"].(string)
 	if !ok {
 		t.Fatalf("x-error is %v", l.Headers["x-error"])

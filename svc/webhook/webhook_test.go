@@ -52,7 +52,7 @@ func verdict(t *testing.T, err error) (what string, wait time.Duration) {
 		begin := time.Now()
 		p := &consume.Pipeline{
 			Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
-			MaxAttempts: 2, Timeout: time.Hour, Slots: make(consume.Slots, 1),
+			MaxAttempts: 2, Timeout: time.Hour, Semaphore: make(consume.Semaphore, 1),
 			Handlers: map[string]consume.Handler{"new_order": func(_ context.Context, job consume.Job) error {
 				attempts = append(attempts, job.Attempt)
 				if len(attempts) == 1 {
@@ -85,10 +85,10 @@ func expect(t *testing.T, err error, want string) {
 // nothing is a delivery, and a counter, that nobody looks at.
 type nothing struct{}
 
-func (nothing) Body() []byte                                     { return []byte(`{"type":"new_order","id":"1"}`) }
-func (nothing) Ack()                                             {}
-func (nothing) DeadLetter(context.Context, consume.Letter) error { return nil }
-func (nothing) Count(string)                                     {}
+func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
+func (nothing) Ack()                                              {}
+func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
+func (nothing) Count(string)                                      {}
 
 func newPoster(t *testing.T, url string) *Poster {
 	p := New(url, "orders", 4, slog.New(slog.NewTextHandler(t.Output(), nil)))
