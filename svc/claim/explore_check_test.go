@@ -1,0 +1,157 @@
+package claim
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+func (x *run) fail(format string, args ...any) {
+	if x.violation == "" {
+		x.violation = fmt.Sprintf(format, args...)
+	}
+}
+
+func (x *run) unreadable(err error) {
+	if err != nil {
+		x.fail("keys cannot be read: %v", err)
+	}
+}
+
+// check checks what holds in every state.
+func (x *run) check() {
+	head := x.etcd.truth[x.etcd.revision]
+	for id, t := range head {
+		if t.done {
+			if x.works[id] == 0 {
+				x.fail("%s is done without its work", id)
+			}
+		}
+		if n := x.workers(id); n > 1 {
+			x.fail("%d deliveries work on %s at once", n, id)
+		}
+		if x.works[id] > 1+x.worked[id] && !x.hurt {
+			x.fail("the work on %s was done %d times without a crash or a suspension", id, x.works[id])
+		}
+	}
+	for i, p := range x.processes {
+		x.checkView(i, p)
+	}
+}
+
+// workers counts the deliveries that work under a session that is not suspended.
+func (x *run) workers(id string) (n int) {
+	for _, p := range x.processes {
+		for _, d := range p.deliveries {
+			if d.id == id && (d.phase == working || d.phase == checking) && d.claim.Held.Err() == nil {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// checkView compares a process's state with what the rule says of the revision
+// that it has seen. So two processes at one revision agree.
+func (x *run) checkView(i int, p *simProcess) {
+	for id, want := range x.etcd.truth[p.view] {
+		if got := p.c.state.Done(id); got != want.done {
+			x.fail("%c sees %s done: %v at revision %d, want %v", 'A'+i, id, got, p.view, want.done)
+		}
+		session, write, token := p.c.state.Owner(id)
+		token = revisionOf(token)
+		if session != want.session || token != want.token || session != "" && fmt.Sprintf("%016d", write) != want.write {
+			x.fail("%c sees %s owned by %s/%d with token %d at revision %d, want %+v", 'A'+i, id, session, write, token, p.view, want)
+		}
+	}
+}
+
+// checkGrant: the token grows with each new owner, and one claim keeps its own.
+func (x *run) checkGrant(p *simProcess, d *simDelivery) {
+	now := grant{revisionOf(d.claim.Token), p.c.writer.session}
+	last := x.tokens[d.id]
+	if now.token < last.token || now.token == last.token && now.session != last.session {
+		x.fail("%s was granted with %+v after %+v", d.id, now, last)
+	}
+	x.tokens[d.id] = now
+}
+
+// checkSkipped: no delivery is skipped whose id was never recorded.
+func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
+	if !x.etcd.recorded[d.id] {
+		x.fail("%s is skipped, and was never recorded", d.id)
+	}
+}
+
+// checkRecorded: no work is reported as recorded that was not.
+func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
+	if err != nil && !errors.Is(err, ErrDone) {
+		x.fail("complete of %s: %v", d.id, err)
+	}
+	x.checkSkipped(p, d)
+}
+
+// checkEnd checks what holds when nothing can happen but faults.
+func (x *run) checkEnd() {
+	if x.acked != len(x.messages) {
+		x.fail("stuck: %d of %d messages are acknowledged, %d wait for a process", x.acked, len(x.messages), len(x.queue))
+	}
+	for key, k := range x.etcd.keys {
+		if len(k.ids) > 0 && x.etcd.leases[k.lease-1].session {
+			x.fail("in the end %s lists %q", key, k.ids)
+		}
+	}
+	for i, p := range x.processes {
+		if len(p.deliveries)+len(p.c.entries) > 0 {
+			x.fail("in the end %c has %d deliveries and %d entries", 'A'+i, len(p.deliveries), len(p.c.entries))
+		}
+	}
+	for id := range x.etcd.truth[0] {
+		if !x.etcd.recorded[id] && x.dead == 0 {
+			x.fail("in the end %s is neither recorded nor dead-lettered", id)
+		}
+	}
+}
+
+// revisionOf undoes what simEtcd.event does for a broken variant.
+func revisionOf(token int64) int64 {
+	if token > 1<<39 {
+		return 1<<40 - token
+	}
+	return token
+}
+
+// truth is what the rule says of an id.
+type truth struct {
+	done    bool
+	session string
+	write   string
+	token   int64
+}
+
+// rule computes what the keys say of each id, by the words of the design and not
+// by the code that is explored.
+func (e *simEtcd) rule() map[string]truth {
+	all := make(map[string]truth, len(e.ids))
+	for _, id := range e.ids {
+		var t truth
+		for key, k := range e.keys {
+			if !slices.Contains(k.ids, id) {
+				continue
+			}
+			parts := strings.Split(key, "/")
+			if parts[0] == "done" {
+				_, living := e.keys["window/"+parts[1]]
+				t.done = t.done || living
+			} else if t.token == 0 || (k.created < t.token) != (e.broken == "the newest claim owns") {
+				t.session, t.write, t.token = parts[1], parts[2], k.created
+			}
+		}
+		if t.done {
+			t = truth{done: true}
+		}
+		all[id] = t
+	}
+	return all
+}

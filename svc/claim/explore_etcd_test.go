@@ -1,0 +1,192 @@
+package claim
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// simEtcd is what the exploration needs of etcd: keys under leases, conditional
+// writes, and a log of revisions from which the views read.
+type simEtcd struct {
+	broken string // the variant
+
+	revision int64
+	keys     map[string]simKey
+	leases   []simLease         // lease n is leases[n-1]
+	log      [][]Event          // by revision
+	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
+	recorded map[string]bool    // ids that were done at some time
+	ids      []string
+	paths    Etcd // for the names of the keys
+}
+
+type simLease struct{ living, session bool }
+
+type simKey struct {
+	value            []byte
+	ids              []string // of claims and records
+	created, version int64
+	lease            int64
+}
+
+func newSimEtcd(ids []string, broken string) *simEtcd {
+	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]bool), ids: ids, log: [][]Event{nil}}
+	e.truth = append(e.truth, e.rule())
+	return e
+}
+
+// grant grants a lease, of a session or of a window.
+func (e *simEtcd) grant(session bool) int64 {
+	e.leases = append(e.leases, simLease{true, session})
+	return int64(len(e.leases))
+}
+
+func (e *simEtcd) lives(lease int64) bool { return e.leases[lease-1].living }
+
+// end revokes a lease, or lets it expire: all its keys go in one revision.
+func (e *simEtcd) end(lease int64) {
+	if !e.lives(lease) {
+		return
+	}
+	e.leases[lease-1].living = false
+	var events []Event
+	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
+		if e.keys[key].lease == lease {
+			events = append(events, e.delete(key))
+		}
+	}
+	e.commit(events)
+}
+
+func (e *simEtcd) put(key string, value string, lease int64) Event {
+	k := e.keys[key]
+	if k.created == 0 {
+		k.created = e.revision + 1
+	}
+	k.version++
+	k.value, k.lease = []byte(value), lease
+	if value[0] == '[' {
+		k.ids, _ = parseIDs(k.value)
+	}
+	e.keys[key] = k
+	return e.event(key)
+}
+
+func (e *simEtcd) delete(key string) Event {
+	delete(e.keys, key)
+	return Event{Key: key, Deleted: true}
+}
+
+func (e *simEtcd) event(key string) Event {
+	k := e.keys[key]
+	created := k.created
+	if e.broken == "the newest claim owns" && strings.HasPrefix(key, "claim/") {
+		created = 1<<40 - created // to the state the newest looks oldest
+	}
+	return Event{Key: key, Value: k.value, Created: created, Version: k.version}
+}
+
+// commit makes events the next revision.
+func (e *simEtcd) commit(events []Event) {
+	if len(events) == 0 {
+		return
+	}
+	e.revision++
+	e.log = append(e.log, events)
+	e.truth = append(e.truth, e.rule())
+	for id, t := range e.truth[e.revision] {
+		e.recorded[id] = e.recorded[id] || t.done
+	}
+}
+
+// snapshot returns all keys in the order of Etcd.snapshot: the windows first.
+func (e *simEtcd) snapshot() (events []Event) {
+	keys := slices.Sorted(maps.Keys(e.keys))
+	for _, windows := range []bool{true, false} {
+		for _, key := range keys {
+			if !windows || strings.HasPrefix(key, "window/") {
+				events = append(events, e.event(key))
+			}
+		}
+	}
+	return events
+}
+
+// simAnswer is etcd's answer to a write.
+type simAnswer struct {
+	leaseGone bool
+	succeeded bool
+	version   int64 // of the session's key, if the condition failed
+}
+
+// txn carries out one copy of a write: Etcd.send in writer.go.
+func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
+	session := "session/" + w.Session
+	version := e.keys[session].version
+	if version != w.N-1 && !(e.broken == "no condition on the version" && version > 0) {
+		return simAnswer{version: version}, nil
+	}
+	if len(w.Done) > 0 && !e.lives(w.Window.Lease) {
+		return simAnswer{leaseGone: true}, nil
+	}
+	lease := e.keys[session].lease
+	var events []Event
+	if e.broken == "ids are taken off before the record" && len(w.Done) > 0 && !w.half {
+		w.half = true
+		e.commit(e.rewrite(w, lease))
+		return simAnswer{}, errHalf
+	}
+	events = append(events, e.put(session, "host 1", lease))
+	if len(w.Done) > 0 {
+		if w.NewWindow {
+			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
+		}
+		record := e.paths.recordKey(&w.Write, w.N)
+		events = append(events, e.put(record, listJSON(w.Done), w.Window.Lease))
+		if w.MergedFrom > 0 {
+			from := e.paths.recordKey(&w.Write, w.MergedFrom)
+			for _, key := range slices.Sorted(maps.Keys(e.keys)) {
+				if from <= key && key < record {
+					events = append(events, e.delete(key))
+				}
+			}
+		}
+	}
+	if !w.half {
+		events = append(events, e.rewrite(w, lease)...)
+	}
+	if len(w.Claim) > 0 {
+		events = append(events, e.put(e.paths.claimKey(&w.Write, w.N), listJSON(w.Claim), lease))
+	}
+	e.commit(events)
+	return simAnswer{succeeded: true}, nil
+}
+
+var errHalf = fmt.Errorf("carried out by half")
+
+func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []Event) {
+	for _, left := range w.Left {
+		key := e.paths.claimKey(&w.Write, left.N)
+		if _, exists := e.keys[key]; len(left.IDs) > 0 {
+			events = append(events, e.put(key, listJSON(left.IDs), lease))
+		} else if exists {
+			events = append(events, e.delete(key))
+		}
+	}
+	return events
+}
+
+// isVoid reports whether a copy can never have an effect any more, and its answer
+// is of no interest.
+func (e *simEtcd) isVoid(w *simCopy) bool {
+	version := e.keys["session/"+w.Session].version
+	switch {
+	case w.current() || w.half:
+		return false
+	case e.broken == "no condition on the version":
+		return version == 0
+	}
+	return version != w.N-1 || len(w.Done) > 0 && !e.lives(w.Window.Lease)
+}

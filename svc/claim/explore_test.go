@@ -1,0 +1,210 @@
+package claim
+
+import (
+	"flag"
+	"fmt"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"time"
+)
+
+var exploreFaults = flag.Int("explore.faults", -1, "faults in a run of TestExplore; -1: as many as fit into some seconds")
+
+// scenario is what a run starts with.
+type scenario struct {
+	messages []string // ids
+	first    string   // the processes that they are delivered to first; empty: any
+	faults   int      // at most, in a run
+	merge    bool     // the first process has so many small records that the next ones are merged
+	broken   string   // the variant
+}
+
+func (s scenario) ids() []string {
+	ids := slices.Compact(slices.Sorted(slices.Values(s.messages)))
+	if s.merge {
+		ids = append(ids, oldID)
+	}
+	return ids
+}
+
+// TestExplore runs the real Claimers of two processes on a simulated etcd through
+// every order of what can happen, with up to some faults in a run: a write that
+// is sent twice, of which one copy arrives late; a lost answer; a crash; a
+// suspension; a watch that is closed; a change of leader; a window that ends; a
+// channel that is lost; a handler that fails. A lease expires only after its
+// process has crashed or has suspended the session. A write, a watch event, a
+// late copy and an expiry may take any time.
+//
+// A run follows a list of choices from the start, and ends early in a state that
+// was explored before, with the names of sessions, windows and revisions made
+// canonical. In every state the invariants of explore_check_test.go are checked.
+//
+// Three things keep the number of states small. The answer to a write arrives at
+// once, or when the view has seen all up to the write, or not at all. A process
+// that crashes starts again at once; its view and its first delivery may be as late
+// as they like. And where a process can do nothing but take in a revision, and
+// write, it does that before the others go on: see isLocal.
+func TestExplore(t *testing.T) {
+	for name, s := range map[string]scenario{
+		"two messages of one id":              {messages: []string{"a", "a"}, faults: 1},
+		"two ids in one batch":                {messages: []string{"a", "b"}, first: "AA", faults: 1},
+		"two ids, one of them wanted by both": {messages: []string{"a", "b", "a"}, first: "AAB", faults: 0},
+		"merge":                               {messages: []string{"a", "b"}, first: "AA", faults: 1, merge: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if *exploreFaults >= 0 {
+				s.faults = *exploreFaults
+			}
+			began := time.Now()
+			x := explore(s)
+			t.Logf("up to %d faults: %d runs, %d states, %d ends in %v", s.faults, x.runs, len(x.seen), x.ends, time.Since(began))
+			if x.violation != "" {
+				t.Error(x.violation)
+			}
+		})
+	}
+}
+
+// The exploration notices when a rule is broken.
+func TestExploreNotices(t *testing.T) {
+	for _, broken := range []string{
+		"no condition on the version", "the newest claim owns", "ids are taken off before the record",
+	} {
+		t.Run(broken, func(t *testing.T) {
+			x := explore(scenario{messages: []string{"a", "a"}, faults: 1, broken: broken})
+			if x.violation == "" {
+				t.Error("no violation was found")
+			}
+			t.Logf("after %d runs, %d states: %s", x.runs, len(x.seen), x.violation)
+		})
+	}
+}
+
+// explorer is the search: first all that happens without a fault, then what
+// happens after one fault at each of these states, and so on. Between faults it is
+// depth first, by replay.
+type explorer struct {
+	scenario
+	seen      map[[16]byte]struct{}
+	nodes     []node
+	frontier  []node   // each a state, and a fault that happens in it
+	prefix    []step   // up to the last fault
+	path      []choice // after it
+	hasher    hasher
+	states    statePool
+	runs      int
+	ends      int
+	violation string
+}
+
+// node is a state that was found: the step that led to it, and from where.
+type node struct {
+	from int32 // index of the node
+	step step
+}
+
+// choice is a state of the path: what is enabled in it, and what is tried now.
+type choice struct {
+	node  int32
+	steps []step
+	taken int
+}
+
+func explore(s scenario) *explorer {
+	defer debug.SetGCPercent(debug.SetGCPercent(800))
+	x := &explorer{scenario: s, seen: make(map[[16]byte]struct{}), hasher: newHasher()}
+	x.states.ids = s.ids()
+	x.branch(node{from: -1}, s.faults > 0)
+	for level := 1; level <= s.faults; level++ {
+		starts := x.frontier
+		x.frontier = nil
+		for _, start := range starts {
+			x.branch(start, level < s.faults)
+		}
+	}
+	return x
+}
+
+// branch explores what happens after a fault, up to the next one. With collect it
+// notes the faults that can happen.
+func (x *explorer) branch(start node, collect bool) {
+	x.prefix, x.path = x.prefix[:0], x.path[:0]
+	for n := start; n.from >= 0; n = x.nodes[n.from] {
+		x.prefix = append(x.prefix, n.step)
+	}
+	slices.Reverse(x.prefix)
+	for more := true; more && x.violation == ""; more = x.next() {
+		x.run(start, collect)
+		x.runs++
+	}
+}
+
+// next turns the path to the next one in order.
+func (x *explorer) next() bool {
+	for len(x.path) > 0 {
+		last := &x.path[len(x.path)-1]
+		if last.taken++; last.taken < len(last.steps) {
+			return true
+		}
+		x.path = x.path[:len(x.path)-1]
+	}
+	return false
+}
+
+// run replays the path and goes on from its end until a state is known.
+func (x *explorer) run(start node, collect bool) {
+	x.states.reset()
+	r := &run{scenario: x.scenario, explorer: x}
+	r.begin()
+	for _, s := range x.prefix {
+		r.take(s)
+	}
+	for _, c := range x.path {
+		start = node{c.node, c.steps[c.taken]}
+		r.take(start.step)
+	}
+	for {
+		if r.check(); r.violation == "" && !x.extend(r, start, collect) && r.violation == "" {
+			return
+		}
+		if r.violation != "" {
+			x.violation = fmt.Sprintf("%s\nafter %v", r.violation, x.trace(start))
+			return
+		}
+		c := x.path[len(x.path)-1]
+		start = node{c.node, c.steps[0]}
+		r.take(start.step)
+	}
+}
+
+// extend adds the state of a run to the path, unless it is known or an end.
+func (x *explorer) extend(r *run, from node, collect bool) bool {
+	state := x.hasher.hash(r)
+	if _, known := x.seen[state]; known {
+		return false
+	}
+	x.seen[state] = struct{}{}
+	this := int32(len(x.nodes))
+	x.nodes = append(x.nodes, from)
+	steps, faults := r.enabled(collect)
+	for _, fault := range faults {
+		x.frontier = append(x.frontier, node{this, fault})
+	}
+	if len(steps) == 0 {
+		x.ends++
+		r.checkEnd()
+		return false
+	}
+	x.path = append(x.path, choice{this, steps, 0})
+	return true
+}
+
+// trace lists the steps to a state.
+func (x *explorer) trace(n node) (steps []step) {
+	for ; n.from >= 0; n = x.nodes[n.from] {
+		steps = append(steps, n.step)
+	}
+	slices.Reverse(steps)
+	return steps
+}
