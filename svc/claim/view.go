@@ -181,7 +181,7 @@ func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err 
 func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revision int64) (int64, error) {
 	told, limit := time.Now(), int64(100)
 	for from, more := prefix, true; more; {
-		page, err := call(ctx, s.calls, 2*resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
 			return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
 		}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
 		if err != nil {
