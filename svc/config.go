@@ -17,12 +17,12 @@ import (
 // Config is the environment, read once. The doc of the command says what each
 // variable means; the tag "allowed" is what an error says about it.
 type Config struct {
-	Service  string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
-	Etcd     boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
-	AMQP     []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas, with no parameter but heartbeat" secret:"url"`
-	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
-	StatsdAt string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
-	Webhook  string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
+	Service       string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
+	Etcd          boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
+	AMQP          []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas, with no parameter but heartbeat" secret:"url"`
+	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
+	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
+	Webhook       string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
 
 	Prefetch       int           `env:"PREFETCH" envDefault:"1000" allowed:"a whole number from 1 to 65535"`
 	Concurrency    int           `env:"CONCURRENCY" envDefault:"32" allowed:"a whole number, at least 1"`
@@ -33,7 +33,7 @@ type Config struct {
 	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000" allowed:"a whole number, at least 1"`
 	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic" allowed:"classic or quorum"`
 	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s" allowed:"a duration such as 15s, at least 1s"`
-	HealthAt       string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`
+	HealthAddr     string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`
 
 	AMQPCACert   string `env:"AMQP_CACERT" allowed:"the path of a PEM file"`
 	AMQPCert     string `env:"AMQP_CERT" allowed:"the path of a PEM file, together with AMQP_KEY"`
@@ -125,8 +125,8 @@ func (c *Config) check(report func(field string, err error)) {
 	_, known := roles[c.Service]
 	report("Service", must(known))
 	report("AMQP", each(c.AMQP, checkAMQP))
-	report("EtcdAt", each(c.EtcdAt, checkHostPort))
-	report("StatsdAt", checkHostPort(c.StatsdAt))
+	report("EtcdEndpoints", each(c.EtcdEndpoints, checkHostPort))
+	report("StatsdAddr", checkHostPort(c.StatsdAddr))
 	report("Webhook", checkUnlessEmpty(c.Webhook, checkHTTP))
 	report("Prefetch", must(1 <= c.Prefetch && c.Prefetch <= math.MaxUint16))
 	report("Concurrency", must(1 <= c.Concurrency))
@@ -137,7 +137,7 @@ func (c *Config) check(report func(field string, err error)) {
 	report("CacheSize", must(1 <= c.CacheSize))
 	report("QueueType", must(c.QueueType == "classic" || c.QueueType == "quorum"))
 	report("Shutdown", must(time.Second <= c.Shutdown))
-	report("HealthAt", checkUnlessEmpty(c.HealthAt, checkListen))
+	report("HealthAddr", checkUnlessEmpty(c.HealthAddr, checkListen))
 	report("LogFormat", must(c.LogFormat == "text" || c.LogFormat == "json"))
 	report("EtcdUser", must(c.EtcdUser != "" || c.EtcdPassword == ""))
 	report("EtcdPassword", must(c.EtcdPassword != "" || c.EtcdUser == ""))

@@ -8,7 +8,8 @@
 //	SERVICE_NAME      required            orders (also order) or notify
 //	ENABLE_ETCD       false               process each id once
 //	AMQP_URL          amqp://guest:guest@localhost:5672/
-//	                                      one or several, comma separated, tried in turn
+//	                                      one or several, comma separated, tried in turn;
+//	                                      ?heartbeat=5 is how often each side is heard, in seconds
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                where the work is done; without it, it is a log line
@@ -102,7 +103,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	etcdCtx := cancelAfter(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
 	// Count to statsd.
-	recorder := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
+	recorder := metrics.Report(cfg.StatsdAddr, role.name+"_", metrics.Names{
 		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
 	}, log)
 	defer recorder.Close()
@@ -110,8 +111,8 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	// Answer health checks.
 	status := health.NewStatus(parts(cfg)...)
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
-	if cfg.HealthAt != "" {
-		stopServing, err := health.Serve(cfg.HealthAt, status.Handler(stats.totals), log)
+	if cfg.HealthAddr != "" {
+		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
 		if err != nil {
 			return fail(err)
 		}
@@ -174,7 +175,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 // claims of this process until etcdCtx ends or they are closed.
 func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
-		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
+		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
 	if err != nil {
 		return nil, nil, err
@@ -184,7 +185,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *he
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)
 	var parts sync.WaitGroup
-	if cfg.HealthAt != "" {
+	if cfg.HealthAddr != "" {
 		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
 	}
 	closeClaims := func() {

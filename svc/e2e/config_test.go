@@ -104,3 +104,31 @@ func TestValueIsAllowed(t *testing.T) {
 		})
 	}
 }
+
+// The heartbeat of AMQP_URL is what the broker is told; without one, 5 s.
+func TestHeartbeat(t *testing.T) {
+	for parameter, want := range map[string]string{"": "5", "?heartbeat=7": "7"} {
+		t.Run(want, func(t *testing.T) {
+			e := newBrink(t)
+			e.amqpURL += parameter
+			s := e.start("orders")
+			s.waitLog("msg=consuming")
+			vhost := e.directAMQP[strings.LastIndex(e.directAMQP, "/")+1:]
+			out, err := shared.rabbit.Ctl(t.Context(), "list_connections", "-q", "--no-table-headers", "vhost", "timeout")
+			e.must(err)
+			found := 0
+			for line := range strings.Lines(out) {
+				if fields := strings.Fields(line); len(fields) == 2 && fields[0] == vhost {
+					found++
+					if fields[1] != want {
+						t.Errorf("a connection has the heartbeat %s, want %s", fields[1], want)
+					}
+				}
+			}
+			if found == 0 {
+				t.Errorf("no connection of %s in %q", vhost, out)
+			}
+			s.stop()
+		})
+	}
+}
