@@ -80,7 +80,8 @@ func (m *measurement) report(unit string) {
 	}
 	m.b.ReportMetric(0, "ns/op")
 	for _, name := range m.order {
-		m.b.Logf("%-24s median %10.2f  of %.2f", name, median(m.values[name]), m.values[name][:min(len(m.values[name]), 9)])
+		// Not by Logf, of which ten lines are shown.
+		fmt.Printf("%-28s median %10.2f  of %.2f\n", name, median(m.values[name]), m.values[name][:min(len(m.values[name]), 9)])
 	}
 }
 
