@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -56,6 +57,25 @@ func TestWebhookConnectionLost(t *testing.T) {
 			b.waitCounts(map[string]int64{"orders_new_order_ok": events, "orders_new_order_failed": 0})
 		})
 	}
+}
+
+// A stop does not wait for a webhook that loses its connections: the event is
+// delivered again to the next process.
+func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
+	b := newBrink(t)
+	var down atomic.Bool
+	down.Store(true)
+	sink := newSink(t, nil)
+	sink.Config.Handler = losing(sink.Config.Handler, &down, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+	s := b.start("orders", vars...)
+	b.publishBodies(orders("lost", 1)...)
+	s.waitLog("the webhook is unreachable")
+	s.stopWithin(syscall.SIGTERM, shutdown)
+	down.Store(false)
+	s = b.start("orders", vars...)
+	s.waitLog("msg=processed", "id=lost0")
+	s.stop()
 }
 
 // hijack takes the connection of a request over.
