@@ -135,7 +135,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Etcd {
 		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return fail(unlessStopped(stop, err))
+			return fail(unlessStopped(stop, err), "hint", claim.Hint(err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcd)

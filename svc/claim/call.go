@@ -86,7 +86,7 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 			case isRefusal(a.err):
 				refused = c.refusals.begin(refused, a.err)
 			default:
-				c.outage.Failed(a.began, a.err, hint(a.err))
+				c.outage.Failed(a.began, a.err, Hint(a.err))
 			}
 			last = a.err
 			if underWay == 0 {
@@ -148,7 +148,7 @@ func (r *refusals) begin(before string, err error) string {
 	r.remove(before)
 	r.calls[text]++
 	if r.calls[text] == 1 {
-		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", hint(err))
+		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
 	}
 	return text
 }
@@ -187,8 +187,8 @@ func isRefusal(err error) bool {
 	return false
 }
 
-// hint says how to fix what etcd does not recover from by itself.
-func hint(err error) string {
+// Hint says how to fix what etcd does not recover from by itself.
+func Hint(err error) string {
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return "etcd is full: run `etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | cut -d: -f2)`, " +

@@ -90,7 +90,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	defer calls.tries.Wait()
 	client, err := call(ctx, calls, time.Hour, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
-		return nil, fmt.Errorf("log in to etcd as %q: %w: check ETCD_USERNAME and ETCD_PASSWORD", server.Username, err)
+		return nil, fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
 	return client, err
 }
