@@ -14,7 +14,6 @@ import (
 type fencing struct {
 	mu     sync.Mutex
 	newest map[string]int64
-	status int
 }
 
 func (f *fencing) refuses(p post) bool {
