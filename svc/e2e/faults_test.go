@@ -80,7 +80,13 @@ func TestQueueDeleted(t *testing.T) {
 // Under an alarm the broker stops reading from connections that publish. The
 // acknowledgements of good events must not be behind a dead letter.
 func TestAlarm(t *testing.T) {
-	w := newWorld(t)
+	hold := make(chan struct{})
+	w := newWorldWith(t, stack.EtcdOptions{}, func(p post) int {
+		if strings.HasPrefix(p.id, "b") {
+			<-hold
+		}
+		return http.StatusOK
+	})
 	ctx := t.Context()
 	w.publishBodies(orders("a", 500)...)
 	w.publishBodies("poison 0") // so that the dead letters' connection is known to publish
@@ -90,8 +96,6 @@ func TestAlarm(t *testing.T) {
 		}
 		return nil
 	})
-	hold := make(chan struct{})
-	w.sink.answer = func(post) int { <-hold; return http.StatusOK }
 	w.publishBodies(append(orders("b", 100), "poison 1", "poison 2")...)
 	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
 		t.Fatal(err)
