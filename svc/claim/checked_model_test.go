@@ -158,36 +158,42 @@ func check(ops []operation) (porcupine.CheckResult, porcupine.LinearizationInfo)
 	return porcupine.CheckOperationsVerbose(model, history, maxCheck)
 }
 
-// wrong returns the operations of the first id whose history breaks the rule, or "".
-// Ids are independent of each other.
-func (h *history) wrong() string {
+// wrong lists the operations of the first id whose history breaks the rule, or
+// returns "". Ids are independent of each other. With draw, it draws the history in
+// a file, too.
+func (h *history) wrong(draw bool) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(h.ops)) {
-		if result, info := check(h.ops[id]); result != porcupine.Ok {
-			return describe(id, h.ops[id], result, info)
+		result, info := check(h.ops[id])
+		if result == porcupine.Ok {
+			continue
 		}
+		text := fmt.Sprintf("the history of id %s is %s:\n%s", id, strings.ToLower(string(result)), list(h.ops[id]))
+		if !draw {
+			return text
+		}
+		file, err := os.CreateTemp("", "checked-*.html")
+		if err != nil {
+			return text + err.Error()
+		}
+		defer file.Close()
+		if err := porcupine.Visualize(model, info, file); err != nil {
+			return text + err.Error()
+		}
+		return text + "drawn in " + file.Name()
 	}
 	return ""
 }
 
-// describe lists the operations of an id, and draws them in a file.
-func describe(id string, ops []operation, result porcupine.CheckResult, info porcupine.LinearizationInfo) string {
+func list(ops []operation) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "the history of id %s is %s:\n", id, strings.ToLower(string(result)))
 	for _, o := range slices.SortedFunc(slices.Values(ops), func(a, b operation) int { return cmp.Compare(a.call, b.call) }) {
 		returns := "        ?"
 		if o.returns != unknown {
 			returns = fmt.Sprintf("%9.4f", o.returns.Seconds())
 		}
 		fmt.Fprintf(&b, "  %9.4f to %s s  %s\n", o.call.Seconds(), returns, o)
-	}
-	file, err := os.CreateTemp("", "checked-*.html")
-	if err == nil {
-		defer file.Close()
-		if err = porcupine.Visualize(model, info, file); err == nil {
-			fmt.Fprintln(&b, "drawn in", file.Name())
-		}
 	}
 	return b.String()
 }

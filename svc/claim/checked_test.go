@@ -50,7 +50,7 @@ func TestCheckedHistories(t *testing.T) {
 				t.Error(left)
 			}
 			r.askAgain()
-			if wrong := r.wrong(); wrong != "" {
+			if wrong := r.wrong(true); wrong != "" {
 				t.Error(wrong)
 			}
 			t.Logf("%d operations on %d ids in %d processes: %v", r.total, len(r.ops), r.processes.Load(), r.count)
@@ -79,7 +79,7 @@ func TestCheckedHistoriesNotice(t *testing.T) {
 			for round := range 10 {
 				r := newRun(t, etcd, strings.ReplaceAll(test.name, " ", "-")+fmt.Sprint(round))
 				r.wrap = test.wrap
-				noticed = r.work(2*ttl, func() bool { return r.length() >= 1000 }) + r.wrong()
+				noticed = r.work(2*ttl, func() bool { return r.length() >= 1000 }) + r.wrong(false)
 				t.Logf("after %d operations: %s", r.length(), noticed)
 				if strings.Contains(noticed, test.want) {
 					break
