@@ -377,10 +377,15 @@ func (w *worker) note(h *hold, k kind, since time.Duration) {
 // suspended reports whether Held has ended. The end is in the history then, and
 // will not be later otherwise.
 func (w *worker) suspended(h *hold) bool {
-	if h.unhook() {
+	if !h.unhook() {
+		<-h.over
+		return true
+	}
+	if h.Held.Err() == nil {
 		return false
 	}
-	<-h.over
+	// Held has ended, and its function had not been started yet.
+	w.note(h, suspended, time.Duration(h.alive.Load()))
 	return true
 }
 
