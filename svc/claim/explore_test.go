@@ -53,6 +53,9 @@ func TestExplore(t *testing.T) {
 		"merge":                               {messages: []string{"a", "b"}, first: "AA", faults: 1, merge: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() {
+				s.faults = 0
+			}
 			if *exploreFaults >= 0 {
 				s.faults = *exploreFaults
 			}

@@ -1,0 +1,277 @@
+package claim_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// startOn starts a process on an etcd, without a proxy.
+func startOn(t testing.TB, etcd *stack.Etcd, o claim.Options) *process {
+	t.Helper()
+	client := newClient(t, etcd)
+	return start(t, client, client, o)
+}
+
+func (p *process) mustClaim(id string) *claim.Claim {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	c, err := p.Claim(ctx, id)
+	if err != nil {
+		p.t.Fatalf("claim of %s: %v", id, err)
+	}
+	return c
+}
+
+func (p *process) mustComplete(id string) {
+	p.t.Helper()
+	if err := p.Complete(p.mustClaim(id)); err != nil {
+		p.t.Fatalf("complete of %s: %v", id, err)
+	}
+}
+
+func (p *process) mustBeDone(id string) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if c, err := p.Claim(ctx, id); !errors.Is(err, claim.ErrDone) {
+		p.t.Errorf("claim of %s: %+v, %v, want that it is done", id, c, err)
+	}
+}
+
+// keys returns the keys of the role that begin with prefix, with their values.
+func (p *process) keys(prefix string) map[string]string {
+	p.t.Helper()
+	resp, err := p.client.Get(context.Background(), p.prefix+prefix, clientv3.WithPrefix())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	keys := make(map[string]string)
+	for _, kv := range resp.Kvs {
+		keys[strings.TrimPrefix(string(kv.Key), p.prefix)] = string(kv.Value)
+	}
+	return keys
+}
+
+// The keys and values are as the package says: operators read them.
+func TestFormat(t *testing.T) {
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
+	c := p.mustClaim(`a<"1">`)
+	claims := p.keys("claim/")
+	for key, value := range claims {
+		var session string
+		var n int64
+		if _, err := fmt.Sscanf(strings.ReplaceAll(key, "/", " "), "claim %16s %016d", &session, &n); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+		if value != `["a<\"1\">"]` {
+			t.Errorf("%s is %s", key, value)
+		}
+		if host := p.keys("session/")["session/"+session]; len(strings.Fields(host)) != 2 {
+			t.Errorf("the session's key is %q", host)
+		}
+		if resp, _ := p.client.Get(t.Context(), p.prefix+key); resp.Kvs[0].CreateRevision != c.Token {
+			t.Errorf("the token is %d, the claim's CreateRevision %d", c.Token, resp.Kvs[0].CreateRevision)
+		}
+	}
+	if err := p.Complete(c); err != nil || len(claims) != 1 {
+		t.Fatal(err, claims)
+	}
+	if left := p.keys("claim/"); len(left) > 0 {
+		t.Errorf("claims are left: %v", left)
+	}
+	for key, value := range p.keys("done/") {
+		window := strings.Split(key, "/")[1]
+		if value != `["a<\"1\">"]` || p.keys("window/")["window/"+window] != "1h0m0s" {
+			t.Errorf("%s is %s; windows: %v", key, value, p.keys("window/"))
+		}
+		var lease clientv3.LeaseID
+		fmt.Sscanf(window, "%016x", &lease)
+		ttl, err := p.client.TimeToLive(t.Context(), lease)
+		if err != nil || ttl.GrantedTTL < 3600 || ttl.GrantedTTL > 3600*9/8 {
+			t.Errorf("the record lives for %d s (%v), want an hour to an hour and an eighth", ttl.GrantedTTL, err)
+		}
+	}
+}
+
+// Records expire after DEDUP_WINDOW and not before, for all processes; with 0 they
+// stay.
+func TestDedupWindow(t *testing.T) {
+	role := newRole()
+	short := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Second})
+	forever := startOn(t, sharedEtcd(t), claim.Options{Role: role})
+	began := time.Now()
+	short.mustComplete("short")
+	forever.mustComplete("long")
+	for _, p := range []*process{short, forever} {
+		p.mustBeDone("long")
+	}
+	_, err := forever.Claim(t.Context(), "short")
+	if passed := time.Since(began); passed < time.Second && !errors.Is(err, claim.ErrDone) {
+		t.Errorf("after %v: %v", passed, err)
+	}
+	eventually(t, func() error {
+		c, err := forever.Claim(t.Context(), "short")
+		if err == nil {
+			forever.Release(c)
+			return nil
+		}
+		return fmt.Errorf("it is still known: %w", err)
+	})
+	if passed := time.Since(began); passed < time.Second {
+		t.Errorf("it was forgotten after %v", passed)
+	}
+	short.mustBeDone("long")
+	if n := len(short.keys("window/forever")); n != 1 {
+		t.Errorf("%d windows for ever", n)
+	}
+}
+
+// With more ids than MaxIDs the oldest are forgotten, by all processes; the memory
+// stays bounded, and a warning says so.
+func TestMaxIDs(t *testing.T) {
+	const most, ids = 800, 4000
+	role := newRole()
+	a := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, MaxIDs: most})
+	b := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, MaxIDs: most})
+	for from := 0; from < ids; from += 100 {
+		var wg sync.WaitGroup
+		for i := from; i < from+100; i++ {
+			wg.Go(func() { a.mustComplete(fmt.Sprint(i)) })
+		}
+		wg.Wait()
+		eventually(t, func() error {
+			if n, m := a.Remembered(), b.Remembered(); n > most || n != m {
+				return fmt.Errorf("%d and %d ids are remembered", n, m)
+			}
+			return nil
+		})
+	}
+	b.mustBeDone(fmt.Sprint(ids - 1))
+	b.mustComplete("0")
+	a.log.await("level=WARN", "CACHE_SIZE", "memory_reach=", "hint=")
+	if n := b.Remembered(); n < most/2 {
+		t.Errorf("only %d ids are remembered", n)
+	}
+}
+
+// Without a window nothing is forgotten, and there is one warning.
+func TestMaxIDsForEver(t *testing.T) {
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), MaxIDs: 10})
+	for i := range 30 {
+		p.mustComplete(fmt.Sprint(i))
+	}
+	p.log.await("level=WARN", "CACHE_SIZE", "hint=")
+	for i := range 30 {
+		p.mustBeDone(fmt.Sprint(i))
+	}
+	if n := len(p.log.find("level=WARN", "CACHE_SIZE")); n != 1 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// A clean stop frees all claims at once: those that wait, and those that were
+// granted and given back. A claim that is held is left to expire.
+func TestStopRevokes(t *testing.T) {
+	t.Run("nothing is held", func(t *testing.T) {
+		etcd, role := sharedEtcd(t), newRole()
+		a := startOn(t, etcd, claim.Options{Role: role, Window: time.Hour, TTL: time.Hour})
+		b := startOn(t, etcd, claim.Options{Role: role, Window: time.Hour, TTL: time.Hour})
+		c := a.mustClaim("1")
+		waits := make(chan error, 1)
+		go func() {
+			_, err := b.Claim(context.Background(), "1")
+			waits <- err
+		}()
+		eventually(t, func() error {
+			if n := len(b.keys("claim/")); n != 2 {
+				return fmt.Errorf("%d claims", n)
+			}
+			return nil
+		})
+		b.Close()
+		if err := <-waits; !errors.Is(err, claim.ErrClosed) {
+			t.Errorf("the delivery that waits is told %v", err)
+		}
+		a.Release(c)
+		a.Close()
+		if left := a.keys(""); len(left) > 0 {
+			t.Errorf("keys are left: %v", left)
+		}
+	})
+	t.Run("a claim is held", func(t *testing.T) {
+		p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour, TTL: time.Hour})
+		p.mustClaim("1")
+		p.Close()
+		if left := p.keys("claim/"); len(left) != 1 {
+			t.Errorf("claims: %v", left)
+		}
+		p.log.await("level=WARN", "left to expire", "claims=1")
+	})
+}
+
+// A session that was deleted by hand is replaced. Work that had finished is
+// recorded without being done again; the rest is claimed again.
+func TestSessionDeletedByHand(t *testing.T) {
+	for name, remove := range map[string]func(p *process) error{
+		"its key": func(p *process) error {
+			_, err := p.client.Delete(context.Background(), p.prefix+"session/", clientv3.WithPrefix())
+			return err
+		},
+		"its lease": func(p *process) error {
+			_, err := p.client.Revoke(context.Background(), p.lease)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
+			finished, unfinished := p.mustClaim("finished"), p.mustClaim("unfinished")
+			token := unfinished.Token
+			if err := remove(p); err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Complete(finished); err != nil {
+				t.Errorf("complete: %v", err)
+			}
+			<-unfinished.Held.Done()
+			if err := p.Reclaim(t.Context(), unfinished); err != nil || unfinished.Token <= token {
+				t.Errorf("claimed again: %v, token %d after %d", err, unfinished.Token, token)
+			}
+			if err := p.Complete(unfinished); err != nil {
+				t.Errorf("complete: %v", err)
+			}
+			p.mustBeDone("finished")
+			p.log.await("level=WARN", "session lost")
+			if n := len(p.keys("session/")); n != 1 {
+				t.Errorf("%d sessions", n)
+			}
+		})
+	}
+}
+
+// Keys that cannot be read are named and passed over, when they are there from the
+// beginning and when they come later.
+func TestForeignKeys(t *testing.T) {
+	etcd, role := sharedEtcd(t), newRole()
+	client := newClient(t, etcd)
+	put := func(key, value string) {
+		if _, err := client.Put(t.Context(), "/service/"+role+"/"+key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("32/123", "done 17000000") // of the first version
+	p := startOn(t, etcd, claim.Options{Role: role, Window: time.Hour})
+	p.log.await("level=WARN", "32/123", "hint=")
+	put("claim/by-hand/1", "123")
+	p.log.await("level=WARN", "claim/by-hand/1", "hint=")
+	p.mustComplete("123")
+}
