@@ -179,28 +179,43 @@ func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err 
 // readRange applies all keys with a prefix to state, page by page, at a revision;
 // 0: at the latest, which it returns.
 func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revision int64) (int64, error) {
+	type answer struct {
+		page *clientv3.GetResponse
+		err  error
+	}
+	read := func(from string, limit int64) <-chan answer {
+		answers := make(chan answer, 1)
+		go func() {
+			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+				return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
+			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
+			answers <- answer{page, err}
+		}()
+		return answers
+	}
 	told, limit := time.Now(), int64(100)
-	for from, more := prefix, true; more; {
-		page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-			return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
-		}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
-		if err != nil {
-			return 0, err
+	for next := read(prefix, limit); next != nil; {
+		a := <-next
+		if a.err != nil {
+			return 0, a.err
 		}
 		if revision == 0 {
-			revision = page.Header.Revision
+			revision = a.page.Header.Revision
 		}
-		events, size := make([]Event, len(page.Kvs)), int64(1)
-		for i, kv := range page.Kvs {
+		events, size, last := make([]Event, len(a.page.Kvs)), int64(1), ""
+		for i, kv := range a.page.Kvs {
 			events[i] = s.event(kv)
 			size += int64(len(kv.Key) + len(kv.Value))
-			from = string(kv.Key) + "\x00"
+			last = string(kv.Key)
+		}
+		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
+		next = nil
+		if a.page.More {
+			next = read(last+"\x00", limit) // while this page is applied
 		}
 		if err := state.Apply(events, func(string) {}); err != nil {
 			s.logUnreadable(err)
 		}
-		more = page.More
-		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
 		if time.Since(told) > progressTime {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
