@@ -136,8 +136,12 @@ func TestStats(t *testing.T) {
 // How long work and claims take, and how many events are in flight.
 func TestTimers(t *testing.T) {
 	b := newBrink(t)
-	release := make(chan struct{})
-	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
+	began, release := make(chan struct{}, 3), make(chan struct{})
+	sink := newSink(t, func(post) int {
+		began <- struct{}{}
+		<-release
+		return http.StatusOK
+	})
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0")
 	s.waitReady()
 	b.publishBodies(orders("t", 3)...)
@@ -162,7 +166,10 @@ func TestTimers(t *testing.T) {
 		})
 	}
 	inFlight(3)
-	<-time.After(100 * time.Millisecond)
+	for range 3 {
+		<-began
+	}
+	<-time.After(100 * time.Millisecond) // the work takes that long at least
 	close(release)
 	inFlight(0)
 	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
