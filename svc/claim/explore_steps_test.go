@@ -52,7 +52,11 @@ func (x *run) enabled(withFaults bool) (steps, faults []step) {
 		x.ofDeliveries(p, add)
 		before := len(faults)
 		if withFaults {
-			x.faultsOf(p, func(k kind, arg int) { faults = append(faults, step{k, byte(i), byte(arg)}) })
+			x.faultsOf(p, func(k kind, arg int) {
+				if !x.mild || k != crashStep && k != suspendStep && k != channelStep {
+					faults = append(faults, step{k, byte(i), byte(arg)})
+				}
+			})
 		}
 		if x.isLocal(p, steps[from:]) {
 			return steps[from:], faults[before:]
