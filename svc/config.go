@@ -1,45 +1,39 @@
 package main
 
 import (
-	"cmp"
+	"bytes"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math"
-	"net"
-	"net/url"
-	"os"
 	"reflect"
 	"regexp"
-	"strings"
 	"time"
 
 	"github.com/caarlos0/env/v11"
-	"github.com/streadway/amqp"
 )
 
 // Config is the environment, read once. The doc of the command says what each
 // variable means; the tag "allowed" is what an error says about it.
 type Config struct {
-	Service  string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
-	Etcd     boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
-	AMQP     []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas" secret:"url"`
-	EtcdAt   []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
-	StatsdAt string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
-	Webhook  string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
+	Service       string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
+	Etcd          boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
+	AMQP          []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas, with no parameter but heartbeat" secret:"url"`
+	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
+	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
+	Webhook       string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
 
 	Prefetch       int           `env:"PREFETCH" envDefault:"1000" allowed:"a whole number from 1 to 65535"`
 	Concurrency    int           `env:"CONCURRENCY" envDefault:"32" allowed:"a whole number, at least 1"`
 	MaxAttempts    int           `env:"MAX_ATTEMPTS" envDefault:"3" allowed:"a whole number, at least 1"`
 	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s" allowed:"a duration such as 30s, at least 1ms"`
-	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s" allowed:"a duration such as 10s, at least 2s"`
-	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" allowed:"0, or a duration such as 24h, at least 1s"`
-	CacheSize      int           `env:"CACHE_SIZE" envDefault:"1000000" allowed:"a whole number, at least 0"`
+	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s" allowed:"a duration such as 10s, from 2s to 1h"`
+	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" allowed:"0, or a duration such as 24h, from 1s to 87600h (10 years)"`
+	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000" allowed:"a whole number, at least 1"`
 	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic" allowed:"classic or quorum"`
 	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s" allowed:"a duration such as 15s, at least 1s"`
-	HealthAt       string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`
+	HealthAddr     string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`
 
 	AMQPCACert   string `env:"AMQP_CACERT" allowed:"the path of a PEM file"`
 	AMQPCert     string `env:"AMQP_CERT" allowed:"the path of a PEM file, together with AMQP_KEY"`
@@ -50,8 +44,8 @@ type Config struct {
 	EtcdCert     string `env:"ETCD_CERT" allowed:"the path of a PEM file, together with ETCD_KEY"`
 	EtcdKey      string `env:"ETCD_KEY" allowed:"the path of a PEM file, together with ETCD_CERT"`
 
-	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" allowed:"debug, info, warn or error"`
-	LogFormat string     `env:"LOG_FORMAT" envDefault:"text" allowed:"text or json"`
+	LogLevel  level  `env:"LOG_LEVEL" envDefault:"info" allowed:"debug, info, warn or error"`
+	LogFormat string `env:"LOG_FORMAT" envDefault:"text" allowed:"text or json"`
 
 	// Derived.
 	AMQPTLS, EtcdTLS *tls.Config
@@ -68,9 +62,20 @@ func (b *boolean) UnmarshalText(text []byte) error {
 	case "false", "0":
 		*b = false
 	default:
-		return errors.New("")
+		return errNotAllowed
 	}
 	return nil
+}
+
+// level is stricter than slog.Level, which takes "INFO+3", too.
+type level slog.Level
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (l *level) UnmarshalText(text []byte) error {
+	if bytes.ContainsAny(text, "+-") {
+		return errNotAllowed
+	}
+	return (*slog.Level)(l).UnmarshalText(text)
 }
 
 // readConfig reads and checks the whole environment. Its error has a line for
@@ -91,67 +96,57 @@ func readConfig(environ []string) (Config, error) {
 			if !errors.As(err, &parse) {
 				return c, err
 			}
-			bad[parse.Name] = errors.New("")
+			bad[parse.Name] = errNotAllowed
 		}
 	} else if err != nil {
 		return c, err
 	}
-	c.check(func(field string, ok bool, why error) {
-		if !ok && bad[field] == nil {
-			bad[field] = cmp.Or(why, errors.New(""))
+	c.check(func(field string, err error) {
+		if err != nil && bad[field] == nil {
+			bad[field] = err
 		}
 	})
 	return c, explain(values, bad)
 }
 
-// check tells invalid which fields have values that parse but are not allowed.
-func (c *Config) check(valid func(field string, ok bool, why error)) {
-	_, known := roleNames[c.Service]
-	valid("Service", known, nil)
-	valid("AMQP", all(c.AMQP, isAMQP), nil)
-	valid("EtcdAt", all(c.EtcdAt, isHostPort), nil)
-	valid("StatsdAt", isHostPort(c.StatsdAt), nil)
-	valid("Webhook", c.Webhook == "" || isHTTP(c.Webhook), nil)
-	valid("Prefetch", 1 <= c.Prefetch && c.Prefetch <= math.MaxUint16, nil)
-	valid("Concurrency", 1 <= c.Concurrency, nil)
-	valid("MaxAttempts", 1 <= c.MaxAttempts, nil)
-	valid("HandlerTimeout", time.Millisecond <= c.HandlerTimeout, nil)
-	valid("ClaimTTL", 2*time.Second <= c.ClaimTTL, nil)
-	valid("DedupWindow", c.DedupWindow == 0 || time.Second <= c.DedupWindow, nil)
-	valid("CacheSize", 0 <= c.CacheSize, nil)
-	valid("QueueType", c.QueueType == "classic" || c.QueueType == "quorum", nil)
-	valid("Shutdown", time.Second <= c.Shutdown, nil)
-	valid("HealthAt", c.HealthAt == "" || isListen(c.HealthAt), nil)
-	valid("LogFormat", c.LogFormat == "text" || c.LogFormat == "json", nil)
-	valid("EtcdUser", c.EtcdUser != "" || c.EtcdPassword == "", nil)
-	valid("EtcdPassword", c.EtcdPassword != "" || c.EtcdUser == "", nil)
-	c.AMQPTLS = tlsConfig(valid, [3]string{"AMQPCACert", "AMQPCert", "AMQPKey"}, c.AMQPCACert, c.AMQPCert, c.AMQPKey)
-	valid("AMQP", c.AMQPTLS == nil || all(c.AMQP, isAMQPS), errors.New("AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://"))
-	c.EtcdTLS = tlsConfig(valid, [3]string{"EtcdCACert", "EtcdCert", "EtcdKey"}, c.EtcdCACert, c.EtcdCert, c.EtcdKey)
-}
+// errNotAllowed is the error of a value about which there is nothing more to say
+// than what is allowed.
+var errNotAllowed = errors.New("")
 
-// tlsConfig loads what is named. It returns nil when nothing is.
-func tlsConfig(valid func(field string, ok bool, why error), fields [3]string, ca, cert, key string) *tls.Config {
-	if ca == "" && cert == "" && key == "" {
+func must(ok bool) error {
+	if ok {
 		return nil
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
-	if ca != "" {
-		pem, err := os.ReadFile(ca)
-		cfg.RootCAs = x509.NewCertPool()
-		if err == nil && !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			err = errors.New("there is no certificate in it")
-		}
-		valid(fields[0], err == nil, err)
+	return errNotAllowed
+}
+
+// check reports the fields whose values parse but are not allowed.
+func (c *Config) check(report func(field string, err error)) {
+	_, known := roles[c.Service]
+	report("Service", must(known))
+	report("AMQP", each(c.AMQP, checkAMQP))
+	report("EtcdEndpoints", each(c.EtcdEndpoints, checkHostPort))
+	report("StatsdAddr", checkHostPort(c.StatsdAddr))
+	report("Webhook", checkUnlessEmpty(c.Webhook, checkHTTP))
+	report("Prefetch", must(1 <= c.Prefetch && c.Prefetch <= math.MaxUint16))
+	report("Concurrency", must(1 <= c.Concurrency))
+	report("MaxAttempts", must(1 <= c.MaxAttempts))
+	report("HandlerTimeout", must(time.Millisecond <= c.HandlerTimeout))
+	report("ClaimTTL", must(2*time.Second <= c.ClaimTTL && c.ClaimTTL <= time.Hour))
+	report("DedupWindow", must(c.DedupWindow == 0 || time.Second <= c.DedupWindow && c.DedupWindow <= 10*365*24*time.Hour))
+	report("CacheSize", must(1 <= c.CacheSize))
+	report("QueueType", must(c.QueueType == "classic" || c.QueueType == "quorum"))
+	report("Shutdown", must(time.Second <= c.Shutdown))
+	report("HealthAddr", checkUnlessEmpty(c.HealthAddr, checkListen))
+	report("LogFormat", must(c.LogFormat == "text" || c.LogFormat == "json"))
+	report("EtcdUser", must(c.EtcdUser != "" || c.EtcdPassword == ""))
+	report("EtcdPassword", must(c.EtcdPassword != "" || c.EtcdUser == ""))
+
+	c.AMQPTLS = tlsConfig(report, [3]string{"AMQPCACert", "AMQPCert", "AMQPKey"}, c.AMQPCACert, c.AMQPCert, c.AMQPKey)
+	if c.AMQPTLS != nil && each(c.AMQP, checkAMQPS) != nil {
+		report("AMQP", errors.New("AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://"))
 	}
-	valid(fields[1], cert != "" || key == "", nil)
-	valid(fields[2], key != "" || cert == "", nil)
-	if cert != "" && key != "" {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		valid(fields[1], err == nil, err)
-		cfg.Certificates = []tls.Certificate{pair}
-	}
-	return cfg
+	c.EtcdTLS = tlsConfig(report, [3]string{"EtcdCACert", "EtcdCert", "EtcdKey"}, c.EtcdCACert, c.EtcdCert, c.EtcdKey)
 }
 
 // explain returns an error with a line for each bad field, in their order.
@@ -187,42 +182,3 @@ var userinfo = regexp.MustCompile(`(?s)^([a-z]+://)?.*@`)
 
 // query may hold a token.
 var query = regexp.MustCompile(`(?s)\?.*`)
-
-func all(values []string, ok func(string) bool) bool {
-	for _, v := range values {
-		if !ok(v) {
-			return false
-		}
-	}
-	return len(values) > 0
-}
-
-func isAMQP(s string) bool {
-	_, err := amqp.ParseURI(s)
-	return err == nil
-}
-
-// isAMQPS is asked where TLS is wanted: a URL without it would silently do without.
-func isAMQPS(s string) bool {
-	uri, err := amqp.ParseURI(s)
-	return err == nil && uri.Scheme == "amqps"
-}
-
-func isHTTP(s string) bool {
-	u, err := url.Parse(s)
-	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
-}
-
-func isHostPort(s string) bool {
-	host, _, err := net.SplitHostPort(s)
-	return err == nil && host != "" && isListen(s)
-}
-
-func isListen(s string) bool {
-	_, port, err := net.SplitHostPort(s)
-	if err != nil || port == "" {
-		return false
-	}
-	_, err = net.LookupPort("tcp", port)
-	return err == nil && !strings.ContainsAny(s, " /@")
-}

@@ -1,35 +1,40 @@
-// Svc processes each event of one queue once, however often it is published,
-// delivered or raced for by replicas.
+// Svc processes each event of one queue effectively once, however often the event
+// is published, redelivered or raced for by replicas.
 //
 // It plays the role that SERVICE_NAME names, consumes that role's queue, and,
-// with ENABLE_ETCD, claims every event's id in etcd before it does the work and
-// records it there after. All of its configuration is the environment:
+// with ENABLE_ETCD, claims every event's id in etcd before the work and records it
+// there afterwards. All of its configuration is the environment:
 //
 //	SERVICE_NAME      required            orders (also order) or notify
-//	ENABLE_ETCD       false               process every id once
+//	ENABLE_ETCD       false               process each id once
 //	AMQP_URL          amqp://guest:guest@localhost:5672/
-//	                                      one or several, comma separated, tried in turn
+//	                                      one or several, comma separated, tried in turn;
+//	                                      ?heartbeat=5 is how often each side is heard, in seconds
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                where the work is done; without it, it is a log line
-//	PREFETCH          1000                unacknowledged deliveries held
+//	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
+//	                                      could wait for its handler for over 20 minutes
 //	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
-//	MAX_ATTEMPTS      3                   tries of one handler before the event is dead-lettered
-//	HANDLER_TIMEOUT   30s                 of one try
-//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; at least 2s
-//	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever
-//	CACHE_SIZE        1000000             ids kept in memory
+//	MAX_ATTEMPTS      3                   attempts of one handler before the event is dead-lettered
+//	HANDLER_TIMEOUT   30s                 of one attempt
+//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; 2s to 1h
+//	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
+//	                                      0: for ever
+//	CACHE_SIZE        20000000            ids held in memory, 48 bytes each at most; beyond it the
+//	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
-//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://
+//	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
+//	                                      Certificates that are renewed are used without a restart
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
 //	LOG_LEVEL         info                debug, info, warn, error
 //	LOG_FORMAT        text                or json
 //
 // It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go
-// on (the message says how to mend that), 2 when its configuration is bad. A
+// on (the message says how to fix that), 2 when its configuration is bad. A
 // server that is not there yet is waited for.
 package main
 
@@ -37,6 +42,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -69,103 +75,133 @@ func main() {
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, restore) // a second signal ends the process at once
 	if err := run(stop, cfg, log); err != nil {
-		log.Error("cannot go on", "service", newRole(cfg.Service).name, "error", err)
-		os.Exit(1)
+		os.Exit(1) // run has logged it
 	}
-	log.Info("stopped", "service", newRole(cfg.Service).name)
+	log.Info("stopped")
 }
 
-// run is the service, from its first connection until stop ends and what is in
-// flight is finished.
+// run runs the service until stop ends and everything in flight is finished. It
+// logs its error.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
-	role := newRole(cfg.Service)
-	log.Info("starting", "service", role.name, "etcd", bool(cfg.Etcd))
-
-	// The shutdown in three steps: take no more events; cancel the handlers
-	// that still run; give up on etcd.
-	work := outlive(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
-	life := outlive(stop, cfg.Shutdown-reserve(cfg.Shutdown))
-
-	meters := metrics.Report(cfg.StatsdAt, role.name+"_", metrics.Names{
-		Counters: role.counters(), Timers: []string{timerHandle, timerClaim}, Gauges: []string{gaugeInFlight},
-	}, log)
-	defer meters.Close()
-
-	board := health.NewBoard(parts(cfg)...)
-	if cfg.HealthAt != "" {
-		stopServing, err := health.Serve(cfg.HealthAt, board.Handler(meters.Totals), log)
+	role := roles[cfg.Service]
+	stop, end := context.WithCancel(stop)
+	defer end()
+	// fail logs an error at once, and then lets everything be closed as at a stop:
+	// that may take a while if other servers are unreachable.
+	fail := func(err error, hint ...any) error {
 		if err != nil {
-			return err
+			log.Error("cannot go on", append([]any{"error", err}, hint...)...)
+			end()
+		}
+		return err
+	}
+	log.Info("starting", "etcd", bool(cfg.Etcd))
+
+	// A shutdown has three steps: take no more events; cancel the handlers that
+	// still run; stop waiting for etcd.
+	handlerCtx := cancelAfter(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
+	etcdCtx := cancelAfter(stop, cfg.Shutdown-reserve(cfg.Shutdown))
+
+	// Count to statsd.
+	recorder := metrics.Report(cfg.StatsdAddr, role.name+"_", metrics.Names{
+		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
+	}, log)
+	defer recorder.Close()
+
+	// Answer health checks.
+	status := health.NewStatus(parts(cfg)...)
+	stats := &stats{recorder: recorder, prefix: role.name + "_"}
+	if cfg.HealthAddr != "" {
+		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
+		if err != nil {
+			return fail(err)
 		}
 		defer stopServing()
 	}
 
-	var claims consume.Claimer = claim.Unchecked{Work: work}
+	// Dead letters have a connection of their own, opened with the first of them.
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
+	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
+	prefetch := held(cfg)
+	if prefetch < cfg.Prefetch {
+		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
+			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
+	}
+	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, status, log)
+	defer deadLetters.Close()
+
+	// With etcd, read the ids that were processed, and begin to claim.
+	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		keeper, closeStore, err := openClaims(stop, work, life, cfg, role, board, log)
+		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return unlessStopped(stop, err)
+			return fail(unlessStopped(stop, err), "hint", claim.Hint(err))
 		}
-		defer closeStore()
-		claims = meteredClaims{keeper, meters}
+		defer closeClaims()
+		stats.claims.Store(etcd)
+		claims = timedClaims{etcd, recorder}
 	}
 
-	handler := consume.Handler(logged)
+	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
+	handlers := maps.Clone(role.handlers)
 	if cfg.Webhook != "" {
 		poster := webhook.New(cfg.Webhook, role.name, cfg.Concurrency, log)
 		defer poster.Close()
-		handler = poster.Handle
+		for t := range handlers {
+			handlers[t] = poster.Handle
+		}
+	}
+	for t, handler := range handlers {
+		handlers[t] = timedHandler(handler, recorder)
 	}
 
+	// Each delivery: parse, claim, work, complete, acknowledge.
 	pipeline := &consume.Pipeline{
-		Service: role.name, Handlers: role.handlers(meteredHandler(handler, meters)), Claims: claims, RequireID: bool(cfg.Etcd),
-		Counter: meters, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
-		Slots: make(consume.Slots, cfg.Concurrency),
+		Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
+		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
+		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
 
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, Goodbye: min(cfg.Shutdown/10, 2*time.Second)}
-	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
-	letters := rabbit.NewDeadLetters(server, topology, log)
-	defer letters.Close()
+	// Consume until stop ends, through lost connections.
 	consumer := rabbit.Consumer{
-		Server: server, Topology: topology, Letters: letters, Status: board, Log: log,
-		Prefetch: cfg.Prefetch, Parallel: parallel(cfg), Handle: meteredDelivery(pipeline.Handle, meters),
+		Server: server, Topology: topology, DeadLetters: deadLetters, Status: status, Log: log,
+		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: countedDelivery(handlerCtx, pipeline.Handle, stats),
 	}
-	return consumer.Run(stop)
+	err := consumer.Run(stop)
+	return fail(err, "hint", rabbit.Hint(err))
 }
 
-// openClaims connects to etcd and warms the cache with the ids that it has
-// recorded.
-func openClaims(stop, work, life context.Context, cfg Config, role role, board *health.Board, log *slog.Logger) (*claim.Keeper, func(), error) {
+// openClaims connects to etcd, reads the ids that it remembers, and keeps the
+// claims of this process until etcdCtx ends or they are closed.
+func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
-		Endpoints: cfg.EtcdAt, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
+		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	store := claim.NewEtcd(client.KV, client.Lease, claim.Options{
-		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, Log: log, Work: work, Life: life,
+	claims := claim.NewEtcd(client.KV, client.Lease, client.Watcher, claim.Options{
+		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
 	})
-	var probing sync.WaitGroup
-	probe, stopProbing := context.WithCancel(life)
-	if cfg.HealthAt != "" {
-		probing.Go(func() { board.Probe(probe, partEtcd, store.Ping) })
+	running, stopRunning := context.WithCancel(etcdCtx)
+	var parts sync.WaitGroup
+	if cfg.HealthAddr != "" {
+		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
 	}
-	closeStore := func() {
-		stopProbing()
-		probing.Wait()
-		store.Close()
+	closeClaims := func() {
+		stopRunning()
+		parts.Wait()
 		client.Close()
 	}
-	cache := claim.NewCache(cfg.CacheSize, cfg.DedupWindow)
 	began := time.Now()
-	if err := store.Warm(stop, cache); err != nil {
-		closeStore()
+	if err := claims.Load(stop); err != nil {
+		closeClaims()
 		return nil, nil, err
 	}
-	board.Set(partCache, nil)
-	log.Info("cache warmed", "service", role.name, "ids", cache.Len(), "took", time.Since(began).Round(time.Millisecond))
-	return claim.NewKeeper(store, cache), closeStore, nil
+	parts.Go(func() { claims.Run(running) })
+	status.Set(partCache, nil)
+	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+	return claims, closeClaims, nil
 }
 
 const (
@@ -173,37 +209,27 @@ const (
 	partCache = "cache"
 )
 
-// parts is what a service needs to be ready.
+// parts returns the parts that must be ready for the service to be ready.
 func parts(cfg Config) []string {
 	if cfg.Etcd {
-		return []string{rabbit.PartBroker, rabbit.PartConsumer, partEtcd, partCache}
+		return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters, partEtcd, partCache}
 	}
-	return []string{rabbit.PartBroker, rabbit.PartConsumer}
+	return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
 }
 
-// parallel is how many deliveries are seen to at once. Twice the prefetch: when
-// a connection is lost those that it brought are finished while they are
-// already delivered again on the next. One keeps the order.
-func parallel(cfg Config) int {
-	if cfg.Concurrency == 1 {
-		return 1
-	}
-	return 2 * cfg.Prefetch
-}
-
-// reserve is the time that each of the last two steps of a shutdown has.
+// reserve returns the time for each of the last two steps of a shutdown.
 func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }
 
-// outlive returns a context that ends d after stop does.
-func outlive(stop context.Context, d time.Duration) context.Context {
+// cancelAfter returns a context that ends d after stop does.
+func cancelAfter(stop context.Context, d time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	context.AfterFunc(stop, func() { time.AfterFunc(d, cancel) })
 	return ctx
 }
 
-// unlessStopped makes nothing of an error that a stop has caused.
+// unlessStopped returns nil instead of an error caused by a stop.
 func unlessStopped(stop context.Context, err error) error {
 	if stop.Err() != nil {
 		return nil
@@ -211,10 +237,20 @@ func unlessStopped(stop context.Context, err error) error {
 	return err
 }
 
+// newLog returns the log of the service, which names the role in every line.
 func newLog(cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.LogLevel}
+	options := &slog.HandlerOptions{Level: slog.Level(cfg.LogLevel), ReplaceAttr: readable}
+	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		handler = slog.NewJSONHandler(os.Stderr, options)
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, options))
+	return slog.New(handler).With("service", roles[cfg.Service].name)
+}
+
+// readable writes durations as text in JSON, too.
+func readable(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
@@ -9,39 +10,61 @@ import (
 	"github.com/streamdal/gophercon2021/svc/metrics"
 )
 
-// What is measured around the rule, so that the rule reads as it is.
+// The timers.
 const (
-	timerHandle   = "handle"    // one try of the work
-	timerClaim    = "claim"     // from asking for an id until it is granted or known to be done
-	gaugeInFlight = "in_flight" // deliveries between their arrival and their end
+	timerHandle = "handle" // one attempt of the work
+	timerClaim  = "claim"  // from asking for an id until it is granted or known to be done
 )
 
-// meteredClaims measures how long claims take, duplicates that wait included.
-type meteredClaims struct {
+// timedClaims measures how long claims take, including duplicates that wait.
+type timedClaims struct {
 	consume.Claimer
-	meters *metrics.Meters
+	recorder *metrics.Recorder
 }
 
-func (m meteredClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
+func (m timedClaims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
 	began := time.Now()
 	c, err := m.Claimer.Claim(ctx, id)
-	m.meters.Time(timerClaim, time.Since(began))
+	m.recorder.Time(timerClaim, time.Since(began))
 	return c, err
 }
 
-func meteredHandler(work consume.Handler, meters *metrics.Meters) consume.Handler {
+// timedHandler measures attempts.
+func timedHandler(work consume.Handler, recorder *metrics.Recorder) consume.Handler {
 	return func(ctx context.Context, job consume.Job) error {
 		began := time.Now()
 		err := work(ctx, job)
-		meters.Time(timerHandle, time.Since(began))
+		recorder.Time(timerHandle, time.Since(began))
 		return err
 	}
 }
 
-func meteredDelivery(handle func(context.Context, consume.Delivery), meters *metrics.Meters) func(context.Context, consume.Delivery) {
+// countedDelivery returns handle with a count of the deliveries in flight. Handlers
+// run until handlerCtx ends.
+func countedDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), stats *stats) func(context.Context, consume.Delivery) {
 	return func(ctx context.Context, d consume.Delivery) {
-		meters.Gauge(gaugeInFlight, 1)
-		defer meters.Gauge(gaugeInFlight, -1)
-		handle(ctx, d)
+		stats.inFlight.Add(1)
+		defer stats.inFlight.Add(-1)
+		handle(ctx, handlerCtx, d)
 	}
+}
+
+// stats collects what /stats shows.
+type stats struct {
+	recorder *metrics.Recorder
+	prefix   string
+	inFlight atomic.Int64               // deliveries between their arrival and their end; not for statsd, where replicas would overwrite it
+	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
+}
+
+// totals returns what was counted, how many events are in flight, how many ids are
+// remembered, and how far back that reaches; 0 if nothing is forgotten.
+func (s *stats) totals() map[string]int64 {
+	totals := s.recorder.Totals()
+	totals[s.prefix+"in_flight"] = s.inFlight.Load()
+	if claims := s.claims.Load(); claims != nil {
+		totals[s.prefix+"ids_remembered"] = int64(claims.Remembered())
+		totals[s.prefix+"memory_reach_seconds"] = int64(claims.MemoryReach(context.Background()) / time.Second)
+	}
+	return totals
 }

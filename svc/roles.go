@@ -6,40 +6,40 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// roleNames are the values of SERVICE_NAME: a typo must not leave a queue
-// behind that fills for ever.
-var roleNames = map[string]string{"orders": "orders", "order": "orders", "notify": "notify"}
-
-// role is what differs between the services.
+// role is what SERVICE_NAME names: a queue, and a handler for each type of event.
 type role struct {
-	name  string
-	queue string
-	types []string // of the events that it handles
+	name     string
+	queue    string
+	handlers map[string]consume.Handler
 }
 
-func newRole(name string) role {
-	name = roleNames[name]
-	return role{name: name, queue: name + "-queue", types: []string{"new_order"}}
+var (
+	orders = role{"orders", "orders-queue", map[string]consume.Handler{"new_order": processOrder}}
+	notify = role{"notify", "notify-queue", map[string]consume.Handler{"new_order": notifyCustomer}}
+)
+
+// roles are the values of SERVICE_NAME. Other values are refused: a typo would
+// leave a queue behind that fills for ever.
+var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
+
+// processOrder is the work of orders. Put your own code here: job.Body is the
+// event, job.ID and job.Token are the idempotency key and the fencing token to
+// pass on. Nil means done; an error is a failed attempt, unless consume.Permanent
+// or consume.Unavailable marks it. Return soon when ctx ends.
+func processOrder(ctx context.Context, job consume.Job) error {
+	return nil // the log line of the pipeline is all that happens
 }
 
-// handlers returns what does the work: all of a role's types the same.
-func (r role) handlers(work consume.Handler) map[string]consume.Handler {
-	handlers := make(map[string]consume.Handler)
-	for _, t := range r.types {
-		handlers[t] = work
-	}
-	return handlers
+// notifyCustomer is the work of notify. Put your own code here.
+func notifyCustomer(ctx context.Context, job consume.Job) error {
+	return nil
 }
 
 // counters returns the names of all that is counted.
 func (r role) counters() []string {
 	names := []string{"malformed", "ignored"}
-	for _, t := range r.types {
+	for t := range r.handlers {
 		names = append(names, t+"_ok", t+"_skipped", t+"_failed")
 	}
 	return names
 }
-
-// logged is the work of both roles without a webhook: the line that the
-// pipeline logs about every event.
-func logged(context.Context, consume.Job) error { return nil }

@@ -4,120 +4,207 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 const (
-	// callTimeout bounds the first try of a call to etcd, longestCall the
-	// later ones: an etcd that is slow, not away, must get through in the end.
-	// A dead connection is noticed by gRPC's own pings long before.
-	callTimeout = 5 * time.Second
-	longestCall = 40 * time.Second
-	// retryMost keeps the promise that work goes on within 2 s of etcd's
-	// return.
-	retryMost = 700 * time.Millisecond
+	// callTimeout bounds the first tries of a call to etcd, maxCallTimeout the
+	// later ones: an etcd that is slow must get through in the end.
+	callTimeout    = 5 * time.Second
+	maxCallTimeout = 40 * time.Second
+	// retryInterval bounds the wait between two tries, so that work goes on within
+	// a second of etcd's return.
+	retryInterval = 700 * time.Millisecond
+	// resendAfter is the time without an answer after which a call is sent again,
+	// to the next member: the first may be frozen or cut off, or its leader dead.
+	resendAfter = time.Second
+	// maxTries bounds the tries that are under way at once.
+	maxTries = 8
 )
 
-// outages is told how calls go: an *outage.Log, or leaseOutages.
-type outages interface {
-	Failed(began time.Time, err error, advice string)
-	Answered(began time.Time)
+// caller calls etcd until it answers.
+type caller struct {
+	outage   *outage.Log
+	refusals *refusals
+	// leasesOnly: an answer says nothing about the right to read and write keys.
+	leasesOnly bool
+
+	tries sync.WaitGroup
 }
 
-// leaseOutages is for calls about leases alone, which every user may make: an
-// answer to one does not mean that the user may read and write keys.
-type leaseOutages struct{ *outage.Log }
-
-func (o leaseOutages) Answered(began time.Time) { o.Reached(began) }
-
-// retry paces calls to etcd that are sent again until they are answered.
-type retry struct {
-	away    outages
-	tries   int
-	began   time.Time // the last of them
-	backoff backoff.ExponentialBackOff
-}
-
-func newRetry(away outages) *retry {
-	return &retry{away: away, backoff: backoff.ExponentialBackOff{
-		InitialInterval: 20 * time.Millisecond, Multiplier: 2, MaxInterval: retryMost, RandomizationFactor: 0.3,
-	}}
-}
-
-// once calls f with the deadline of this try.
-func (r *retry) once(life context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(life, min(callTimeout<<min(r.tries, 8), longestCall))
+// call calls f until it succeeds, and returns its error only if that is one of
+// final, or the cause of ctx's end. Calls of f overlap when one is not answered
+// within resend; f must have the same effect however often it is carried out.
+func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
+	type answer struct {
+		v     T
+		err   error
+		began time.Time
+	}
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	r.tries++
-	r.began = time.Now()
-	err := f(ctx)
-	if err == nil {
-		r.away.Answered(r.began)
-	}
-	return err
-}
-
-// pause logs the failure of a try and waits for the next. It fails when life
-// ends.
-func (r *retry) pause(life context.Context, err error) error {
-	if life.Err() == nil {
-		r.away.Failed(r.began, err, advice(err))
-	}
-	select {
-	case <-time.After(r.backoff.NextBackOff()):
-		return nil
-	case <-life.Done():
-		return fmt.Errorf("%w: the last call to etcd: %w", context.Cause(life), err)
-	}
-}
-
-// insist calls f until it succeeds or life ends. It is for calls that do no
-// harm when an earlier one turns out to have been carried out.
-func insist[T any](life context.Context, away outages, f func(context.Context) (T, error)) (T, error) {
-	r := newRetry(away)
-	for {
-		var v T
-		err := r.once(life, func(ctx context.Context) (err error) {
-			v, err = f(ctx)
-			return err
-		})
-		if err == nil {
-			return v, nil
+	answers := make(chan answer, maxTries)
+	pause := newBackoff()
+	start := time.NewTimer(0)
+	defer start.Stop()
+	var last error
+	var refused string // the refusal that the last answer was
+	for sent, underWay := 0, 0; ; {
+		select {
+		case <-start.C:
+			if underWay < maxTries {
+				timeout := min(callTimeout<<min(sent/5, 3), maxCallTimeout)
+				sent++
+				underWay++
+				c.tries.Go(func() {
+					try, cancel := context.WithTimeout(ctx, timeout)
+					defer cancel()
+					began := time.Now()
+					v, err := f(try)
+					answers <- answer{v, err, began}
+				})
+			}
+			start.Reset(resend)
+		case a := <-answers:
+			underWay--
+			if a.err == nil || isAny(a.err, final) {
+				c.answered(a.began)
+				c.refusals.end(refused)
+				return a.v, a.err
+			}
+			switch {
+			case ctx.Err() != nil:
+			case isRefusal(a.err):
+				refused = c.refusals.begin(refused, a.err)
+			default:
+				c.outage.Failed(a.began, a.err, Hint(a.err))
+			}
+			last = a.err
+			if underWay == 0 {
+				start.Reset(pause.NextBackOff())
+			}
+		case <-ctx.Done():
+			var none T
+			if last != nil {
+				return none, fmt.Errorf("%w; the last answer of etcd: %w", context.Cause(ctx), last)
+			}
+			return none, context.Cause(ctx)
 		}
-		if err := r.pause(life, err); err != nil {
-			return v, err
-		}
 	}
 }
 
-// advice says how to mend what etcd does not get over by itself.
-func advice(err error) string {
+func newBackoff() *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{
+		InitialInterval: 20 * time.Millisecond, Multiplier: 2, MaxInterval: retryInterval, RandomizationFactor: 0.3,
+	}
+}
+
+func isAny(err error, targets []error) bool {
+	for _, target := range targets {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *caller) answered(began time.Time) {
+	if c.leasesOnly {
+		c.outage.Reached(began)
+	} else {
+		c.outage.Answered(began)
+	}
+}
+
+// refusals are answers that no retry changes. Each is logged once, however many
+// calls it meets.
+type refusals struct {
+	log *slog.Logger
+
+	mu    sync.Mutex
+	calls map[string]int // that meet a refusal now, by its text
+}
+
+func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[string]int)} }
+
+// begin notes that a call is refused; before, it was refused with another text, or
+// not at all (""). It returns the text.
+func (r *refusals) begin(before string, err error) string {
+	text := err.Error()
+	if text == before {
+		return text
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(before)
+	r.calls[text]++
+	if r.calls[text] == 1 {
+		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
+	}
+	return text
+}
+
+// end notes that a call which was refused with text has succeeded.
+func (r *refusals) end(text string) {
+	if text == "" {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.remove(text); len(r.calls) == 0 {
+		r.log.Info("etcd accepts calls again")
+	}
+}
+
+func (r *refusals) remove(text string) {
+	if r.calls[text]--; r.calls[text] <= 0 {
+		delete(r.calls, text)
+	}
+}
+
+// isRefusal reports whether etcd has answered, and will not answer otherwise.
+func isRefusal(err error) bool {
+	var code codes.Code
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		code = e.Code()
+	} else {
+		code = status.Code(err)
+	}
+	switch code {
+	case codes.InvalidArgument, codes.OutOfRange, codes.PermissionDenied, codes.ResourceExhausted, codes.NotFound, codes.Unimplemented:
+		return true
+	}
+	return false
+}
+
+// Hint says how to fix what etcd does not recover from by itself.
+func Hint(err error) string {
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return "etcd is full: run `etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | cut -d: -f2)`, " +
 			"`etcdctl defrag` and `etcdctl alarm disarm`; then raise --quota-backend-bytes or lower DEDUP_WINDOW"
+	case errors.Is(err, rpctypes.ErrTooManyOps):
+		return fmt.Sprintf("set etcd's --max-txn-ops to %d at least", maxOps)
+	case errors.Is(err, rpctypes.ErrRequestTooLarge):
+		return "set etcd's --max-request-bytes to 524288 at least"
 	case errors.Is(err, rpctypes.ErrUserEmpty):
-		return "etcd wants a user: set ETCD_USERNAME and ETCD_PASSWORD"
+		return "etcd requires a user: set ETCD_USERNAME and ETCD_PASSWORD"
 	case errors.Is(err, rpctypes.ErrAuthFailed):
-		return "etcd does not take the password any more: check ETCD_USERNAME and ETCD_PASSWORD"
+		return "etcd refuses the password: check ETCD_USERNAME and ETCD_PASSWORD"
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return "the etcd user needs read and write access to the prefix /service/<role>/"
+		return "grant the etcd user read and write access to the prefix /service/<role>/"
 	case strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "):
 		return "the TLS handshake failed: if etcd is up, check ETCD_CACERT, ETCD_CERT and ETCD_KEY"
 	}
 	return ""
 }
-
-// wholeSeconds rounds up: etcd counts a lease in seconds.
-func wholeSeconds(d time.Duration) int64 {
-	return int64((d + time.Second - 1) / time.Second)
-}
-
-// leaseName is a lease as etcdctl prints it.
-func leaseName(id clientv3.LeaseID) string { return fmt.Sprintf("%016x", int64(id)) }

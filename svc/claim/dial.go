@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/outage"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -29,9 +30,9 @@ type Server struct {
 	TLS                *tls.Config
 }
 
-// withReason keeps why a call could not be sent before its deadline, a bad
-// certificate for one: of an error with the code DeadlineExceeded the client
-// leaves nothing but that.
+// withReason keeps the reason, such as a bad certificate, why a call was not sent
+// before its deadline: the client drops the text of an error with the code
+// DeadlineExceeded.
 func withReason(secure bool) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoke(ctx, method, req, reply, conn, opts...)
@@ -47,14 +48,14 @@ func withReason(secure bool) grpc.UnaryClientInterceptor {
 	}
 }
 
-// brokenOff is what is left, every other time, of a server that does not take
-// our certificate: in TLS 1.3 it says so when we are writing already.
+// brokenOff matches the errors of a handshake that the server broke off. In TLS 1.3
+// a server may refuse the client's certificate when the client is already writing.
 var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
 
 const inHandshake = " (tls: broken off)"
 
-// gRPC's own log is for those who debug gRPC: what goes wrong comes back as
-// errors, and those are logged where they stop.
+// gRPC's own log helps to debug gRPC. Its errors are returned, and logged by the
+// callers.
 func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) }
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
@@ -66,36 +67,66 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 		Endpoints: server.Endpoints, TLS: server.TLS,
 		Username: server.Username, Password: server.Password,
 		DialTimeout: callTimeout,
-		// The timeout is for data that is not acknowledged, too, so that it is
-		// how soon a network that swallows packets is noticed. It must be
-		// longer than an etcd that is alive takes to answer.
+		// The timeout holds for unacknowledged data, too: it bounds how long a
+		// network that drops packets goes unnoticed. A slow etcd must be able to
+		// answer within it.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 5 * time.Second,
-		Logger:               zap.NewNop(), // its errors are logged where they stop
+		Logger:               zap.NewNop(), // its errors are returned
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryMost},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryInterval},
 			MinConnectTimeout: time.Second,
 		}), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
 	}
 	if server.Username == "" {
-		return clientv3.New(cfg)
+		return connect(cfg)
 	}
 	// New fetches the token under the context that the client is to live in.
 	alive, end := context.WithCancel(context.Background())
 	keep := context.AfterFunc(ctx, end)
 	defer keep()
 	cfg.Context = alive
-	var refused error
-	client, err := insist(ctx, outage.New(log, "etcd", "nothing is consumed"), func(context.Context) (*clientv3.Client, error) {
-		client, err := clientv3.New(cfg)
-		if errors.Is(err, rpctypes.ErrAuthFailed) {
-			refused = fmt.Errorf("log in to etcd as %q: %w: check ETCD_USERNAME and ETCD_PASSWORD", server.Username, err)
-			return nil, nil
-		}
-		return client, err
-	})
-	if refused != nil {
-		return nil, refused
+	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed"), refusals: newRefusals(log)}
+	defer calls.tries.Wait()
+	client, err := call(ctx, calls, time.Hour, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	if errors.Is(err, rpctypes.ErrAuthFailed) {
+		return nil, fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
 	return client, err
+}
+
+func connect(cfg clientv3.Config) (*clientv3.Client, error) {
+	client, err := clientv3.New(cfg)
+	if err == nil {
+		client.Lease = &leases{client.Lease, etcdserverpb.NewLeaseClient(client.ActiveConnection())}
+	}
+	return client, err
+}
+
+// leases renews a lease with one request. The client's own KeepAliveOnce tries
+// again without a pause while etcd is unreachable.
+type leases struct {
+	clientv3.Lease
+	remote etcdserverpb.LeaseClient
+}
+
+// KeepAliveOnce renews a lease.
+func (l *leases) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := l.remote.LeaseKeepAlive(ctx)
+	if err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	resp, err := stream.Recv()
+	if err != nil {
+		return nil, rpctypes.Error(err)
+	}
+	if resp.TTL <= 0 {
+		return nil, rpctypes.ErrLeaseNotFound
+	}
+	return &clientv3.LeaseKeepAliveResponse{ResponseHeader: resp.Header, ID: id, TTL: resp.TTL}, nil
 }

@@ -1,153 +1,157 @@
-package claim_test
+package claim
 
 import (
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 )
 
-// fail notes the first violation, and how it came about.
-func (x *explorer) fail(format string, args ...any) {
+func (x *run) fail(format string, args ...any) {
 	if x.violation == "" {
-		x.violation = fmt.Sprintf(format, args...) + ", after:\n\t" + strings.Join(x.trace, "\n\t")
+		x.violation = fmt.Sprintf(format, args...)
 	}
 }
 
-// check holds the state against what must never be.
-func (x *explorer) check() {
-	oks, done := 0, 0
-	disturbed := false
-	for _, p := range x.processes {
-		oks += p.counts["t_ok"]
-		disturbed = disturbed || p.disturbed || p.crashed
+func (x *run) unreadable(err error) {
+	if err != nil {
+		x.fail("keys cannot be read: %v", err)
 	}
-	var running []handled
-	for i, h := range x.handled {
-		switch h.state {
-		case "running":
-			if !h.by.crashed {
-				running = append(running, h)
+}
+
+// check checks what holds in every state.
+func (x *run) check() {
+	head := x.etcd.truth[x.etcd.revision]
+	for id, t := range head {
+		if t.done {
+			if x.works[id] == 0 {
+				x.fail("%s is done without its work", id)
 			}
-		case "done":
-			done++
 		}
-		// Tokens grow with the owner.
-		if i > 0 && (h.token < x.handled[i-1].token || h.token == x.handled[i-1].token && h.by != x.handled[i-1].by) {
-			x.fail("the token went from %d of %s to %d of %s", x.handled[i-1].token, x.handled[i-1].by.name, h.token, h.by.name)
+		if n := x.workers(id); n > 1 {
+			x.fail("%d deliveries work on %s at once", n, id)
+		}
+		if x.works[id] > 1+x.worked[id] && !x.hurt {
+			x.fail("the work on %s was done %d times without a crash or a suspension", id, x.works[id])
 		}
 	}
-	if len(running) > 1 && !running[0].by.disturbed {
-		x.fail("two work at the same time, although no session has ended")
-	}
-	if done > 1 && !disturbed {
-		x.fail("the work was done %d times, although no session has ended", done)
-	}
-	if oks > 1 {
-		x.fail("ok was counted %d times", oks)
+	for i, p := range x.processes {
+		x.checkView(i, p)
 	}
 }
 
-// checkEnd holds the state against what must be when nothing happens any more.
-func (x *explorer) checkEnd() {
-	x.ends++
-	done, failed, crashed, oks := 0, 0, 0, 0
-	for _, h := range x.handled {
-		switch h.state {
-		case "running":
-			if !h.by.crashed {
-				x.fail("work is still running")
+// workers counts the deliveries that work under a session that is not suspended.
+func (x *run) workers(id string) (n int) {
+	for _, p := range x.processes {
+		for _, d := range p.deliveries {
+			if d.id == id && (d.phase == working || d.phase == checking) && d.claim.Held.Err() == nil {
+				n++
 			}
-		case "done":
-			done++
-		case "failed":
-			failed++
 		}
 	}
-	alive := 0
-	for _, p := range x.processes {
-		oks += p.counts["t_ok"]
-		if p.crashed {
-			crashed++
-		} else {
-			alive++
+	return n
+}
+
+// checkView compares a process's state with what the rule says of the revision
+// that it has seen. So two processes at one revision agree.
+func (x *run) checkView(i int, p *simProcess) {
+	for id, want := range x.etcd.truth[p.view] {
+		if got := p.c.state.Done(id); got != want.done {
+			x.fail("%c sees %s done: %v at revision %d, want %v", 'A'+i, id, got, p.view, want.done)
 		}
-	}
-	if alive == 0 {
-		return
-	}
-	for i, m := range x.messages {
-		if !m.acked {
-			x.fail("message %d is stuck", i)
-		}
-	}
-	// A dead letter is an outcome, too, but only for the copy that failed.
-	if done == 0 && failed < len(x.messages) {
-		x.fail("the work was not done")
-	}
-	// A claim that has expired is completed in the place of an absent key. If
-	// that answer is lost, too, nobody can tell its record from another's: the
-	// event is skipped then, so that ok is never counted twice.
-	excused := x.answerLost && slices.ContainsFunc(x.processes, func(p *simProcess) bool { return p.disturbed })
-	if oks == 0 && crashed == 0 && failed < len(x.messages) && !excused {
-		x.fail("ok was not counted")
-	}
-	for key, kv := range x.etcd.keys {
-		if owner, claimed := x.owners[string(kv.Value)]; claimed {
-			x.fail("%s is left claimed by %s, and nobody works on it", key, owner)
+		session, write, token := p.c.state.Owner(id)
+		token = revisionOf(token)
+		if session != want.session || token != want.token || session != "" && fmt.Sprintf("%016d", write) != want.write {
+			x.fail("%c sees %s owned by %s/%d with token %d at revision %d, want %+v", 'A'+i, id, session, write, token, p.view, want)
 		}
 	}
 }
 
-// state describes all that decides what can happen from here on. Revisions and
-// leases are replaced by their ranks, so that runs which differ only in how
-// often they asked are seen to be in the same state.
-func (x *explorer) state(idle int) string {
-	revisions := make(map[int64]bool)
-	for _, kv := range x.etcd.keys {
-		revisions[kv.CreateRevision], revisions[kv.ModRevision] = true, true
+// checkGrant: the token grows with each new owner, and one claim keeps its own.
+func (x *run) checkGrant(p *simProcess, d *simDelivery) {
+	now := grant{revisionOf(d.claim.Token), p.c.writer.session}
+	last := x.tokens[d.id]
+	if now.token < last.token || now.token == last.token && now.session != last.session {
+		x.fail("%s was granted with %+v after %+v", d.id, now, last)
 	}
-	for _, h := range x.handled {
-		revisions[h.token] = true
-	}
-	sorted := slices.Sorted(maps.Keys(revisions))
-	rank := func(r int64) int64 { return int64(slices.Index(sorted, r)) }
-	var b strings.Builder
-	fmt.Fprint(&b, x.faultsLeft, idle, "|", x.etcd.describe(rank, func(v string) string {
-		if name, claimed := x.owners[v]; claimed {
-			return name
-		}
-		return "done"
-	}))
-	for _, p := range x.processes {
-		fmt.Fprint(&b, "|", p.name, p.crashed, p.disturbed, p.leases, slices.Sorted(maps.Keys(p.lost)), p.counts, p.store.Holds())
-		for _, c := range p.pending() {
-			fmt.Fprint(&b, ";", c.what)
-		}
-	}
-	for _, h := range x.handled {
-		fmt.Fprint(&b, "|", h.by.name, h.state, rank(h.token))
-	}
-	for _, l := range x.late {
-		fmt.Fprint(&b, "|", l.from.name, l.what)
-	}
-	for _, m := range x.messages {
-		to := ""
-		if m.to != nil {
-			to = m.to.name
-		}
-		fmt.Fprint(&b, "|", m.acked, to)
-	}
-	return b.String()
+	x.tokens[d.id] = now
 }
 
-// shorten makes a request readable: what it guards and what it does.
-func shorten(request string) string {
-	var parts []string
-	for _, word := range []string{"create_revision:0", "create_revision:", "mod_revision:", "request_txn", "request_put", "request_range", "request_delete_range", "lease:"} {
-		if n := strings.Count(request, word); n > 0 {
-			parts = append(parts, fmt.Sprintf("%s×%d", strings.TrimPrefix(word, "request_"), n))
+// checkSkipped: no delivery is skipped whose id was never recorded.
+func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
+	if !x.etcd.recorded[d.id] {
+		x.fail("%s is skipped, and was never recorded", d.id)
+	}
+}
+
+// checkRecorded: no work is reported as recorded that was not.
+func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
+	if err != nil && !errors.Is(err, ErrDone) {
+		x.fail("complete of %s: %v", d.id, err)
+	}
+	x.checkSkipped(p, d)
+}
+
+// checkEnd checks what holds when nothing can happen but faults.
+func (x *run) checkEnd() {
+	if x.acked != len(x.messages) {
+		x.fail("stuck: %d of %d messages are acknowledged, %d wait for a process", x.acked, len(x.messages), len(x.queue))
+	}
+	for key, k := range x.etcd.keys {
+		if len(k.ids) > 0 && x.etcd.leases[k.lease-1].session {
+			x.fail("in the end %s lists %q", key, k.ids)
 		}
 	}
-	return "(" + strings.Join(parts, " ") + ")"
+	for i, p := range x.processes {
+		if len(p.deliveries)+len(p.c.entries) > 0 {
+			x.fail("in the end %c has %d deliveries and %d entries", 'A'+i, len(p.deliveries), len(p.c.entries))
+		}
+	}
+	for id := range x.etcd.truth[0] {
+		if !x.etcd.recorded[id] && x.dead == 0 {
+			x.fail("in the end %s is neither recorded nor dead-lettered", id)
+		}
+	}
+}
+
+// revisionOf undoes what simEtcd.event does for a broken variant.
+func revisionOf(token int64) int64 {
+	if token > 1<<39 {
+		return 1<<40 - token
+	}
+	return token
+}
+
+// truth is what the rule says of an id.
+type truth struct {
+	done    bool
+	session string
+	write   string
+	token   int64
+}
+
+// rule computes what the keys say of each id, by the words of the design and not
+// by the code that is explored.
+func (e *simEtcd) rule() map[string]truth {
+	all := make(map[string]truth, len(e.ids))
+	for _, id := range e.ids {
+		var t truth
+		for key, k := range e.keys {
+			if !slices.Contains(k.ids, id) {
+				continue
+			}
+			parts := strings.Split(key, "/")
+			if parts[0] == "done" {
+				_, living := e.keys["window/"+parts[1]]
+				t.done = t.done || living
+			} else if t.token == 0 || (k.created < t.token) != (e.broken == "the newest claim owns") {
+				t.session, t.write, t.token = parts[1], parts[2], k.created
+			}
+		}
+		if t.done {
+			t = truth{done: true}
+		}
+		all[id] = t
+	}
+	return all
 }

@@ -1,216 +1,192 @@
-package claim_test
+package claim
 
 import (
-	"bytes"
-	"context"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
-
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	"google.golang.org/grpc"
+	"strings"
 )
 
-// simEtcd is what the protocol needs of etcd, in memory: transactions with
-// nested ones, revisions, leases. It is used by one goroutine at a time.
+// simEtcd is what the exploration needs of etcd: keys under leases, conditional
+// writes, and a log of revisions from which the views read.
 type simEtcd struct {
+	broken string // the variant
+
 	revision int64
-	keys     map[string]*mvccpb.KeyValue
-	leases   map[int64]bool
-
-	// broken names a guard that the simulation leaves out, to see that the
-	// exploration notices.
-	broken string
+	keys     map[string]simKey
+	leases   []simLease         // lease n is leases[n-1]
+	log      [][]Event          // by revision
+	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
+	recorded map[string]bool    // ids that were done at some time
+	ids      []string
+	paths    Etcd // for the names of the keys
 }
 
-func newSimEtcd() *simEtcd {
-	return &simEtcd{revision: 1, keys: make(map[string]*mvccpb.KeyValue), leases: make(map[int64]bool)}
+type simLease struct{ living, session bool }
+
+type simKey struct {
+	value            []byte
+	ids              []string // of claims and records
+	created, version int64
+	lease            int64
 }
 
-// end is the end of a lease, revoked or expired: its keys go with it.
-func (e *simEtcd) end(lease int64) error {
-	if !e.leases[lease] {
-		return rpctypes.ErrGRPCLeaseNotFound
+func newSimEtcd(ids []string, broken string) *simEtcd {
+	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]bool), ids: ids, log: [][]Event{nil}}
+	e.truth = append(e.truth, e.rule())
+	return e
+}
+
+// grant grants a lease, of a session or of a window.
+func (e *simEtcd) grant(session bool) int64 {
+	e.leases = append(e.leases, simLease{true, session})
+	return int64(len(e.leases))
+}
+
+func (e *simEtcd) lives(lease int64) bool { return e.leases[lease-1].living }
+
+// end revokes a lease, or lets it expire: all its keys go in one revision.
+func (e *simEtcd) end(lease int64) {
+	if !e.lives(lease) {
+		return
 	}
-	delete(e.leases, lease)
-	e.revision++
-	maps.DeleteFunc(e.keys, func(_ string, kv *mvccpb.KeyValue) bool { return kv.Lease == lease })
-	return nil
-}
-
-// txn runs a transaction as etcd does: all or, for an unknown lease, nothing.
-func (e *simEtcd) txn(req *etcdserverpb.TxnRequest) (*etcdserverpb.TxnResponse, error) {
-	trial := &simEtcd{revision: e.revision + 1, keys: maps.Clone(e.keys), leases: e.leases, broken: e.broken}
-	wrote := false
-	resp, err := trial.run(req, e.keys, &wrote)
-	if err != nil {
-		return nil, err
-	}
-	e.keys = trial.keys
-	if wrote {
-		e.revision++
-	}
-	resp.Header = &etcdserverpb.ResponseHeader{Revision: e.revision}
-	return resp, nil
-}
-
-func (e *simEtcd) run(req *etcdserverpb.TxnRequest, before map[string]*mvccpb.KeyValue, wrote *bool) (*etcdserverpb.TxnResponse, error) {
-	resp := &etcdserverpb.TxnResponse{Succeeded: true}
-	for _, c := range req.Compare {
-		resp.Succeeded = resp.Succeeded && e.holds(c, before[string(c.Key)])
-	}
-	ops := req.Failure
-	if resp.Succeeded {
-		ops = req.Success
-	}
-	for _, op := range ops {
-		one := &etcdserverpb.ResponseOp{}
-		switch o := op.Request.(type) {
-		case *etcdserverpb.RequestOp_RequestPut:
-			put := o.RequestPut
-			if put.Lease != 0 && !e.leases[put.Lease] {
-				return nil, rpctypes.ErrGRPCLeaseNotFound
-			}
-			kv := &mvccpb.KeyValue{Key: put.Key, Value: put.Value, Lease: put.Lease, CreateRevision: e.revision, ModRevision: e.revision}
-			if old := e.keys[string(put.Key)]; old != nil {
-				kv.CreateRevision = old.CreateRevision
-			}
-			e.keys[string(put.Key)] = kv
-			*wrote = true
-			one.Response = &etcdserverpb.ResponseOp_ResponsePut{ResponsePut: &etcdserverpb.PutResponse{}}
-		case *etcdserverpb.RequestOp_RequestRange:
-			get := &etcdserverpb.RangeResponse{}
-			if kv := e.keys[string(o.RequestRange.Key)]; kv != nil {
-				get.Kvs = []*mvccpb.KeyValue{kv}
-			}
-			one.Response = &etcdserverpb.ResponseOp_ResponseRange{ResponseRange: get}
-		case *etcdserverpb.RequestOp_RequestDeleteRange:
-			delete(e.keys, string(o.RequestDeleteRange.Key))
-			*wrote = true
-			one.Response = &etcdserverpb.ResponseOp_ResponseDeleteRange{ResponseDeleteRange: &etcdserverpb.DeleteRangeResponse{}}
-		case *etcdserverpb.RequestOp_RequestTxn:
-			nested, err := e.run(o.RequestTxn, before, wrote)
-			if err != nil {
-				return nil, err
-			}
-			one.Response = &etcdserverpb.ResponseOp_ResponseTxn{ResponseTxn: nested}
-		}
-		resp.Responses = append(resp.Responses, one)
-	}
-	return resp, nil
-}
-
-// holds evaluates one guard. All of the protocol's are equalities.
-func (e *simEtcd) holds(c *etcdserverpb.Compare, kv *mvccpb.KeyValue) bool {
-	if kv == nil {
-		kv = &mvccpb.KeyValue{}
-	}
-	switch target := c.TargetUnion.(type) {
-	case *etcdserverpb.Compare_CreateRevision:
-		if target.CreateRevision == 0 && e.broken == "claim takes what is there" {
-			return true
-		}
-		if target.CreateRevision != 0 && e.broken == "complete and release ignore the token" {
-			return true
-		}
-		return kv.CreateRevision == target.CreateRevision
-	case *etcdserverpb.Compare_ModRevision:
-		if e.broken == "takeover ignores what happened since" {
-			return kv.CreateRevision != 0
-		}
-		return kv.ModRevision == target.ModRevision
-	case *etcdserverpb.Compare_Value:
-		return bytes.Equal(kv.Value, target.Value)
-	}
-	panic("a guard that the simulation does not know")
-}
-
-// simKV and simLease are a process's way to the simulation: every transaction
-// and every revocation waits there for the explorer.
-type simKV struct {
-	etcdserverpb.KVClient
-	p *simProcess
-}
-
-func (c simKV) Txn(ctx context.Context, req *etcdserverpb.TxnRequest, _ ...grpc.CallOption) (*etcdserverpb.TxnResponse, error) {
-	resp, err := c.p.call(ctx, "txn", req.String(), func() (any, error) { return c.p.x.etcd.txn(req) })
-	if err != nil {
-		return nil, err
-	}
-	return resp.(*etcdserverpb.TxnResponse), nil
-}
-
-type simLease struct {
-	etcdserverpb.LeaseClient
-	p *simProcess
-}
-
-// LeaseGrant numbers the leases of a process, so that a replay finds the same.
-func (c simLease) LeaseGrant(ctx context.Context, _ *etcdserverpb.LeaseGrantRequest, _ ...grpc.CallOption) (*etcdserverpb.LeaseGrantResponse, error) {
-	x := c.p.x
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	lease := int64(c.p.name[0]-'A'+1)*10 + int64(len(c.p.leases))
-	x.etcd.leases[lease] = true
-	c.p.leases = append(c.p.leases, lease)
-	return &etcdserverpb.LeaseGrantResponse{ID: lease, TTL: 1 << 30}, nil
-}
-
-func (c simLease) LeaseRevoke(ctx context.Context, req *etcdserverpb.LeaseRevokeRequest, _ ...grpc.CallOption) (*etcdserverpb.LeaseRevokeResponse, error) {
-	_, err := c.p.call(ctx, "revoke", req.String(), func() (any, error) { return nil, c.p.x.etcd.end(req.ID) })
-	return &etcdserverpb.LeaseRevokeResponse{}, err
-}
-
-// LeaseKeepAlive answers every renewal at once, with so long a life that time
-// has no part in the exploration; a lease is lost when the explorer says so.
-func (c simLease) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) (grpc.BidiStreamingClient[etcdserverpb.LeaseKeepAliveRequest, etcdserverpb.LeaseKeepAliveResponse], error) {
-	s := &simStream{ctx: ctx, answers: c.p.renewals}
-	return s, nil
-}
-
-type simStream struct {
-	grpc.ClientStream
-	ctx     context.Context
-	answers chan *etcdserverpb.LeaseKeepAliveResponse
-}
-
-func (s *simStream) Send(req *etcdserverpb.LeaseKeepAliveRequest) error {
-	select {
-	case s.answers <- &etcdserverpb.LeaseKeepAliveResponse{ID: req.ID, TTL: 1 << 30}:
-		return nil
-	case <-s.ctx.Done():
-		return io.EOF
-	}
-}
-
-func (s *simStream) Recv() (*etcdserverpb.LeaseKeepAliveResponse, error) {
-	select {
-	case a := <-s.answers:
-		return a, nil
-	case <-s.ctx.Done():
-		return nil, s.ctx.Err()
-	}
-}
-
-func (s *simStream) CloseSend() error { return nil }
-
-// describe is the state of the simulation with leases and revisions replaced
-// by their ranks.
-func (e *simEtcd) describe(rank func(int64) int64, owner func(value string) string) string {
-	var b bytes.Buffer
+	e.leases[lease-1].living = false
+	var events []Event
 	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
-		kv := e.keys[key]
-		b.WriteString(owner(string(kv.Value)))
-		fmt.Fprint(&b, " ", rank(kv.CreateRevision), rank(kv.ModRevision), kv.Lease)
+		if e.keys[key].lease == lease {
+			events = append(events, e.delete(key))
+		}
 	}
-	fmt.Fprint(&b, slices.Sorted(maps.Keys(e.leases)))
-	return b.String()
+	e.commit(events)
 }
 
-func (s *simStream) Context() context.Context { return s.ctx }
+func (e *simEtcd) put(key string, value string, lease int64) Event {
+	k := e.keys[key]
+	if k.created == 0 {
+		k.created = e.revision + 1
+	}
+	k.version++
+	k.value, k.lease = []byte(value), lease
+	if value[0] == '[' {
+		k.ids, _ = parseIDs(k.value)
+	}
+	e.keys[key] = k
+	return e.event(key)
+}
+
+func (e *simEtcd) delete(key string) Event {
+	delete(e.keys, key)
+	return Event{Key: key, Deleted: true}
+}
+
+func (e *simEtcd) event(key string) Event {
+	k := e.keys[key]
+	created := k.created
+	if e.broken == "the newest claim owns" && strings.HasPrefix(key, "claim/") {
+		created = 1<<40 - created // to the state the newest looks oldest
+	}
+	return Event{Key: key, Value: k.value, Created: created, Version: k.version}
+}
+
+// commit makes events the next revision.
+func (e *simEtcd) commit(events []Event) {
+	if len(events) == 0 {
+		return
+	}
+	e.revision++
+	e.log = append(e.log, events)
+	e.truth = append(e.truth, e.rule())
+	for id, t := range e.truth[e.revision] {
+		e.recorded[id] = e.recorded[id] || t.done
+	}
+}
+
+// snapshot returns all keys in the order of Etcd.snapshot: the windows first.
+func (e *simEtcd) snapshot() (events []Event) {
+	keys := slices.Sorted(maps.Keys(e.keys))
+	for _, windows := range []bool{true, false} {
+		for _, key := range keys {
+			if !windows || strings.HasPrefix(key, "window/") {
+				events = append(events, e.event(key))
+			}
+		}
+	}
+	return events
+}
+
+// simAnswer is etcd's answer to a write.
+type simAnswer struct {
+	leaseGone bool
+	succeeded bool
+	version   int64 // of the session's key, if the condition failed
+}
+
+// txn carries out one copy of a write: Etcd.send in writer.go.
+func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
+	session := "session/" + w.Session
+	version := e.keys[session].version
+	if version != w.N-1 && !(e.broken == "no condition on the version" && version > 0) {
+		return simAnswer{version: version}, nil
+	}
+	if len(w.Done) > 0 && !e.lives(w.Window.Lease) {
+		return simAnswer{leaseGone: true}, nil
+	}
+	lease := e.keys[session].lease
+	var events []Event
+	if e.broken == "ids are taken off before the record" && len(w.Done) > 0 && !w.half {
+		w.half = true
+		e.commit(e.rewrite(w, lease))
+		return simAnswer{}, errHalf
+	}
+	events = append(events, e.put(session, "host 1", lease))
+	if len(w.Done) > 0 {
+		if w.NewWindow {
+			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
+		}
+		record := e.paths.recordKey(&w.Write, w.N)
+		events = append(events, e.put(record, listJSON(w.Done), w.Window.Lease))
+		if w.MergedFrom > 0 {
+			from := e.paths.recordKey(&w.Write, w.MergedFrom)
+			for _, key := range slices.Sorted(maps.Keys(e.keys)) {
+				if from <= key && key < record {
+					events = append(events, e.delete(key))
+				}
+			}
+		}
+	}
+	if !w.half {
+		events = append(events, e.rewrite(w, lease)...)
+	}
+	if len(w.Claim) > 0 {
+		events = append(events, e.put(e.paths.claimKey(&w.Write, w.N), listJSON(w.Claim), lease))
+	}
+	e.commit(events)
+	return simAnswer{succeeded: true}, nil
+}
+
+var errHalf = fmt.Errorf("carried out by half")
+
+func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []Event) {
+	for _, left := range w.Left {
+		key := e.paths.claimKey(&w.Write, left.N)
+		if _, exists := e.keys[key]; len(left.IDs) > 0 {
+			events = append(events, e.put(key, listJSON(left.IDs), lease))
+		} else if exists {
+			events = append(events, e.delete(key))
+		}
+	}
+	return events
+}
+
+// isVoid reports whether a copy can never have an effect any more, and its answer
+// is of no interest.
+func (e *simEtcd) isVoid(w *simCopy) bool {
+	version := e.keys["session/"+w.Session].version
+	switch {
+	case w.current() || w.half:
+		return false
+	case e.broken == "no condition on the version":
+		return version == 0
+	}
+	return version != w.N-1 || len(w.Done) > 0 && !e.lives(w.Window.Lease)
+}

@@ -2,6 +2,7 @@ package consume_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -23,18 +24,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // process is a pipeline of the role "orders" with everything that it talks to.
 // All that it does to them is one line each in its journal, in order:
 //
-//	claim 1: granted                                      asked of the store
-//	try 1: attempt 1, token 1                             the handler begins
-//	complete 1, complete 1: lost, release 1               told to the store
-//	dead-letter failed after 3: boom, ack                 done to the delivery
+//	claim 1, reclaim 1: done, check 1: suspended   what the claims answered; nothing more: nil
+//	work 1: attempt 1, token 1                     the handler begins
+//	complete 1, complete 1: done, release 1        how the claim ended
+//	dead-letter failed after 3: boom, ack          done to the delivery
 //	count new_order_ok
-//	msg=processed service=orders type=new_order id=1      logged
+//	msg=processed type=new_order id=1              logged
 type process struct {
 	*consume.Pipeline
 	*journal
-	records *claimtest.Records // shared with other processes
-	session *claimtest.Memory  // of this one
-	store   *store
+	records    *claimtest.Records // shared with other processes
+	claims     *claims
+	handlerCtx context.Context
 }
 
 // concurrency is how many handlers run at once if a test does not say.
@@ -43,35 +44,33 @@ const concurrency = 8
 // newProcess returns a process whose handler of new_order is work. Its handlers
 // are cancelled at the end of the test.
 func newProcess(t *testing.T, work consume.Handler) *process {
-	p := &process{journal: &journal{}, records: claimtest.NewRecords()}
-	p.session = p.records.Open()
-	p.store = &store{Memory: p.session, journal: p.journal, work: t.Context()}
+	p := &process{journal: &journal{}, records: claimtest.NewRecords(), handlerCtx: t.Context()}
+	p.claims = &claims{Memory: p.records.Open(), journal: p.journal}
 	handler := func(ctx context.Context, job consume.Job) error {
-		p.add("try %s: attempt %d, token %d", job.ID, job.Attempt, job.Token)
+		p.add("work %s: attempt %d, token %d", job.ID, job.Attempt, job.Token)
 		return work(ctx, job)
 	}
 	p.Pipeline = &consume.Pipeline{
-		Service: "orders", Handlers: map[string]consume.Handler{"new_order": handler},
-		Claims: claim.NewKeeper(p.store, claim.NewCache(1000, 0)), RequireID: true,
+		Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true,
 		Counter: counter{p.journal}, Log: slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal})),
-		MaxAttempts: 3, Timeout: 30 * time.Second, Slots: make(consume.Slots, concurrency),
+		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, concurrency),
 	}
 	return p
 }
 
-// withoutEtcd makes it a process that keeps no records. Its handlers are
-// cancelled when work ends.
-func (p *process) withoutEtcd(work context.Context) {
-	p.Claims, p.RequireID = claim.Unchecked{Work: work}, false
-}
+// withoutEtcd makes it a process that keeps no records.
+func (p *process) withoutEtcd() { p.Claims, p.RequireID = claim.NoDedup{}, false }
 
-// handle starts to handle a delivery with that body and returns when nothing
-// more happens without time passing. Has reports whether it has returned.
-func (p *process) handle(ctx context.Context, d *delivery) (has func() bool) {
+// run handles a delivery until it is acknowledged or given up.
+func (p *process) run(d *delivery) { p.Handle(p.handlerCtx, p.handlerCtx, d) }
+
+// handle starts to handle a delivery and returns when nothing more happens
+// without time passing. Returned reports whether it is acknowledged or given up.
+func (p *process) handle(ctx context.Context, d *delivery) (returned func() bool) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.Handle(ctx, d)
+		p.Handle(ctx, p.handlerCtx, d)
 	}()
 	synctest.Wait()
 	return func() bool {
@@ -173,7 +172,7 @@ type delivery struct {
 func (d *delivery) Body() []byte { return []byte(d.body) }
 func (d *delivery) Ack()         { d.add("ack") }
 
-func (d *delivery) DeadLetter(ctx context.Context, l consume.Letter) error {
+func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	if d.broken {
 		<-ctx.Done()
 		return fmt.Errorf("dead-letter: %w", context.Cause(ctx))
@@ -182,45 +181,61 @@ func (d *delivery) DeadLetter(ctx context.Context, l consume.Letter) error {
 	return nil
 }
 
-// store is a claim.Store that keeps the journal.
-type store struct {
+// claims are the claims of one process. They keep the journal, and can be told to
+// hold back an answer or to end with the process.
+type claims struct {
 	*claimtest.Memory
 	*journal
-	answer   chan struct{}   // if not nil, no claim is answered until it is closed
-	complete chan struct{}   // if not nil, the same for completes
-	work     context.Context // grants end with it, too
+	check, complete chan struct{} // if not nil, these calls wait until it is closed
+	fail            map[string]error
 }
 
-func (s *store) Claim(id string) (claim.Answer, error) {
-	a, err := s.Memory.Claim(id)
-	s.add("claim %s: %v", id, a.State)
-	if s.answer != nil {
-		<-s.answer
+// answer journals the answer to a call, or fails the call.
+func (c *claims) answer(call, id string, err error) error {
+	if fail := c.fail[call]; fail != nil {
+		return fail
 	}
-	if a.State == claim.Granted {
-		held, cancel := context.WithCancel(a.Grant.Held)
-		context.AfterFunc(s.work, cancel)
-		a.Grant.Held = held
+	switch {
+	case err == nil:
+		c.add("%s %s", call, id)
+	case errors.Is(err, claim.ErrDone):
+		c.add("%s %s: done", call, id)
+	case errors.Is(err, claim.ErrSuspended):
+		c.add("%s %s: suspended", call, id)
 	}
-	return a, err
+	return err
 }
 
-func (s *store) Complete(g claim.Grant) (time.Duration, error) {
-	if s.complete != nil {
-		<-s.complete
-	}
-	life, err := s.Memory.Complete(g)
-	if err != nil {
-		s.add("complete %s: lost", g.ID)
-	} else {
-		s.add("complete %s", g.ID)
-	}
-	return life, err
+func (c *claims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
+	granted, err := c.Memory.Claim(ctx, id)
+	return granted, c.answer("claim", id, err)
 }
 
-func (s *store) Release(g claim.Grant) error {
-	s.add("release %s", g.ID)
-	return s.Memory.Release(g)
+func (c *claims) Reclaim(ctx context.Context, suspended *claim.Claim) error {
+	return c.answer("reclaim", suspended.ID, c.Memory.Reclaim(ctx, suspended))
+}
+
+func (c *claims) Check(ctx context.Context, held *claim.Claim) error {
+	if c.check != nil {
+		select {
+		case <-c.check:
+		case <-held.Held.Done():
+		case <-ctx.Done():
+		}
+	}
+	return c.answer("check", held.ID, c.Memory.Check(ctx, held))
+}
+
+func (c *claims) Complete(held *claim.Claim) error {
+	if c.complete != nil {
+		<-c.complete
+	}
+	return c.answer("complete", held.ID, c.Memory.Complete(held))
+}
+
+func (c *claims) Release(held *claim.Claim) {
+	c.add("release %s", held.ID)
+	c.Memory.Release(held)
 }
 
 // done is a handler whose work succeeds at once.
@@ -245,9 +260,20 @@ func (g gate) deaf(context.Context, consume.Job) error {
 	return nil
 }
 
+// mustBeFree fails if another process cannot claim id.
 func mustBeFree(t *testing.T, p *process, id string) {
 	t.Helper()
-	if a, err := p.records.Open().Claim(id); err != nil || a.State != claim.Granted {
-		t.Errorf("another process that claims %s: %v, %v; want granted", id, a.State, err)
+	claimNow(t, p.records.Open(), id)
+}
+
+// claimNow claims an id that is free.
+func claimNow(t *testing.T, m *claimtest.Memory, id string) *claim.Claim {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	c, err := m.Claim(ctx, id)
+	if err != nil {
+		t.Fatalf("another process that claims %s: %v", id, err)
 	}
+	return c
 }

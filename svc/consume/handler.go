@@ -14,40 +14,46 @@ import (
 )
 
 // Handler does the work of an event, once. Nil means that it is done, an error
-// that it is not, or that nobody can tell. When ctx ends it must return soon.
-// It is called by many goroutines at once.
+// that it is not, or may not be. When ctx ends it must return soon. It is called
+// by many goroutines at once.
+//
+// An error is a failed attempt, and is retried up to Pipeline.MaxAttempts times,
+// unless it is marked by one of the functions below.
 type Handler func(ctx context.Context, job Job) error
 
-// Job is one try of the work.
+// Job is one attempt of the work.
 type Job struct {
 	event.Event
-	Token   int64 // the claim's fencing token: grows with every owner of the id; 0 without etcd
+	Token   int64 // the claim's fencing token: grows with each new owner of the id; 0 without etcd
 	Attempt int   // from 1
 }
 
-// Final marks an error that another try would not change.
-func Final(err error) error { return &finalError{err} }
+// Permanent marks an error that another attempt would not change.
+func Permanent(err error) error { return &permanentError{err} }
 
-// Outage marks an error that is not the event's fault: the work is tried again
-// until it is done, however long that takes. Wait is the least time to wait
-// until then; 0 leaves it to the backoff.
-func Outage(err error, wait time.Duration) error { return &outageError{err, wait} }
+// Unavailable marks an error that is not the event's fault: the work is retried
+// until it is done, however long that takes, and no attempt is counted. Wait is
+// the least time until the next one; 0 leaves it to the backoff.
+func Unavailable(err error, wait time.Duration) error { return &unavailableError{err, wait} }
 
-// Unknown marks an error after which nobody can tell whether the work was done.
+// Unknown marks an error after which the work may have been done all the same.
+// It is retried under the same claim even if the delivery is gone by then,
+// because to the receiver a new token means a new owner. The error may be
+// Unavailable, too.
 func Unknown(err error) error { return &unknownError{err} }
 
+type permanentError struct{ error }
 type unknownError struct{ error }
-type finalError struct{ error }
-type outageError struct {
+type unavailableError struct {
 	error
 	wait time.Duration
 }
 
-func (e *unknownError) Unwrap() error { return e.error }
-func (e *finalError) Unwrap() error   { return e.error }
-func (e *outageError) Unwrap() error  { return e.error }
+func (e *permanentError) Unwrap() error   { return e.error }
+func (e *unknownError) Unwrap() error     { return e.error }
+func (e *unavailableError) Unwrap() error { return e.error }
 
-// failure is a handler that has given up.
+// failure is the error of a handler that is not retried any more.
 type failure struct {
 	attempts int
 	err      error
@@ -57,72 +63,104 @@ func (f *failure) Error() string {
 	return fmt.Sprintf("failed after %d attempts: %v", f.attempts, f.err)
 }
 
-// work tries the handler until it is done or has failed for good. It holds a
-// slot only while the handler runs.
-func (p *Pipeline) work(ctx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
+// work runs the handler until it is done or has failed for good. A suspended claim
+// is claimed again; an attempt that this has cancelled does not count.
+func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
 	wait := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
+	unanswered := 0
 	for attempt := 1; ; {
-		err := p.try(ctx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
+		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
 		if err == nil {
 			return nil
 		}
-		if c.Held.Err() != nil { // cancelled: that was no try
-			return context.Cause(c.Held)
+		unknown := errors.As(err, new(*unknownError))
+		if unknown {
+			ctx = handlerCtx // the end of the delivery does not stop the retries
 		}
-		if errors.As(err, new(*unknownError)) {
-			// It is tried again under this claim, with its token, even when the
-			// delivery goes meanwhile: to the other side another token is
-			// another's work.
-			ctx = c.Held
+		if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx)); err != nil {
+			return err
 		}
-		if ctx.Err() != nil { // the service stops, or the next try is another's
-			return context.Cause(ctx)
+
+		var pause time.Duration
+		if c.Held.Err() == nil {
+			pause = wait.NextBackOff()
+			var unavailable *unavailableError
+			switch {
+			case errors.As(err, &unavailable):
+				pause = max(pause, unavailable.wait)
+				if unknown {
+					unanswered++
+					p.warnUnanswered(e, unanswered, err)
+				}
+			case attempt == p.MaxAttempts || errors.As(err, new(*permanentError)):
+				// No event is dead-lettered under a claim that may be another's.
+				if check := p.Claims.Check(ctx, c); check == nil {
+					return &failure{attempt, err}
+				} else if !errors.Is(check, claim.ErrSuspended) {
+					return check
+				}
+			default:
+				attempt++
+			}
 		}
-		pause := wait.NextBackOff()
-		var away *outageError
-		switch {
-		case errors.As(err, &away):
-			pause = max(pause, away.wait)
-		case attempt == p.MaxAttempts || errors.As(err, new(*finalError)):
-			return &failure{attempt, err}
-		default:
-			attempt++
+
+		if err := sleep(ctx, handlerCtx, c.Held, pause); err == nil {
+			continue
+		} else if !errors.Is(err, claim.ErrSuspended) {
+			return err
 		}
-		if err := sleep(ctx, c.Held, pause); err != nil {
+		if err := p.Claims.Reclaim(ctx, c); err != nil {
 			return err
 		}
 	}
 }
 
-// try runs the handler once, in a slot.
-func (p *Pipeline) try(ctx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
+// attempt runs the handler once. It holds a slot only while the handler runs.
+func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, handler Handler, job Job) (err error) {
 	select {
-	case p.Slots <- struct{}{}:
-		defer func() { <-p.Slots }()
+	case p.Semaphore <- struct{}{}:
+		defer func() { <-p.Semaphore }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-handlerCtx.Done():
+		return context.Cause(handlerCtx)
 	case <-c.Held.Done():
 		return context.Cause(c.Held)
 	}
-	if err := sleep(ctx, c.Held, 0); err != nil { // a slot became free at the same time
+	if err := sleep(ctx, handlerCtx, c.Held, 0); err != nil { // a slot became free at the same time
 		return err
 	}
-	try, cancel := context.WithTimeout(c.Held, p.Timeout)
+
+	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
 	defer cancel()
+	defer context.AfterFunc(c.Held, cancel)()
 	defer func() {
 		if r := recover(); r != nil {
-			p.Log.Error("the handler panicked", "service", p.Service, "id", job.ID, "panic", r, "stack", string(debug.Stack()))
+			p.Log.Error("the handler panicked", "id", job.ID, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 			err = fmt.Errorf("the handler panicked: %v", r)
 		}
 	}()
-	return handler(try, job)
+	return handler(attempt, job)
+}
+
+// warnUnanswered logs the 10th, 100th, … retry of an event whose outcome is
+// unknown: nothing else would show that it crashes its receiver.
+func (p *Pipeline) warnUnanswered(e event.Event, times int, err error) {
+	power := 10
+	for power < times {
+		power *= 10
+	}
+	if times == power {
+		p.Log.Warn("event retried without an answer", "type", e.Type, "id", e.ID, "times", times, "error", truncate(err.Error()),
+			"hint", "if other events are processed, this one may crash its receiver: fix the receiver or remove the event from the queue")
+	}
 }
 
 // sleep waits for d, or until one of the contexts ends.
-func sleep(ctx, held context.Context, d time.Duration) error {
-	if err := cmp.Or(context.Cause(ctx), context.Cause(held)); err != nil || d == 0 {
+func sleep(ctx, handlerCtx, held context.Context, d time.Duration) error {
+	if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx), context.Cause(held)); err != nil || d == 0 {
 		return err
 	}
 	timer := time.NewTimer(d)
@@ -132,6 +170,8 @@ func sleep(ctx, held context.Context, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-handlerCtx.Done():
+		return context.Cause(handlerCtx)
 	case <-held.Done():
 		return context.Cause(held)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 var errBoom = errors.New("boom")
 
-// The results of a handler's tries.
+// The results of a handler's attempts.
 func fails(err error) consume.Handler {
 	return func(context.Context, consume.Job) error { return err }
 }
@@ -41,34 +42,39 @@ func late(ctx context.Context, _ consume.Job) error {
 	return nil
 }
 
-func TestTries(t *testing.T) {
-	away := fails(consume.Outage(errors.New("away"), 0))
+func TestAttempts(t *testing.T) {
+	unavailable := fails(consume.Unavailable(errBoom, 0))
+	lost := fails(consume.Unavailable(consume.Unknown(errors.New("connection lost")), 0))
 	tests := map[string]struct {
-		tries    []consume.Handler // one after the other
+		handlers []consume.Handler // one after the other
 		attempts []int             // what each is told
 		dead     string            // the dead letter; empty: processed
 	}{
-		"done":                     {tries: []consume.Handler{done}, attempts: []int{1}},
-		"a failure, then done":     {tries: []consume.Handler{fails(errBoom), done}, attempts: []int{1, 2}},
-		"two failures, then done":  {tries: []consume.Handler{fails(errBoom), fails(errBoom), done}, attempts: []int{1, 2, 3}},
-		"failures":                 {tries: []consume.Handler{fails(errBoom), fails(errBoom), fails(errBoom)}, attempts: []int{1, 2, 3}, dead: "failed after 3: boom"},
-		"the last error counts":    {tries: []consume.Handler{fails(errBoom), fails(errBoom), fails(errors.New("bang"))}, attempts: []int{1, 2, 3}, dead: "failed after 3: bang"},
-		"final":                    {tries: []consume.Handler{fails(consume.Final(errBoom))}, attempts: []int{1}, dead: "failed after 1: boom"},
-		"final after a failure":    {tries: []consume.Handler{fails(errBoom), fails(consume.Final(errBoom))}, attempts: []int{1, 2}, dead: "failed after 2: boom"},
-		"final, wrapped":           {tries: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Final(errBoom)))}, attempts: []int{1}, dead: "failed after 1: order: boom"},
-		"an outage does not count": {tries: []consume.Handler{away, away, away, away, away, done}, attempts: []int{1, 1, 1, 1, 1, 1}},
-		"an outage, wrapped":       {tries: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Outage(errBoom, 0))), done}, attempts: []int{1, 1}},
-		"outages and failures": {tries: []consume.Handler{fails(errBoom), away, fails(errBoom), away, away, fails(errBoom)},
+		"done":                      {handlers: []consume.Handler{done}, attempts: []int{1}},
+		"a failure, then done":      {handlers: []consume.Handler{fails(errBoom), done}, attempts: []int{1, 2}},
+		"two failures, then done":   {handlers: []consume.Handler{fails(errBoom), fails(errBoom), done}, attempts: []int{1, 2, 3}},
+		"failures":                  {handlers: []consume.Handler{fails(errBoom), fails(errBoom), fails(errBoom)}, attempts: []int{1, 2, 3}, dead: "failed after 3: boom"},
+		"the last error counts":     {handlers: []consume.Handler{fails(errBoom), fails(errBoom), fails(errors.New("bang"))}, attempts: []int{1, 2, 3}, dead: "failed after 3: bang"},
+		"final":                     {handlers: []consume.Handler{fails(consume.Permanent(errBoom))}, attempts: []int{1}, dead: "failed after 1: boom"},
+		"final after a failure":     {handlers: []consume.Handler{fails(errBoom), fails(consume.Permanent(errBoom))}, attempts: []int{1, 2}, dead: "failed after 2: boom"},
+		"final, wrapped":            {handlers: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Permanent(errBoom)))}, attempts: []int{1}, dead: "failed after 1: order: boom"},
+		"an unknown outcome counts": {handlers: []consume.Handler{fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom)), done}, attempts: []int{1, 2, 3}},
+		"unknown outcomes": {handlers: []consume.Handler{fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom))},
+			attempts: []int{1, 2, 3}, dead: "failed after 3: boom"},
+		"an unknown outcome in an outage does not count": {handlers: []consume.Handler{lost, lost, lost, lost, lost, done}, attempts: []int{1, 1, 1, 1, 1, 1}},
+		"an outage does not count":                       {handlers: []consume.Handler{unavailable, unavailable, unavailable, done}, attempts: []int{1, 1, 1, 1}},
+		"an outage, wrapped":                             {handlers: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Unavailable(errBoom, 0))), done}, attempts: []int{1, 1}},
+		"outages and failures": {handlers: []consume.Handler{fails(errBoom), unavailable, fails(errBoom), unavailable, unavailable, fails(errBoom)},
 			attempts: []int{1, 2, 2, 3, 3, 3}, dead: "failed after 3: boom"},
-		"a panic, then done":    {tries: []consume.Handler{panics, done}, attempts: []int{1, 2}},
-		"panics":                {tries: []consume.Handler{panics, panics, panics}, attempts: []int{1, 2, 3}, dead: "failed after 3: the handler panicked: boom"},
-		"a run-time panic":      {tries: []consume.Handler{crashes, done}, attempts: []int{1, 2}},
-		"a timeout, then done":  {tries: []consume.Handler{hangs, done}, attempts: []int{1, 2}},
-		"timeouts":              {tries: []consume.Handler{hangs, hangs, hangs}, attempts: []int{1, 2, 3}, dead: "failed after 3: context deadline exceeded"},
-		"done after its time":   {tries: []consume.Handler{late}, attempts: []int{1}},
-		"an outage that hangs":  {tries: []consume.Handler{hangsInOutage, done}, attempts: []int{1, 1}},
-		"a context of its own":  {tries: []consume.Handler{fails(context.Canceled), done}, attempts: []int{1, 2}},
-		"a deadline of its own": {tries: []consume.Handler{fails(context.DeadlineExceeded), done}, attempts: []int{1, 2}},
+		"a panic, then done":    {handlers: []consume.Handler{panics, done}, attempts: []int{1, 2}},
+		"panics":                {handlers: []consume.Handler{panics, panics, panics}, attempts: []int{1, 2, 3}, dead: "failed after 3: the handler panicked: boom"},
+		"a run-time panic":      {handlers: []consume.Handler{crashes, done}, attempts: []int{1, 2}},
+		"a timeout, then done":  {handlers: []consume.Handler{hangs, done}, attempts: []int{1, 2}},
+		"timeouts":              {handlers: []consume.Handler{hangs, hangs, hangs}, attempts: []int{1, 2, 3}, dead: "failed after 3: context deadline exceeded"},
+		"done after its time":   {handlers: []consume.Handler{late}, attempts: []int{1}},
+		"an outage that hangs":  {handlers: []consume.Handler{hangsInOutage, done}, attempts: []int{1, 1}},
+		"a context of its own":  {handlers: []consume.Handler{fails(context.Canceled), done}, attempts: []int{1, 2}},
+		"a deadline of its own": {handlers: []consume.Handler{fails(context.DeadlineExceeded), done}, attempts: []int{1, 2}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -76,18 +82,21 @@ func TestTries(t *testing.T) {
 				var attempts []int
 				p := newProcess(t, func(ctx context.Context, job consume.Job) error {
 					attempts = append(attempts, job.Attempt)
-					if len(attempts) > len(tt.tries) {
-						t.Error("one try too many")
+					if len(attempts) > len(tt.handlers) {
+						t.Error("one attempt too many")
 						return nil
 					}
-					return tt.tries[len(attempts)-1](ctx, job)
+					return tt.handlers[len(attempts)-1](ctx, job)
 				})
-				p.Handle(t.Context(), p.order("1"))
+				p.run(p.order("1"))
 				if diff := cmp.Diff(tt.attempts, attempts); diff != "" {
 					t.Errorf("attempts (-want +got):\n%s", diff)
 				}
 				if p.count("ack") != 1 || p.count("claim") != 1 {
 					t.Errorf("claimed %d times and acknowledged %d times, want once", p.count("claim"), p.count("ack"))
+				}
+				if checks := p.count("check"); (tt.dead == "") != (checks == 0) {
+					t.Errorf("the claim was checked %d times", checks)
 				}
 				if tt.dead == "" && (p.count("count new_order_ok") != 1 || p.count("dead-letter") != 0) {
 					t.Error("not processed:", p.lines)
@@ -102,31 +111,31 @@ func TestTries(t *testing.T) {
 
 func hangsInOutage(ctx context.Context, _ consume.Job) error {
 	<-ctx.Done()
-	return consume.Outage(fmt.Errorf("connect: %w", ctx.Err()), 0)
+	return consume.Unavailable(fmt.Errorf("connect: %w", ctx.Err()), 0)
 }
 
 func TestMaxAttemptsOfOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, fails(errBoom))
 		p.MaxAttempts = 1
-		p.Handle(t.Context(), p.order("1"))
-		if p.count("try") != 1 || p.count("dead-letter failed after 1") != 1 {
+		p.run(p.order("1"))
+		if p.count("work") != 1 || p.count("dead-letter failed after 1") != 1 {
 			t.Error(p.lines)
 		}
 	})
 }
 
-// A failure is not remembered: a later copy of the event has all its tries.
+// A failure is not remembered: a later copy of the event has all its attempts.
 func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newProcess(t, fails(consume.Final(errBoom)))
+		p := newProcess(t, fails(consume.Permanent(errBoom)))
 		dead := func(token int) []string {
-			return []string{"claim 1: granted", fmt.Sprint("try 1: attempt 1, token ", token), "dead-letter failed after 1: boom", "ack",
-				"count new_order_failed", "msg=dead-lettered service=orders type=new_order id=1 reason=failed error=boom", "release 1"}
+			return []string{"claim 1", fmt.Sprint("work 1: attempt 1, token ", token), "check 1", "dead-letter failed after 1: boom", "ack",
+				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "release 1"}
 		}
-		p.Handle(t.Context(), p.order("1"))
+		p.run(p.order("1"))
 		p.expect(t, dead(1)...)
-		p.Handle(t.Context(), p.order("1"))
+		p.run(p.order("1"))
 		p.expect(t, dead(2)...)
 	})
 }
@@ -134,40 +143,37 @@ func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
 // A copy that waits for one that fails is not skipped.
 func TestCopyInFlightOfAFailedEventIsTriedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		fail := make(chan struct{})
-		p := newProcess(t, func(_ context.Context, job consume.Job) error {
+		fail, fails := make(chan struct{}), once(consume.Permanent(errBoom))
+		p := newProcess(t, func(ctx context.Context, job consume.Job) error {
 			<-fail
-			if job.Token == 1 {
-				return consume.Final(errBoom)
-			}
-			return nil
+			return fails(ctx, job)
 		})
 		p.handle(t.Context(), p.order("1"))
 		p.handle(t.Context(), p.order("1"))
-		p.expect(t, "claim 1: granted", "try 1: attempt 1, token 1")
+		p.expect(t, "claim 1", "work 1: attempt 1, token 1")
 		close(fail)
-		p.expect(t, "dead-letter failed after 1: boom", "ack", "count new_order_failed",
-			"msg=dead-lettered service=orders type=new_order id=1 reason=failed error=boom", "release 1",
-			"claim 1: granted", "try 1: attempt 1, token 2", "complete 1", "count new_order_ok", processed, "ack")
+		p.expect(t, "check 1", "dead-letter failed after 1: boom", "ack", "count new_order_failed",
+			"msg=dead-lettered type=new_order id=1 reason=failed error=boom", "release 1",
+			"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack")
 	})
 }
 
 func TestPanicIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tries := []consume.Handler{panics, done}
-		p := newProcess(t, func(ctx context.Context, job consume.Job) error { return tries[job.Attempt-1](ctx, job) })
-		p.Handle(t.Context(), p.order("1"))
-		p.expect(t, "claim 1: granted", "try 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" service=orders id=1 panic=boom`,
-			"try 1: attempt 2, token 1", "complete 1", "count new_order_ok", processed, "ack")
-		if len(p.Slots) != 0 {
+		handlers := []consume.Handler{panics, done}
+		p := newProcess(t, func(ctx context.Context, job consume.Job) error { return handlers[job.Attempt-1](ctx, job) })
+		p.run(p.order("1"))
+		p.expect(t, "claim 1", "work 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" id=1 panic=boom`,
+			"work 1: attempt 2, token 1", "complete 1", "count new_order_ok", processed, "ack")
+		if len(p.Semaphore) != 0 {
 			t.Error("the panic kept its slot")
 		}
 	})
 }
 
-// Between tries the pause grows from 100 ms to 3 s, give or take a half of it.
-func TestPauseBetweenTries(t *testing.T) {
-	tests := map[string]error{"failures": errBoom, "outage": consume.Outage(errBoom, 0)}
+// Between attempts the pause grows from 100 ms to 3 s, give or take a half of it.
+func TestPauseBetweenAttempts(t *testing.T) {
+	tests := map[string]error{"failures": errBoom, "outage": consume.Unavailable(errBoom, 0), "lost": consume.Unavailable(consume.Unknown(errBoom), 0)}
 	for name, err := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -180,7 +186,7 @@ func TestPauseBetweenTries(t *testing.T) {
 					return err
 				})
 				p.MaxAttempts = 10
-				p.Handle(t.Context(), p.order("1"))
+				p.run(p.order("1"))
 				jitter := false
 				for i := range len(starts) - 1 {
 					pause := starts[i+1].Sub(starts[i])
@@ -207,9 +213,9 @@ func TestOutageWaits(t *testing.T) {
 			if len(starts) > len(waits) {
 				return nil
 			}
-			return consume.Outage(errBoom, waits[len(starts)-1])
+			return consume.Unavailable(errBoom, waits[len(starts)-1])
 		})
-		p.Handle(t.Context(), p.order("1"))
+		p.run(p.order("1"))
 		for i, wait := range waits {
 			if pause := starts[i+1].Sub(starts[i]); pause < max(wait, 50*time.Millisecond) || pause > max(wait, 5*time.Second) {
 				t.Errorf("it was asked to wait %v, and waited %v", wait, pause)
@@ -218,30 +224,85 @@ func TestOutageWaits(t *testing.T) {
 	})
 }
 
-// Each try has the whole HANDLER_TIMEOUT, and the wait for a slot is not in it.
-func TestTimeoutOfEachTry(t *testing.T) {
+// Each attempt has the whole HANDLER_TIMEOUT, and the wait for a slot is not in it.
+func TestTimeoutOfEachAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var tries []time.Duration
+		var attempts []time.Duration
 		p := newProcess(t, func(ctx context.Context, job consume.Job) error {
 			begin := time.Now()
 			<-ctx.Done()
-			tries = append(tries, time.Since(begin))
+			attempts = append(attempts, time.Since(begin))
 			return ctx.Err()
 		})
-		p.Slots = make(consume.Slots, 1)
-		p.Slots <- struct{}{}
+		p.Semaphore = make(consume.Semaphore, 1)
+		p.Semaphore <- struct{}{}
 		returned := p.handle(t.Context(), p.order("1"))
 		pass(time.Hour)
-		<-p.Slots
+		<-p.Semaphore
 		pass(2 * time.Minute)
-		if want := slices.Repeat([]time.Duration{30 * time.Second}, 3); !slices.Equal(tries, want) || !returned() {
-			t.Errorf("the tries took %v, want %v", tries, want)
+		if want := slices.Repeat([]time.Duration{30 * time.Second}, 3); !slices.Equal(attempts, want) || !returned() {
+			t.Errorf("the attempts took %v, want %v", attempts, want)
+		}
+	})
+}
+
+// Work that may have been done is retried under the same claim, with the same
+// token, even if the delivery is gone.
+func TestUnknownKeepsTheClaim(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		next int // the second attempt's number
+	}{
+		"a timeout":         {consume.Unknown(errBoom), 2},
+		"a lost connection": {consume.Unavailable(consume.Unknown(errBoom), time.Hour), 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newProcess(t, once(tt.err))
+				gone, leave := context.WithCancel(t.Context())
+				p.handle(gone, p.order("1"))
+				leave()
+				p.expect(t, "claim 1", "work 1: attempt 1, token 1")
+				pass(2 * time.Hour)
+				p.expect(t, fmt.Sprintf("work 1: attempt %d, token 1", tt.next), "complete 1", "count new_order_ok", processed, "ack")
+			})
+		})
+	}
+}
+
+// An event that crashes its receiver is retried until it is done. The log names
+// it after 10 times, and then less and less often.
+func TestEventThatCrashesItsReceiver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		times := 0
+		p := newProcess(t, func(context.Context, consume.Job) error {
+			if times++; times > 150 {
+				return nil
+			}
+			return consume.Unavailable(consume.Unknown(errBoom), 0)
+		})
+		p.run(p.order("1"))
+		var warnings []string
+		for _, line := range p.take() {
+			if strings.HasPrefix(line, "level=WARN") {
+				warnings = append(warnings, strings.Split(line, " hint=")[0])
+			}
+		}
+		want := []string{
+			`level=WARN msg="event retried without an answer" type=new_order id=1 times=10 error=boom`,
+			`level=WARN msg="event retried without an answer" type=new_order id=1 times=100 error=boom`,
+		}
+		if diff := cmp.Diff(want, warnings); diff != "" {
+			t.Errorf("warnings (-want +got):\n%s", diff)
 		}
 	})
 }
 
 func TestErrorsKeepTheirCause(t *testing.T) {
-	for name, err := range map[string]error{"final": consume.Final(errBoom), "outage": consume.Outage(errBoom, time.Second)} {
+	for name, err := range map[string]error{
+		"permanent": consume.Permanent(errBoom), "unavailable": consume.Unavailable(errBoom, time.Second),
+		"unknown": consume.Unknown(errBoom),
+	} {
 		if !errors.Is(err, errBoom) || err.Error() != "boom" {
 			t.Errorf("%s: %v does not say what happened", name, err)
 		}

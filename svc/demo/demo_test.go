@@ -36,12 +36,12 @@ func TestRun(t *testing.T) {
 	look := openBrowser(t, page)
 	for number := range len(scenes) {
 		d.await(fmt.Sprintf("Scene %d of %d", number+1, len(scenes)))
-		if number+1 == 5 {
+		if number+1 == 6 {
 			look.saves("DEMO_SCREENSHOT", "3,000 messages")
 		}
 		d.await(fmt.Sprintf("^Scene %d holds", number+1))
 	}
-	t.Log(d.await("6 scenes of 6 played, all hold. It took .*")[0])
+	t.Log(d.await("7 scenes of 7 played, all hold. It took .*")[0])
 	amqpURL := d.await("^  RabbitMQ +(amqp.*)")[1]
 	look.wants(amqpURL, d.counters())
 
@@ -66,7 +66,7 @@ func TestInterrupt(t *testing.T) {
 		"in mid-work": "kill -9 of etcd",
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := startDemo(t, "-scene", "6")
+			d := startDemo(t, "-scene", "7")
 			d.await(at)
 			d.interrupt()
 			d.interrupt() // impatience makes no difference
@@ -100,7 +100,7 @@ func TestCommandLine(t *testing.T) {
 		d.await(regexp.QuoteMeta(scene.title) + " +" + regexp.QuoteMeta(scene.promise))
 	}
 	d.wantEnd(0)
-	for _, args := range [][]string{{"-scene", "7"}, {"-scene", "-1"}, {"-nonsense"}, {"5"}} {
+	for _, args := range [][]string{{"-scene", "8"}, {"-scene", "-1"}, {"-nonsense"}, {"5"}} {
 		startDemo(t, args...).wantEnd(2)
 	}
 }

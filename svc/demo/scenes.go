@@ -60,6 +60,18 @@ var scenes = []scene{
 		run: crash,
 	},
 	{
+		title:   "The window",
+		promise: "work done again after a crash has no effect twice, with a careful receiver",
+		text:    "orders is killed after the work and before its record: the one window. The work is done again. A receiver that remembers the idempotency key notices, another does not.",
+		commands: []string{
+			"go run ./svc/receiver",
+			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 ./svc &",
+			plumber("127"),
+			"kill -9 $!",
+		},
+		run: window,
+	},
+	{
 		title:   "Race",
 		promise: "two replicas, every event three times, processed once",
 		text:    "Two replicas of orders race for 1,000 events that are published three times each: 1,000 are to be processed, 2,000 skipped.",

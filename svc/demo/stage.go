@@ -28,6 +28,8 @@ type stage struct {
 	bin    string // the built service
 	tag    string // of this run's ids: etcd may remember those of another
 
+	receiverBin string // the built svc/receiver
+
 	amqpURL, etcdAt, statsdAt string
 	rabbit                    *stack.Rabbit // nil with -compose
 	etcd                      *stack.Etcd   // nil with -compose
@@ -116,11 +118,12 @@ func (s *stage) startEtcd(ctx context.Context) (err error) {
 	return err
 }
 
-// build makes the service's binary. An interrupted go command cleans up; should
+// build makes the binaries of the service and of the receiver. An interrupted go command cleans up; should
 // it not, its folder is in ours.
 func (s *stage) build(ctx context.Context) error {
-	s.bin = filepath.Join(s.dir, "svc")
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", s.bin, "github.com/streamdal/gophercon2021/svc")
+	s.bin, s.receiverBin = filepath.Join(s.dir, "svc"), filepath.Join(s.dir, "receiver")
+	const svc = "github.com/streamdal/gophercon2021/svc"
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", s.dir+"/", svc, svc+"/receiver")
 	cmd.Env = append(os.Environ(), "GOTMPDIR="+s.dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with its compilers
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }

@@ -116,7 +116,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 			}
 			return c.rabbit.Start(ctx)
 		}},
-		{"broker's connections cut", "broker", func(context.Context) error { c.toRabbit.Stop(); return c.toRabbit.Start() }},
+		{"broker's connections cut", "broker", func(context.Context) error { c.toRabbit.cut(); return c.toRabbit.reopen() }},
 		{"broker's connections closed by it", "broker", func(ctx context.Context) error {
 			_, err := c.rabbit.Ctl(ctx, "close_all_connections", "chaos")
 			return err
@@ -253,9 +253,9 @@ func (c *chaos) pauseEtcd(d time.Duration) func(context.Context) error {
 
 func (c *chaos) cutEtcd(d time.Duration) func(context.Context) error {
 	return func(context.Context) error {
-		c.toEtcd.Stop()
+		c.toEtcd.cut()
 		<-time.After(d)
-		return c.toEtcd.Start()
+		return c.toEtcd.reopen()
 	}
 }
 

@@ -6,41 +6,27 @@ import (
 	"maps"
 	"net/http"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/stack"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 )
 
 // cluster is a world of three brokers and three etcd members.
 type cluster struct {
 	*world
-	nodes   []*stack.Rabbit
-	members []*stack.Etcd
+	nodes []*stack.Rabbit
 }
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	t.Parallel() // it shares nothing
+	members := startMembers(t, 3, stack.EtcdOptions{})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	dir := t.TempDir()
-	members, err := stack.StartEtcdCluster(ctx, dir, 3, stack.EtcdOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var endpoints []string
-	for _, m := range members {
-		t.Cleanup(func() { m.Close() })
-		endpoints = append(endpoints, m.Endpoint())
-	}
 	first, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbit0"), stack.RabbitOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -66,18 +52,14 @@ func newCluster(t *testing.T) *cluster {
 	}
 
 	c := &cluster{
-		world: &world{env: newEnvOn(t, first.URL(), members[0]), rabbit: first, etcdServer: members[0], copiesOfEachEvent: 2,
+		world: &world{env: newEnvOn(t, first.URL(), members...), rabbit: first, members: members, copiesOfEachEvent: 2,
 			pause: 40 * time.Millisecond}, // six servers on one machine
-		nodes: nodes, members: members,
+		nodes: nodes,
 	}
 	for _, n := range nodes {
 		c.brokers = append(c.brokers, n.URL())
 	}
-	c.amqpURL, c.etcdAt = strings.Join(c.brokers, ","), strings.Join(endpoints, ",")
-	if c.etcd, err = clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()}); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.etcd.Close() })
+	c.amqpURL = strings.Join(c.brokers, ",")
 	// By the second node, so that it leads the queues: a quorum queue's first
 	// leader is the node that declared it.
 	c.directAMQP = nodes[1].URL()
@@ -141,31 +123,6 @@ func (c *cluster) allOnline() {
 	})
 }
 
-// etcdLeader returns the member that leads, once there is one that all others
-// follow.
-func (c *cluster) etcdLeader() (leader *stack.Etcd) {
-	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
-	defer cancel()
-	eventually(c.t, "a leader of etcd", func() error {
-		leaders := make(map[uint64]bool)
-		for _, m := range c.members {
-			status, err := c.etcd.Status(ctx, m.Endpoint())
-			if err != nil {
-				return err
-			}
-			if leaders[status.Leader] = true; status.Leader == status.Header.MemberId {
-				leader = m
-			}
-		}
-		if len(leaders) != 1 || leaders[0] {
-			return fmt.Errorf("members follow %v", leaders)
-		}
-		return nil
-	})
-	return leader
-}
-
 // nodeOf returns the node that a replica has connected to last.
 func (c *cluster) nodeOf(s *service) (node *stack.Rabbit) {
 	c.t.Helper()
@@ -180,39 +137,6 @@ func (c *cluster) nodeOf(s *service) (node *stack.Rabbit) {
 		c.t.Fatalf("%s has not connected", s.name)
 	}
 	return node
-}
-
-// goneOn waits until events are done that were published after the fault. It
-// returns how long that took, and for how long nothing was begun before that.
-func (c *cluster) goneOn(fault time.Time) (took, silence time.Duration) {
-	c.t.Helper()
-	fresh := c.fresh()
-	done := func(p post) bool {
-		n, err := strconv.Atoi(strings.TrimPrefix(p.id, "w"))
-		return err == nil && n >= fresh && p.status/100 == 2
-	}
-	c.sink.wait(c.t, "an event published after the fault", func(posts []post) bool {
-		return slices.ContainsFunc(posts, done)
-	})
-	posts := c.sink.all()
-	at := posts[slices.IndexFunc(posts, done)].began
-	return at.Sub(fault), longestSilence(posts, fault, at)
-}
-
-// longestSilence returns the longest time, of that between two instants, in
-// which no work was begun.
-func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
-	begins := []time.Time{from, to}
-	for _, p := range posts {
-		if p.began.After(from) && p.began.Before(to) {
-			begins = append(begins, p.began)
-		}
-	}
-	slices.SortFunc(begins, time.Time.Compare)
-	for i, at := range begins[1:] {
-		longest = max(longest, at.Sub(begins[i]))
-	}
-	return longest
 }
 
 // goesOnWithin is how soon new events must be done after a server was killed,

@@ -34,20 +34,24 @@ func newEnv(t *testing.T) *env {
 	return newEnvOn(t, shared.rabbit.URL(), shared.etcd)
 }
 
-func newEnvOn(t testing.TB, amqpURL string, etcd *stack.Etcd) *env {
+func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 	t.Helper()
+	var endpoints []string
+	for _, member := range etcd {
+		endpoints = append(endpoints, member.Endpoint())
+	}
 	statsd, err := stack.StartStatsd()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { statsd.Close() })
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint()}, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
 	e := &env{
-		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdAt: etcd.Endpoint(),
+		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdAt: strings.Join(endpoints, ","),
 		statsd: statsd, etcd: client,
 	}
 	e.clear()
@@ -211,39 +215,6 @@ func (e *env) waitCounts(want map[string]int64) {
 	})
 	if err != nil {
 		e.t.Fatalf("counters are %v, want %v", e.statsd.Counts(), want)
-	}
-}
-
-// records returns the values in etcd by id, of a role.
-func (e *env) records(role string) map[string]string {
-	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	resp, err := e.etcd.Get(ctx, "/service/"+role+"/", clientv3.WithPrefix())
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	records := make(map[string]string, len(resp.Kvs))
-	for _, kv := range resp.Kvs {
-		id := string(kv.Key[len("/service/"+role+"/xx/"):])
-		records[id] = string(kv.Value)
-	}
-	return records
-}
-
-// wantAllDone checks that n ids are done and none is claimed.
-func (e *env) wantAllDone(role string, n int) {
-	e.t.Helper()
-	done, other := 0, []string(nil)
-	for id, value := range e.records(role) {
-		if strings.HasPrefix(value, "done ") {
-			done++
-		} else {
-			other = append(other, id+": "+value)
-		}
-	}
-	if done != n || len(other) > 0 {
-		e.t.Errorf("%s: %d ids are done, want %d; not done: %.300q", role, done, n, other)
 	}
 }
 

@@ -80,7 +80,13 @@ func TestQueueDeleted(t *testing.T) {
 // Under an alarm the broker stops reading from connections that publish. The
 // acknowledgements of good events must not be behind a dead letter.
 func TestAlarm(t *testing.T) {
-	w := newWorld(t)
+	hold := make(chan struct{})
+	w := newWorldWith(t, stack.EtcdOptions{}, func(p post) int {
+		if strings.HasPrefix(p.id, "b") {
+			<-hold
+		}
+		return http.StatusOK
+	})
 	ctx := t.Context()
 	w.publishBodies(orders("a", 500)...)
 	w.publishBodies("poison 0") // so that the dead letters' connection is known to publish
@@ -90,8 +96,6 @@ func TestAlarm(t *testing.T) {
 		}
 		return nil
 	})
-	hold := make(chan struct{})
-	w.sink.answer = func(post) int { <-hold; return http.StatusOK }
 	w.publishBodies(append(orders("b", 100), "poison 1", "poison 2")...)
 	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
 		t.Fatal(err)
@@ -181,8 +185,8 @@ func TestEtcdFaults(t *testing.T) {
 	// One line when it goes and one when it comes back, not one a message. An
 	// outage that is shorter than a call's first deadline is only noticed by a
 	// call that it breaks: calls that begin meanwhile wait for it to pass.
-	w.wantLog(2, 2*len(faults), "etcd is away")
-	w.wantLog(2, 2*len(faults), "etcd is back")
+	w.wantLog(2, 2*len(faults), "etcd is unreachable")
+	w.wantLog(2, 2*len(faults), "etcd is reachable again")
 }
 
 // An etcd that answers after seconds is slow, and not away: with the default
@@ -195,8 +199,8 @@ func TestSlowEtcd(t *testing.T) {
 	w.progress(60)
 	w.toEtcd.heal()
 	w.settle()
-	w.wantLog(0, 0, "claim session lost")
-	w.wantLog(0, 0, "etcd is away")
+	w.wantLog(0, 0, "session lost")
+	w.wantLog(0, 0, "etcd is unreachable")
 }
 
 // A full etcd is an outage that somebody has to end.
@@ -213,8 +217,9 @@ func TestEtcdFull(t *testing.T) {
 		}
 	}
 	for _, s := range w.replicas {
-		s.waitLog("etcd is away", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
+		s.waitLog("etcd refuses a call", "database space exceeded", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
 	}
+	<-time.After(2 * time.Second) // writes are tried again, and that is not said again
 	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
 	if err != nil {
 		t.Fatal(err)
@@ -235,6 +240,8 @@ func TestEtcdFull(t *testing.T) {
 		t.Errorf("work goes on %v after the disarm", took)
 	}
 	w.settle()
+	w.wantLog(1, 1, "etcd refuses a call")
+	w.wantLog(1, 1, "etcd accepts calls again")
 }
 
 // While the webhook's host is away events wait, claimed and unacknowledged, and
@@ -251,14 +258,14 @@ func TestWebhookAway(t *testing.T) {
 	w.progress(50)
 	away.Store(true)
 	for _, s := range w.replicas {
-		s.waitLog("the webhook is away")
+		s.waitLog("the webhook is unreachable")
 	}
 	w.progress(300) // tries, all in vain
 	away.Store(false)
 	w.progress(100)
 	w.settle()
-	w.wantLog(1, 1, "the webhook is away")
-	w.wantLog(1, 1, "the webhook is back")
+	w.wantLog(1, 1, "the webhook is unreachable")
+	w.wantLog(1, 1, "the webhook is reachable again")
 	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {
 		t.Errorf("%d events failed", n)
 	}

@@ -75,7 +75,7 @@ func (s *service) waitReady(notReady ...string) {
 // server, even when nothing is to do, and when the service stops.
 func TestHealth(t *testing.T) {
 	b := newBrink(t)
-	b.fillRecords(256)
+	b.must(fillRecords(deadline(t), b.etcd, 12000, 1)) // a few pages
 	hang, began := newHang(t)
 	b.toRabbit.cut()
 	b.toEtcd.delay(150)
@@ -113,10 +113,11 @@ func TestStats(t *testing.T) {
 	s.waitReady()
 	b.publishBodies(append(orders("s", 20), orders("s", 20)...)...)
 	b.publishBodies("poison", `{"type":"other","id":"1"}`)
-	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1, "orders_in_flight": 0}
+	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1, "orders_in_flight": 0, statRemembered: 20}
 	eventually(t, "the counters", func() error {
 		var got map[string]int64
 		get(t, s.healthAt()+"/stats", &got)
+		delete(got, statReach) // see TestFlood
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			return fmt.Errorf("%v, want %v", got, want)
 		}
@@ -135,11 +136,26 @@ func TestStats(t *testing.T) {
 // How long work and claims take, and how many events are in flight.
 func TestTimers(t *testing.T) {
 	b := newBrink(t)
-	release := make(chan struct{})
-	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
-	s.waitLog("msg=consuming")
+	began, release := make(chan struct{}, 3), make(chan struct{})
+	sink := newSink(t, func(post) int {
+		began <- struct{}{}
+		<-release
+		return http.StatusOK
+	})
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
 	b.publishBodies(orders("t", 3)...)
+	inFlight := func(want int64) {
+		t.Helper()
+		eventually(t, "the events in flight", func() error {
+			var stats map[string]int64
+			get(t, s.healthAt()+"/stats", &stats)
+			if got := stats["orders_in_flight"]; got != want {
+				return fmt.Errorf("%d, want %d", got, want)
+			}
+			return nil
+		})
+	}
 	last := func(name string, ok func(v float64) bool) {
 		t.Helper()
 		eventually(t, name, func() error {
@@ -149,11 +165,17 @@ func TestTimers(t *testing.T) {
 			return nil
 		})
 	}
-	last("orders_in_flight", func(v float64) bool { return v == 3 })
-	<-time.After(100 * time.Millisecond)
+	inFlight(3)
+	for range 3 {
+		<-began
+	}
+	<-time.After(100 * time.Millisecond) // the work takes that long at least
 	close(release)
-	last("orders_in_flight", func(v float64) bool { return v == 0 })
+	inFlight(0)
 	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
 	last("orders_claim", func(ms float64) bool { return ms > 0 && ms < 60_000 })
+	if v, seen := b.statsd.Last("orders_in_flight"); seen {
+		t.Errorf("statsd is told a gauge, which replicas would overwrite: %v", v)
+	}
 	s.stop()
 }

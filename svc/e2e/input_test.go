@@ -174,10 +174,10 @@ func TestOddIDs(t *testing.T) {
 	e.publishBodies(bodies...)
 	n := int64(len(ids))
 	e.waitCounts(map[string]int64{"orders_new_order_ok": n, "orders_new_order_skipped": n})
-	e.wantAllDone("orders", len(ids))
-	records := e.records("orders")
+	eventually(t, "everything done", func() error { return e.settled("orders", len(ids)) })
+	done := e.keys("orders").done()
 	for _, id := range ids {
-		if !strings.HasPrefix(records[id], "done ") {
+		if !done[id] {
 			t.Errorf("there is no record of %q", id)
 		}
 	}
@@ -335,7 +335,7 @@ func TestUnreadableHead(t *testing.T) {
 	s.waitLog("msg=processed", "id=before")
 	publish(amqp.Publishing{Headers: amqp.Table{"odd": int16(7)}, Body: []byte(`{"type":"new_order","id":"odd"}`), DeliveryMode: amqp.Persistent})
 	publish(plumber(`{"type":"new_order","id":"behind"}`))
-	s.waitLogs(5, "no connection to the broker", "head of the queue cannot be read", "remove it", "next try in")
+	s.waitLogs(5, "no connection to the broker", "head of the queue cannot be read", "remove it", "retry_in=")
 	began, cpu := s.log.count("no connection to the broker"), s.cpu()
 	<-time.After(3 * time.Second)
 	if tries, used := s.log.count("no connection to the broker")-began, s.cpu()-cpu; tries > 4 || used > time.Second/2 {
@@ -425,8 +425,7 @@ func TestAttempts(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := newEnv(t)
-			e.topology("orders")
+			e := newBrink(t)
 			var mended atomic.Bool
 			release := make(chan struct{})
 			sink := newSink(t, func(p post) int {
@@ -455,8 +454,8 @@ func TestAttempts(t *testing.T) {
 				return nil
 			})
 			eventually(t, "a released claim", func() error {
-				if value, ok := e.records("orders")["bad0"]; ok {
-					return fmt.Errorf("it is %s", value)
+				if keys := e.keys("orders"); keys.done()["bad0"] || keys.claimed()["bad0"] {
+					return errNotYet
 				}
 				return nil
 			})
@@ -482,8 +481,7 @@ func TestRetryAfter(t *testing.T) {
 	const asked = 2 * time.Second
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
-			e := newEnv(t)
-			e.topology("orders")
+			e := newBrink(t)
 			var mu sync.Mutex
 			var at []time.Time
 			var attempts []string

@@ -17,7 +17,7 @@ func TestLateBroker(t *testing.T) {
 	b.publishBodies(orders("late", 3)...)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true")
-	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "next try in")
+	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "retry_in=")
 	s.alive()
 	tries := s.log.count("level=WARN")
 	b.toRabbit.mend()
@@ -63,7 +63,7 @@ func TestLateEtcd(t *testing.T) {
 			b.publishBodies(orders("late", 3)...)
 			tt.begin(b)
 			s := b.start("orders", "ENABLE_ETCD=true")
-			s.waitLog("level=WARN", "etcd is away")
+			s.waitLog("level=WARN", "etcd is unreachable")
 			cpu := s.cpu()
 			<-time.After(3 * time.Second)
 			if used := s.cpu() - cpu; used > 300*time.Millisecond {
@@ -81,7 +81,7 @@ func TestLateEtcd(t *testing.T) {
 				t.Errorf("it consumes %v after etcd came", took)
 			}
 			s.waitLogs(3, "msg=processed")
-			if away, back := s.log.count("etcd is away"), s.log.count("etcd is back"); away != 1 || back != 1 {
+			if away, back := s.log.count("etcd is unreachable"), s.log.count("etcd is reachable again"); away != 1 || back != 1 {
 				t.Errorf("etcd is said to be away %d times and back %d times", away, back)
 			}
 			t.Logf("consuming %v after etcd came", took.Round(time.Millisecond))
@@ -98,7 +98,7 @@ func TestNoEtcdNeeded(t *testing.T) {
 	e.publishBodies(`{"type":"new_order"}`)
 	s.waitLog("msg=processed")
 	s.stop()
-	if n := s.log.count("etcd is away"); n > 0 {
+	if n := s.log.count("etcd is unreachable"); n > 0 {
 		t.Error("it looks for etcd")
 	}
 }
@@ -112,7 +112,7 @@ func TestLateEverything(t *testing.T) {
 	addr := b.statsd.Addr()
 	b.statsd.Close()
 	s := b.start("orders", "ENABLE_ETCD=true")
-	s.waitLog("etcd is away")
+	s.waitLog("etcd is unreachable")
 	b.toEtcd.mend()
 	s.waitLog(`msg="cache warmed"`)
 	s.waitLogs(2, "no connection to the broker")
@@ -171,16 +171,15 @@ func TestLateStatsd(t *testing.T) {
 // A statsd whose name nobody knows never hinders the work, nor the stop.
 func TestUnresolvableStatsd(t *testing.T) {
 	const ids = 2000
-	e := newEnv(t)
-	e.topology("orders")
+	e := newBrink(t)
 	e.publishBodies(orders("u", ids)...)
 	s := e.start("orders", "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125")
 	began := time.Now()
 	s.waitLogs(ids, "msg=processed")
 	took := time.Since(began)
-	s.waitLog("level=WARN", "statsd is away", "STATSD_ADDR")
+	s.waitLog("level=WARN", "statsd is unreachable", "STATSD_ADDR")
 	<-time.After(6 * time.Second) // it is looked up again, and that is not said again
-	if n := s.log.count("statsd is away"); n != 1 {
+	if n := s.log.count("statsd is unreachable"); n != 1 {
 		t.Errorf("the log says so %d times", n)
 	}
 	t.Logf("%d events in %v, stopped in %v", ids, took.Round(time.Millisecond), s.stopWithin(syscall.SIGTERM, 2*time.Second).Round(time.Millisecond))
@@ -207,8 +206,8 @@ func TestCompaction(t *testing.T) {
 	}
 	w.progress(100)
 	w.settle()
-	w.wantLog(0, 0, "claim session lost")
-	w.wantLog(0, 0, "etcd is away")
+	w.wantLog(0, 0, "session lost")
+	w.wantLog(0, 0, "etcd is unreachable")
 }
 
 // With users in etcd every call carries a token, which expires, and which a

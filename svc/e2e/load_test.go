@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,7 +23,8 @@ type world struct {
 	*env
 	rabbit            *stack.Rabbit
 	brokers           []string // where events are published, tried in turn
-	etcdServer        *stack.Etcd
+	members           []*stack.Etcd
+	etcdServer        *stack.Etcd // the member, if there is one only
 	toRabbit, toEtcd  *proxy
 	sink              *sink
 	replicas          []*service
@@ -44,25 +47,46 @@ func newWorld(t *testing.T, vars ...string) *world {
 
 func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars ...string) *world {
 	t.Helper()
+	return newWorldOn(t, startMembers(t, 1, o), answer, vars...)
+}
+
+// startMembers starts an etcd of n members for a test, which is parallel from
+// here on.
+func startMembers(t *testing.T, n int, o stack.EtcdOptions) []*stack.Etcd {
+	t.Helper()
 	t.Parallel() // it shares nothing
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	dir := t.TempDir()
-	etcd, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), o)
+	return startEtcdMembers(t, n, o)
+}
+
+func startEtcdMembers(t testing.TB, n int, o stack.EtcdOptions) []*stack.Etcd {
+	t.Helper()
+	members, err := stack.StartEtcdCluster(deadline(t), t.TempDir(), n, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { etcd.Close() })
-	rabbit, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbit"), stack.RabbitOptions{})
+	for _, m := range members {
+		t.Cleanup(func() { m.Close() })
+	}
+	return members
+}
+
+// newWorldOn makes a world with that etcd. The way to several members is direct.
+func newWorldOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *world {
+	t.Helper()
+	rabbit, err := stack.StartRabbit(deadline(t), filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rabbit.Close() })
 
-	w := &world{env: newEnvOn(t, rabbit.URL(), etcd), rabbit: rabbit, brokers: []string{rabbit.URL()}, etcdServer: etcd, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
+	w := &world{env: newEnvOn(t, rabbit.URL(), members...), rabbit: rabbit, brokers: []string{rabbit.URL()}, members: members, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
 	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
-	w.toEtcd = newProxy(t, etcd.Endpoint())
-	w.amqpURL, w.etcdAt = "amqp://guest:guest@"+w.toRabbit.Listen+"/", w.toEtcd.Listen
+	w.amqpURL = "amqp://guest:guest@" + w.toRabbit.Listen + "/"
+	if len(members) == 1 {
+		w.etcdServer = members[0]
+		w.toEtcd = newProxy(t, members[0].Endpoint())
+		w.etcdAt = w.toEtcd.Listen
+	}
 	if answer == nil {
 		answer = func(post) int {
 			<-time.After(2 * time.Millisecond)
@@ -211,6 +235,64 @@ func (w *world) underWay() int {
 		}
 	}
 	return n
+}
+
+// etcdLeader returns the member that leads, once there is one that all others
+// follow.
+func (w *world) etcdLeader() (leader *stack.Etcd) {
+	w.t.Helper()
+	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	defer cancel()
+	eventually(w.t, "a leader of etcd", func() error {
+		leaders := make(map[uint64]bool)
+		for _, m := range w.members {
+			status, err := w.etcd.Status(ctx, m.Endpoint())
+			if err != nil {
+				return err
+			}
+			if leaders[status.Leader] = true; status.Leader == status.Header.MemberId {
+				leader = m
+			}
+		}
+		if len(leaders) != 1 || leaders[0] {
+			return fmt.Errorf("members follow %v", leaders)
+		}
+		return nil
+	})
+	return leader
+}
+
+// goneOn waits until events are done that were published after the fault. It
+// returns how long that took, and for how long nothing was begun before that.
+func (w *world) goneOn(fault time.Time) (took, silence time.Duration) {
+	w.t.Helper()
+	fresh := w.fresh()
+	done := func(p post) bool {
+		n, err := strconv.Atoi(strings.TrimPrefix(p.id, "w"))
+		return err == nil && n >= fresh && p.status/100 == 2
+	}
+	w.sink.wait(w.t, "an event published after the fault", func(posts []post) bool {
+		return slices.ContainsFunc(posts, done)
+	})
+	posts := w.sink.all()
+	at := posts[slices.IndexFunc(posts, done)].began
+	return at.Sub(fault), longestSilence(posts, fault, at)
+}
+
+// longestSilence returns the longest time, of that between two instants, in
+// which no work was begun.
+func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
+	begins := []time.Time{from, to}
+	for _, p := range posts {
+		if p.began.After(from) && p.began.Before(to) {
+			begins = append(begins, p.began)
+		}
+	}
+	slices.SortFunc(begins, time.Time.Compare)
+	for i, at := range begins[1:] {
+		longest = max(longest, at.Sub(begins[i]))
+	}
+	return longest
 }
 
 // wantLog checks that the log of each replica has a number of such lines.

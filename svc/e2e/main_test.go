@@ -26,8 +26,8 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	// The tests wait more than they work: four at once, unless told otherwise.
-	flag.Set("test.parallel", "4")
+	// The tests wait more than they work: six at once, unless told otherwise.
+	flag.Set("test.parallel", "6")
 	flag.Parse()
 	os.Exit(run(m))
 }

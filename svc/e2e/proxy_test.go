@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
@@ -13,13 +16,13 @@ import (
 
 // proxy is a network between the services and a server, which can be broken.
 type proxy struct {
-	t *testing.T
+	t testing.TB
 	*toxiproxy.Proxy
 }
 
 // newProxy listens on a port that stays its own while it is cut, and forwards to
 // upstream, host:port.
-func newProxy(t *testing.T, upstream string) *proxy {
+func newProxy(t testing.TB, upstream string) *proxy {
 	t.Helper()
 	port, err := stack.ReservePort()
 	if err != nil {
@@ -44,7 +47,19 @@ func (p *proxy) must(err error) {
 
 // cut closes all connections and refuses new ones, until mend.
 func (p *proxy) cut()  { p.Stop() }
-func (p *proxy) mend() { p.t.Helper(); p.must(p.Start()) }
+func (p *proxy) mend() { p.t.Helper(); p.must(p.reopen()) }
+
+// reopen listens again. A process that another test was just starting when the
+// port was closed still holds it, until it has become that program.
+func (p *proxy) reopen() (err error) {
+	for range 100 {
+		if err = p.Start(); !errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+	return err
+}
 
 // swallow lets every packet in both directions vanish, until heal.
 func (p *proxy) swallow() {

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -54,21 +53,27 @@ func TestCrashes(t *testing.T) {
 	const ids, copies, crashes = 8000, 2, 8
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, nil)
+	sink := newSink(t, func(post) int {
+		<-time.After(5 * time.Millisecond) // so that there is work to do until the last crash
+		return http.StatusOK
+	})
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
 	start := func() *service { return e.start("orders", vars...) }
-	replicas := []*service{start(), start()}
 	var bodies []string
 	for range copies {
 		bodies = append(bodies, orders("c", ids)...)
 	}
 	e.publishBodies(bodies...)
+	replicas := []*service{start(), start()}
 	for crash := range crashes {
 		goal := (crash + 1) * ids / (crashes + 2)
 		sink.wait(t, fmt.Sprintf("%d posts", goal), func(posts []post) bool { return len(posts) >= goal })
 		victim := crash % len(replicas)
 		replicas[victim].kill()
 		replicas[victim] = start()
+	}
+	if len(e.keys("orders").claims) == 0 {
+		t.Error("no crash has left a claim")
 	}
 	eventually(t, "an empty queue and no claim", func() error { return e.settled("orders", ids) })
 	for _, s := range replicas {
@@ -87,30 +92,10 @@ func TestCrashes(t *testing.T) {
 	e.wantAllDone("orders", ids)
 }
 
-// settled reports what is missing until n ids are done, none claimed, and the
-// queue is empty.
-func (e *env) settled(role string, n int) error {
-	done := 0
-	for id, value := range e.records(role) {
-		if !strings.HasPrefix(value, "done ") {
-			return fmt.Errorf("id %s is %q", id, value)
-		}
-		done++
-	}
-	if done != n {
-		return fmt.Errorf("%d of %d ids are done", done, n)
-	}
-	if depth := e.depth(role + "-queue"); depth != 0 {
-		return fmt.Errorf("%d messages wait", depth)
-	}
-	return nil
-}
-
 // A handler that is slower than CLAIM_TTL keeps its claim, and another replica
 // waits for it.
 func TestSlowHandler(t *testing.T) {
-	e := newEnv(t)
-	e.topology("orders")
+	e := newBrink(t)
 	release := make(chan struct{})
 	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s"}
@@ -131,8 +116,7 @@ func TestSlowHandler(t *testing.T) {
 
 // A crashed process's claim is free after CLAIM_TTL, and not before.
 func TestClaimOutlivesCrash(t *testing.T) {
-	e := newEnv(t)
-	e.topology("orders")
+	e := newBrink(t)
 	var mu sync.Mutex
 	first := true
 	hang := make(chan struct{})
@@ -153,7 +137,7 @@ func TestClaimOutlivesCrash(t *testing.T) {
 	a.waitLog("msg=consuming")
 	e.publishBodies(orders("x", 1)...)
 	eventually(t, "a claim", func() error {
-		if !strings.HasPrefix(e.records("orders")["x0"], "claimed ") {
+		if !e.keys("orders").claimed()["x0"] {
 			return errNotYet
 		}
 		return nil
@@ -185,10 +169,8 @@ func TestCleanStop(t *testing.T) {
 		s.waitLogs(min(left, 300), "msg=processed")
 		s.stop()
 		left -= s.log.count("msg=processed")
-		for id, value := range e.records("orders") {
-			if strings.HasPrefix(value, "claimed ") {
-				t.Fatalf("the claim of %s is left behind", id)
-			}
+		if claimed := e.keys("orders").claimed(); len(claimed) > 0 {
+			t.Fatalf("claims are left behind: %v", claimed)
 		}
 	}
 	if n := len(sink.all()); n != ids {

@@ -1,11 +1,9 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"net/http"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +12,6 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/stack"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // brink is an env whose ways to the servers can be broken. The broker is the
@@ -33,14 +30,7 @@ func newBrink(t *testing.T) *brink {
 
 func newBrinkWith(t *testing.T, o stack.EtcdOptions) *brink {
 	t.Helper()
-	t.Parallel() // it shares nothing that it breaks
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	etcd, err := stack.StartEtcd(ctx, filepath.Join(t.TempDir(), "etcd"), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { etcd.Close() })
+	etcd := startMembers(t, 1, o)[0]
 	vhost := newVhost(t)
 	b := &brink{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
 	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
@@ -101,19 +91,6 @@ func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Durati
 	}
 	s.waitLog("msg=stopped")
 	return took
-}
-
-// states returns how many ids are done, and how many claimed.
-func (e *env) states(role string) (done, claimed int) {
-	e.t.Helper()
-	for _, value := range e.records(role) {
-		if strings.HasPrefix(value, "done ") {
-			done++
-		} else {
-			claimed++
-		}
-	}
-	return done, claimed
 }
 
 // workers counts the posts that are being answered. Each takes a while.
@@ -196,8 +173,8 @@ func TestStopDuringOutage(t *testing.T) {
 		noticed    string // what the log says when it is noticed; none: it is not, for long
 		noEtcd     bool
 	}{
-		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is away", true},
-		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is away", true},
+		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is unreachable", true},
+		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
 		"etcd frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, "", true},
 		"etcd's packets swallowed": {
 			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.mend() }, "", true},
@@ -232,7 +209,8 @@ func TestStopDuringOutage(t *testing.T) {
 			b.toEtcd.Stop() // whatever was still on its way is gone
 			b.toEtcd.mend()
 
-			done, claims := b.states("orders")
+			keys := b.keys("orders")
+			done, claims := len(keys.done()), len(keys.claimed())
 			unrecorded := len(sink.work()) - done
 			if !tt.noEtcd && (claims > 0 || unrecorded != 0) {
 				t.Errorf("etcd was there, but %d claims are left, %d done ids are not recorded", claims, unrecorded)
@@ -310,13 +288,13 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "no connection to the broker"},
 		"silent broker":         {nil, "AMQP_URL", ""},
 		"silent broker, etcd":   {[]string{"ENABLE_ETCD=true"}, "AMQP_URL", ""},
-		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is away"},
-		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is away"},
+		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
+		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
 		"silent etcd":           {[]string{"ENABLE_ETCD=true"}, "ETCD_ENDPOINTS", ""},
 		"no etcd with users":    {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "", "msg=starting"},
 		"silent etcd with users": {
 			[]string{"ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "ETCD_ENDPOINTS", ""},
-		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is away"},
+		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is unreachable"},
 	}
 	for name, tt := range tests {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -358,25 +336,25 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 
 // A stop while the cache is warmed.
 func TestStopDuringWarmup(t *testing.T) {
-	const ids = 12000
+	const ids = 32000 // seven pages
 	b := newBrink(t)
-	b.fillRecords(ids)
+	b.must(fillRecords(deadline(t), b.etcd, ids, 1))
 	slowly := func(t *testing.T) string {
 		p := newProxy(t, b.etcdServer.Endpoint())
-		p.delay(300)
+		p.delay(900) // each page
 		return p.Listen
 	}
 	t.Run("slow", func(t *testing.T) {
 		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="warming the cache"`) // that is said when it takes long
+		s.waitLog(`msg="reading the processed ids"`) // that is said when it takes long
 		t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 		if s.log.count("cache warmed")+s.log.count("msg=consuming") > 0 {
 			t.Error("the warm-up was over")
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
-		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="warming the cache"`)
+		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String(), "HEALTH_ADDR=127.0.0.1:0")
+		s.waitReady("broker", "consumer", "cache") // etcd has answered
 		b.etcdServer.Pause()
 		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
 		b.etcdServer.Resume()
@@ -385,23 +363,6 @@ func TestStopDuringWarmup(t *testing.T) {
 	s := b.start("orders", "ENABLE_ETCD=true")
 	s.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", ids))
 	s.stop()
-}
-
-// fillRecords writes n done ids into etcd, in all shards.
-func (e *env) fillRecords(n int) {
-	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	var ops []clientv3.Op
-	for i := range n {
-		ops = append(ops, clientv3.OpPut(fmt.Sprintf("/service/orders/%02x/old%d", i%256, i), "done 1"))
-		if len(ops) == 120 || i == n-1 {
-			if _, err := e.etcd.Txn(ctx).Then(ops...).Commit(); err != nil {
-				e.t.Fatal(err)
-			}
-			ops = ops[:0]
-		}
-	}
 }
 
 // newHang returns a webhook that answers nothing until the end of the test, and

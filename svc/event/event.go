@@ -1,6 +1,7 @@
-// Package event reads the one thing that every role agrees on: an event is a
-// JSON object with a type, which says what happened, and an id, which says
-// whether it has happened before.
+// Package event parses message bodies. An event is a JSON object with a type and
+// an id; its other fields belong to the handlers:
+//
+//	{"type": "new_order", "id": "123", "total": 42}
 package event
 
 import (
@@ -23,16 +24,16 @@ type Event struct {
 	Body []byte // as published, not copied
 }
 
-// ErrNoID says that a body is an event in every other way. Whoever keeps no
-// record of ids can process it all the same: Parse returns the Event with it.
+// ErrNoID is returned together with the Event: a service that does not check ids
+// can process it.
 var ErrNoID = errors.New(`"id" is missing: nothing could tell this event from another`)
 
-// Parse reads body as an event. Every error means that the body is malformed
-// and will be for ever; ErrNoID alone comes with a usable Event.
+// Parse parses body. An error means that the body is malformed; only with ErrNoID
+// is the Event valid.
 //
-// It is stricter than encoding/json where two readers might see two different
-// ids in one body: names are exact, "type" and "id" are given once, and text
-// that is not Unicode is refused instead of being replaced.
+// Parse is stricter than encoding/json where two readers of a body could see two
+// different ids: names match exactly, "type" and "id" may be given only once, and
+// text that is not Unicode is an error instead of being replaced.
 func Parse(body []byte) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("body is not valid UTF-8")
@@ -47,9 +48,9 @@ func Parse(body []byte) (Event, error) {
 	gjson.ParseBytes(body).ForEach(func(name, value gjson.Result) bool {
 		switch name.Str {
 		case "type":
-			typ.see(value)
+			typ.add(value)
 		case "id":
-			id.see(value)
+			id.add(value)
 		}
 		return true
 	})
@@ -58,7 +59,7 @@ func Parse(body []byte) (Event, error) {
 	}
 	e := Event{Type: typ.value.Str, ID: id.value.Str, Body: body}
 	switch err := id.check("id"); {
-	case id.seen == 0:
+	case id.count == 0:
 		return e, ErrNoID
 	case err != nil:
 		return Event{}, err
@@ -70,10 +71,10 @@ func Parse(body []byte) (Event, error) {
 	return e, nil
 }
 
-// valid checks what gjson takes for granted.
+// valid reports what gjson does not check: the syntax, and that body is an object.
 func valid(body []byte) error {
 	if !json.Valid(body) {
-		return json.Unmarshal(body, &json.RawMessage{}) // says where and why
+		return json.Unmarshal(body, &json.RawMessage{}) // the error names the offset
 	}
 	if bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
 		return errors.New("not an object")
@@ -81,22 +82,22 @@ func valid(body []byte) error {
 	return nil
 }
 
-// field is a name of an object that may be given once, with a string.
+// field is a member of an object that may be given once and must be a string.
 type field struct {
 	value gjson.Result
-	seen  int
+	count int
 }
 
-func (f *field) see(value gjson.Result) {
+func (f *field) add(value gjson.Result) {
 	f.value = value
-	f.seen++
+	f.count++
 }
 
 func (f *field) check(name string) error {
 	switch {
-	case f.seen == 0:
+	case f.count == 0:
 		return fmt.Errorf("%q is missing", name)
-	case f.seen > 1:
+	case f.count > 1:
 		return fmt.Errorf("%q is given twice", name)
 	case f.value.Type != gjson.String:
 		return fmt.Errorf("%q is not a string", name)
@@ -104,9 +105,9 @@ func (f *field) check(name string) error {
 	return nil
 }
 
-// loneSurrogate reports whether valid JSON has half of a UTF-16 pair in an
-// escape. encoding/json reads every such half as U+FFFD, so that two ids that
-// differ would become one.
+// loneSurrogate reports whether valid JSON contains an escaped half of a UTF-16
+// pair. encoding/json reads each such half as U+FFFD, which would make two
+// different ids equal.
 func loneSurrogate(body []byte) bool {
 	for i := bytes.IndexByte(body, '\\'); i >= 0 && i < len(body); {
 		switch {

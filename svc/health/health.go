@@ -1,5 +1,5 @@
-// Package health says over HTTP how the service is: whether it lives, whether
-// it is ready, and what it has counted.
+// Package health answers over HTTP whether the service is alive, whether it is
+// ready, and what it has counted.
 package health
 
 import (
@@ -10,33 +10,33 @@ import (
 	"time"
 )
 
-// Board is the state of the parts that the service needs. It is ready when all
-// of them are.
-type Board struct {
+// Status holds the state of the parts that the service needs. The service is ready
+// when all of them are.
+type Status struct {
 	mu    sync.Mutex
 	parts map[string]*part
 	since time.Time // when it became ready, or stopped being so
 }
 
 type part struct {
-	err   error // nil: it is well
+	err   error // nil: ready
 	since time.Time
 }
 
-// errStarting is the state of a part that nobody has told of yet.
+// errStarting is the state of a part until Set is called for it.
 var errStarting = errors.New("starting")
 
-// NewBoard returns a board on which no part is ready yet.
-func NewBoard(parts ...string) *Board {
-	b := &Board{parts: make(map[string]*part), since: time.Now()}
+// NewStatus returns a Status with no part ready yet.
+func NewStatus(parts ...string) *Status {
+	b := &Status{parts: make(map[string]*part), since: time.Now()}
 	for _, name := range parts {
 		b.parts[name] = &part{err: errStarting, since: b.since}
 	}
 	return b
 }
 
-// Set notes the state of a part: nil, or what is wrong with it.
-func (b *Board) Set(name string, err error) {
+// Set sets the state of a part: nil if it is ready, otherwise the reason.
+func (b *Status) Set(name string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	was, p := b.ready(), b.parts[name]
@@ -49,7 +49,7 @@ func (b *Board) Set(name string, err error) {
 	}
 }
 
-func (b *Board) ready() bool {
+func (b *Status) ready() bool {
 	for _, p := range b.parts {
 		if p.err != nil {
 			return false
@@ -63,9 +63,9 @@ const (
 	probeTimeout = time.Second
 )
 
-// Probe asks a server now and then how it is, until ctx ends: an idle service
-// would not notice otherwise that one has gone.
-func (b *Board) Probe(ctx context.Context, name string, ask func(context.Context) error) {
+// Probe asks a server every second, until ctx ends, and sets its part: otherwise an
+// idle service would not notice that the server is unreachable.
+func (b *Status) Probe(ctx context.Context, name string, ask func(context.Context) error) {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
 	for {
@@ -84,7 +84,7 @@ func (b *Board) Probe(ctx context.Context, name string, ask func(context.Context
 	}
 }
 
-// report is what /readyz answers.
+// report is the answer of /readyz.
 type report struct {
 	Ready bool             `json:"ready"`
 	Since time.Time        `json:"since"`
@@ -97,7 +97,7 @@ type state struct {
 	Error string    `json:"error,omitempty"`
 }
 
-func (b *Board) report() report {
+func (b *Status) report() report {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	r := report{Ready: b.ready(), Since: b.since, Parts: make(map[string]state)}
@@ -116,7 +116,7 @@ func (b *Board) report() report {
 //	/healthz  200: the process works
 //	/readyz   200 if every part is ready, else 503; which is not, and since when
 //	/stats    the counters by name, as counted in this process: no packet is lost
-func (b *Board) Handler(stats func() map[string]int64) http.Handler {
+func (b *Status) Handler(stats func() map[string]int64) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Write([]byte("ok\n"))

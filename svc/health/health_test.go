@@ -26,11 +26,11 @@ func ask(t *testing.T, h http.Handler, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// A board is ready when every part is, and says since when each is as it is.
+// A status is ready when every part is, and says since when each is as it is.
 func TestReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		b := NewBoard("broker", "etcd")
+		b := NewStatus("broker", "etcd")
 		h := b.Handler(func() map[string]int64 { return map[string]int64{"orders_new_order_ok": 3} })
 		want := func(code int, ready bool, since time.Duration, errs map[string]string) {
 			t.Helper()
@@ -78,7 +78,7 @@ func TestReady(t *testing.T) {
 // A probe notices within two seconds, whether the server refuses or is silent.
 func TestProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := NewBoard("etcd")
+		b := NewStatus("etcd")
 		ctx, cancel := context.WithCancel(t.Context())
 		var silent atomic.Bool
 		ended := make(chan struct{})

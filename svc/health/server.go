@@ -18,10 +18,10 @@ func Serve(addr string, handler http.Handler, log *slog.Logger) (stop func(), er
 	if err != nil {
 		return nil, fmt.Errorf("listen at HEALTH_ADDR: %w", err)
 	}
-	log.Info("health served", "at", listener.Addr())
+	log.Info("health served", "at", listener.Addr().String())
 	server := &http.Server{
 		Handler: handler,
-		// A stranger who asks slowly, or asks for much, costs little.
+		// Slow and large requests cost little.
 		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: time.Minute,
 		MaxHeaderBytes: 8 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -46,5 +46,5 @@ func answer(w http.ResponseWriter, status int, body any) {
 	w.WriteHeader(status)
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	enc.Encode(body) // whoever asked may have gone
+	enc.Encode(body) // the client may be gone
 }

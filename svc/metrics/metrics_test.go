@@ -108,7 +108,7 @@ func (s *sink) expect(want map[string]int64) {
 
 var names = []string{"new_order_ok", "malformed", "ignored"}
 
-func report(t *testing.T, addr string) *Meters {
+func report(t *testing.T, addr string) *Recorder {
 	return Report(addr, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
@@ -229,8 +229,8 @@ func nameServer(host byte) net.Conn {
 	return client
 }
 
-// away is a statsd whose name cannot be resolved.
-const away = "no-such-host.invalid:8125"
+// unresolvable is a statsd whose name cannot be resolved.
+const unresolvable = "no-such-host.invalid:8125"
 
 func TestUnresolvableName(t *testing.T) {
 	var asked sync.Map // when the name server was
@@ -240,7 +240,7 @@ func TestUnresolvableName(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
-		c := Report(away, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
+		c := Report(unresolvable, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 		begin := time.Now()
 		for range 100_000 {
 			c.Count("ignored")
@@ -251,7 +251,7 @@ func TestUnresolvableName(t *testing.T) {
 		<-time.After(time.Hour)
 		synctest.Wait()
 		if n := strings.Count(log.String(), "\n"); n != 1 ||
-			!strings.Contains(log.String(), "statsd is away") || !strings.Contains(log.String(), "STATSD_ADDR") {
+			!strings.Contains(log.String(), "statsd is unreachable") || !strings.Contains(log.String(), "STATSD_ADDR") {
 			t.Errorf("in an hour it logs %d lines, want one:\n%s", n, log.String())
 		}
 		times := 0
@@ -280,7 +280,7 @@ func TestNameServerHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		end := make(chan struct{})
 		hang <- end
-		c := report(t, away)
+		c := report(t, unresolvable)
 		<-time.After(time.Minute)
 		begin := time.Now()
 		for range 100_000 {
@@ -321,7 +321,7 @@ func TestNameIsResolvedLater(t *testing.T) {
 		c.Close()
 		s.rest()
 		s.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 2})
-		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is back") {
+		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is reachable again") {
 			t.Errorf("log:\n%s", log.String())
 		}
 	})
@@ -341,7 +341,7 @@ func TestNameMoves(t *testing.T) {
 		<-time.After(2 * interval)
 		synctest.Wait()
 		host.Store(2)
-		<-time.After(reresolve + interval)
+		<-time.After(reresolve + resend)
 		synctest.Wait()
 		c.Count("ignored")
 		c.Count("malformed")
@@ -349,20 +349,34 @@ func TestNameMoves(t *testing.T) {
 		here.rest()
 		here.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 1})
 		there.rest()
-		there.expect(map[string]int64{"orders_malformed": 1, "orders_ignored": 1})
+		there.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 1, "orders_ignored": 1})
 	})
 }
 
 // statter is a client whose sending can fail.
 type statter struct {
 	statsd.Statter
-	fails  atomic.Bool
+	fails atomic.Bool
+
+	mu     sync.Mutex
 	totals map[string]int64
 	calls  int
 	closed bool
 }
 
+// take returns what has been told since the last time.
+func (s *statter) take() (calls int, totals map[string]int64) {
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	calls, totals = s.calls, s.totals
+	s.calls, s.totals = 0, make(map[string]int64)
+	return calls, totals
+}
+
 func (s *statter) Inc(name string, value int64, rate float32, _ ...statsd.Tag) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.calls++
 	if s.fails.Load() {
 		return errors.New("network is unreachable")
@@ -380,8 +394,8 @@ func (s *statter) Close() error {
 }
 
 // reportTo is Report with a client.
-func reportTo(s *statter) *Meters {
-	c := &Meters{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
+func reportTo(s *statter) *Recorder {
+	c := &Recorder{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
 	for _, name := range names {
 		c.counts[name] = &counter{name: "orders_" + name}
 	}
@@ -394,29 +408,44 @@ func TestReportsRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &statter{totals: make(map[string]int64)}
 		c := reportTo(s)
-		synctest.Wait()
-		if s.calls != len(names) {
-			t.Errorf("%d calls to prime %d counters", s.calls, len(names))
+		if calls, _ := s.take(); calls != len(names) {
+			t.Errorf("%d calls to prime %d counters", calls, len(names))
 		}
-		for range 40 {
+		for range 20 {
 			for range 1000 {
 				c.Count("ignored")
 			}
 			<-time.After(interval)
-			synctest.Wait()
 		}
-		if s.calls > len(names)+41 || s.totals["orders_ignored"] < 39_000 {
-			t.Errorf("%d calls tell statsd of %v", s.calls, s.totals)
+		calls, totals := s.take()
+		if calls > 21+len(names) || totals["orders_ignored"] < 19_000 {
+			t.Errorf("%d calls tell statsd of %v", calls, totals)
 		}
-		calls := s.calls
 		<-time.After(time.Hour)
-		synctest.Wait()
-		if s.calls > calls+1 {
-			t.Errorf("%d calls when nothing is counted", s.calls-calls)
+		if calls, _ := s.take(); calls > len(names)*int(time.Hour/resend+1) {
+			t.Errorf("%d calls when nothing is counted", calls)
 		}
+		c.Count("ignored")
 		c.Close()
-		if s.totals["orders_ignored"] != 40_000 || !s.closed {
-			t.Errorf("at the end statsd knows %v; closed: %v", s.totals, s.closed)
+		if _, totals := s.take(); totals["orders_ignored"] != 1 || !s.closed {
+			t.Errorf("at the end statsd is told %v; closed: %v", totals, s.closed)
+		}
+	})
+}
+
+// A statsd that starts later is told every counter, without an event.
+func TestSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &statter{totals: make(map[string]int64)}
+		c := reportTo(s)
+		defer c.Close()
+		c.Count("ignored")
+		for _, want := range []int64{1, 0, 0} {
+			<-time.After(10*time.Second - interval)
+			_, totals := s.take()
+			if diff := cmp.Diff(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": want}, totals); diff != "" {
+				t.Errorf("in 10 s statsd is told (-want +got):\n%s", diff)
+			}
 		}
 	})
 }
@@ -433,9 +462,9 @@ func TestSendingFails(t *testing.T) {
 		s.fails.Store(false)
 		c.Count("ignored")
 		<-time.After(interval)
-		synctest.Wait()
+		_, totals := s.take()
 		want := map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 2}
-		if diff := cmp.Diff(want, s.totals); diff != "" {
+		if diff := cmp.Diff(want, totals); diff != "" {
 			t.Errorf("statsd's totals (-want +got):\n%s", diff)
 		}
 		c.Close()

@@ -43,23 +43,3 @@ func (t *timer) flush(to statsd.StatSender) {
 		to.TimingDuration(t.name, time.Duration(t.kept[i].Load()), rate) // what cannot be sent is lost
 	}
 }
-
-// gauge is a number that goes up and down.
-type gauge struct {
-	name  string
-	value atomic.Int64
-
-	// The reporter's own.
-	sent   int64
-	primed bool
-}
-
-func (g *gauge) flush(to statsd.StatSender) {
-	value := g.value.Load()
-	if value == g.sent && g.primed {
-		return
-	}
-	if err := to.Gauge(g.name, value, 1); err == nil {
-		g.sent, g.primed = value, true
-	}
-}

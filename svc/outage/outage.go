@@ -1,5 +1,5 @@
-// Package outage tells an outage of a server in two lines of the log, one when
-// it begins and one when it ends, however many calls fail in between.
+// Package outage logs an outage of a server in two lines, one when it begins and
+// one when it ends, however many calls fail in between.
 package outage
 
 import (
@@ -11,65 +11,66 @@ import (
 // Log is the state of one server as its callers see it. The zero value is not
 // usable; its methods may be called by many goroutines at once.
 //
-// They are told when the call began that failed or was answered: one from before
-// the last change says nothing new. Among many calls at once there are always
-// some, and each would have the server away or back for another moment.
+// Callers pass when the call began that failed or was answered, and a call that
+// began before the last change is not logged. Otherwise the last calls from
+// before a change would log the opposite for a moment.
 type Log struct {
 	log       *slog.Logger
 	server    string
 	meanwhile string
 
-	mu      sync.Mutex
-	away    bool
-	changed time.Time // when that was last
-	last    string    // the advice given last
+	mu          sync.Mutex
+	unreachable bool
+	changed     time.Time // the last change of unreachable
+	hint        string    // the last one logged
 }
 
-// New returns a Log for server, which is a name for people: "etcd". Meanwhile
-// says what an outage means: "events wait".
+// New returns a Log for server, a name for people such as "etcd". Meanwhile is
+// the effect of an outage, such as "events wait".
 func New(log *slog.Logger, server, meanwhile string) *Log {
 	return &Log{log: log, server: server, meanwhile: meanwhile}
 }
 
-// Failed notes a failed call and logs the first of an outage. Advice, which
-// may be empty, says how to mend what does not mend by itself; it is logged
-// again when it changes.
-func (l *Log) Failed(began time.Time, err error, advice string) {
+// Failed notes a failed call and logs the first of an outage. Hint, which may
+// be empty, says how to fix what does not pass by itself; a new hint is logged
+// again.
+func (l *Log) Failed(began time.Time, err error, hint string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if began.Before(l.changed) || l.away && (advice == "" || advice == l.last) {
+	if began.Before(l.changed) || l.unreachable && (hint == "" || hint == l.hint) {
 		return
 	}
-	if !l.away {
-		l.away, l.changed = true, time.Now()
+	if !l.unreachable {
+		l.unreachable, l.changed = true, time.Now()
 	}
-	l.last = advice
+	l.hint = hint
 	args := []any{"error", err}
-	if advice != "" {
-		args = append(args, "mend", advice)
+	if hint != "" {
+		args = append(args, "hint", hint)
 	}
-	l.log.Warn(l.server+" is away: "+l.meanwhile, args...)
+	l.log.Warn(l.server+" is unreachable: "+l.meanwhile, args...)
 }
 
 // Answered notes a call that was answered and logs the end of an outage.
 func (l *Log) Answered(began time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if began.Before(l.changed) || !l.away {
+	if began.Before(l.changed) || !l.unreachable {
 		return
 	}
 	now := time.Now()
-	l.log.Info(l.server+" is back", "away", now.Sub(l.changed).Round(time.Millisecond))
-	l.away, l.changed, l.last = false, now, ""
+	l.log.Info(l.server+" is reachable again", "after", now.Sub(l.changed).Round(time.Millisecond))
+	l.unreachable, l.changed, l.hint = false, now, ""
 }
 
-// Reached notes an answer to a call that needs less than others do: it says
-// nothing about what was advised, so it ends only an outage without advice.
+// Reached notes an answer to a call that needs fewer rights than others do. It
+// ends only an outage without a hint, because it does not show that the cause
+// of a hint is fixed.
 func (l *Log) Reached(began time.Time) {
 	l.mu.Lock()
-	advised := l.last != ""
+	hinted := l.hint != ""
 	l.mu.Unlock()
-	if !advised {
+	if !hinted {
 		l.Answered(began)
 	}
 }

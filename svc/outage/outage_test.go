@@ -25,10 +25,10 @@ func newLog(name, meanwhile string) (*outage.Log, *bytes.Buffer) {
 	return outage.New(slog.New(h), name, meanwhile), &lines
 }
 
-// A call is one of a test: its error and its advice, or that it was answered.
+// A call is one of a test: its error and its hint, or that it was answered.
 type call struct {
 	err      string
-	advice   string
+	hint     string
 	answered bool
 	after    time.Duration // since the call before
 	took     time.Duration
@@ -40,49 +40,49 @@ func TestLog(t *testing.T) {
 		want  []string
 	}{
 		"answered":      {[]call{{answered: true}, {answered: true}}, nil},
-		"the first try": {[]call{{err: "refused"}}, []string{`level=WARN msg="etcd is away: events wait" error=refused`}},
+		"the first try": {[]call{{err: "refused"}}, []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`}},
 		"one outage": {
 			[]call{{err: "refused"}, {err: "refused"}, {err: "timeout", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
-			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=1.5s`},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1.5s`},
 		},
 		"two outages": {
 			[]call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
-			[]string{`level=WARN msg="etcd is away: events wait" error=a`, `level=INFO msg="etcd is back" away=1h0m0s`,
-				`level=WARN msg="etcd is away: events wait" error=b`, `level=INFO msg="etcd is back" away=123ms`},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error=a`, `level=INFO msg="etcd is reachable again" after=1h0m0s`,
+				`level=WARN msg="etcd is unreachable: events wait" error=b`, `level=INFO msg="etcd is reachable again" after=123ms`},
 		},
 		"an answer from before the outage": {
 			[]call{{err: "refused"}, {answered: true, took: 2 * time.Second, after: time.Second}, {answered: true, after: time.Second}},
-			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=2s`},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=2s`},
 		},
 		"a failure from before the end": {
 			[]call{{err: "refused"}, {answered: true, after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
-			[]string{`level=WARN msg="etcd is away: events wait" error=refused`, `level=INFO msg="etcd is back" away=1s`,
-				`level=WARN msg="etcd is away: events wait" error=refused`},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1s`,
+				`level=WARN msg="etcd is unreachable: events wait" error=refused`},
 		},
-		"with advice": {
-			[]call{{err: "no space", advice: "defrag"}, {err: "no space", advice: "defrag"}, {answered: true}},
-			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`},
+		"with hint": {
+			[]call{{err: "no space", hint: "defrag"}, {err: "no space", hint: "defrag"}, {answered: true}},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`},
 		},
-		"advice that comes later": {
-			[]call{{err: "refused"}, {err: "no space", advice: "defrag"}, {err: "refused"}, {err: "no space", advice: "defrag"}},
-			[]string{`level=WARN msg="etcd is away: events wait" error=refused`,
-				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		"hint that comes later": {
+			[]call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}, {err: "no space", hint: "defrag"}},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`,
+				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
-		"other advice": {
-			[]call{{err: "no space", advice: "defrag"}, {err: "denied", advice: "grant"}, {answered: true, after: time.Second}},
-			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`,
-				`level=WARN msg="etcd is away: events wait" error=denied mend=grant`, `level=INFO msg="etcd is back" away=1s`},
+		"other hint": {
+			[]call{{err: "no space", hint: "defrag"}, {err: "denied", hint: "grant"}, {answered: true, after: time.Second}},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`,
+				`level=WARN msg="etcd is unreachable: events wait" error=denied hint=grant`, `level=INFO msg="etcd is reachable again" after=1s`},
 		},
-		"the same advice in the next outage": {
-			[]call{{err: "no space", advice: "defrag"}, {answered: true}, {err: "no space", advice: "defrag"}},
-			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`,
-				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		"the same hint in the next outage": {
+			[]call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "no space", hint: "defrag"}},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
+				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
-		"the same advice later in the next outage": {
-			[]call{{err: "no space", advice: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", advice: "defrag"}},
-			[]string{`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`, `level=INFO msg="etcd is back" away=0s`,
-				`level=WARN msg="etcd is away: events wait" error=refused`,
-				`level=WARN msg="etcd is away: events wait" error="no space" mend=defrag`},
+		"the same hint later in the next outage": {
+			[]call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", hint: "defrag"}},
+			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
+				`level=WARN msg="etcd is unreachable: events wait" error=refused`,
+				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
 	}
 	for name, tt := range tests {
@@ -97,7 +97,7 @@ func TestLog(t *testing.T) {
 					if c.answered {
 						l.Answered(began)
 					} else {
-						l.Failed(began, errors.New(c.err), c.advice)
+						l.Failed(began, errors.New(c.err), c.hint)
 					}
 				}
 				want := strings.Join(tt.want, "\n")
@@ -125,7 +125,7 @@ func TestManyCallers(t *testing.T) {
 	}
 }
 
-// What answers calls that need less does not end an outage that has an advice.
+// What answers calls that need less does not end an outage that has a hint.
 func TestReached(t *testing.T) {
 	log, lines := newLog("etcd", "events wait")
 	log.Failed(time.Now(), errors.New("refused"), "")
@@ -135,10 +135,10 @@ func TestReached(t *testing.T) {
 	log.Failed(time.Now(), errors.New("permission denied"), "grant it")
 	log.Answered(time.Now())
 	log.Reached(time.Now())
-	want := `level=WARN msg="etcd is away: events wait" error=refused
-level=INFO msg="etcd is back" away=0s
-level=WARN msg="etcd is away: events wait" error="permission denied" mend="grant it"
-level=INFO msg="etcd is back" away=0s
+	want := `level=WARN msg="etcd is unreachable: events wait" error=refused
+level=INFO msg="etcd is reachable again" after=0s
+level=WARN msg="etcd is unreachable: events wait" error="permission denied" hint="grant it"
+level=INFO msg="etcd is reachable again" after=0s
 `
 	if diff := cmp.Diff(want, lines.String()); diff != "" {
 		t.Errorf("log (-want +got):\n%s", diff)

@@ -2,208 +2,171 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
 // confirmTimeout bounds the wait for a confirm while the broker has not said
 // that it is short of memory or disk.
 const confirmTimeout = 30 * time.Second
 
-// publisher publishes to one queue, many messages at once, until its
-// connection fails. A new one is made then.
+// publisher publishes to a dead queue. One goroutine at a time may use it.
 type publisher struct {
-	conn  *connection
-	ch    *amqp.Channel
-	queue string
-	away  *outage.Log
-	done  chan struct{} // closed when its listener has ended
+	server   Server
+	topology Topology
+	// onBlocked is told from another goroutine when the broker stops reading
+	// (why) and when it reads again (nil).
+	onBlocked func(why error)
 
-	publishing sync.Mutex // keeps the order of the messages that of their numbers
-
-	mu      sync.Mutex
-	number  uint64                // of the message published last
-	waiting map[uint64]chan error // by number
-	failed  error
-	nacked  bool          // the broker could not store a message
-	blocked chan struct{} // nil: the broker takes messages; closed when it does again
+	conn      *connection   // nil: none
+	ch        *amqp.Channel // nil: none
+	closed    chan *amqp.Error
+	returned  chan amqp.Return
+	confirmed chan amqp.Confirmation
+	from      int // the URL to try first
+	blocked   atomic.Bool
+	listening sync.WaitGroup
 }
 
-// newPublisher takes over the connection.
-func newPublisher(conn *connection, ch *amqp.Channel, queue string, away *outage.Log) *publisher {
-	p := &publisher{conn: conn, ch: ch, queue: queue, away: away, done: make(chan struct{}), waiting: make(map[uint64]chan error)}
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	// Not buffered: the broker returns a message before it confirms it, and
-	// the two must be seen in that order.
-	returned := ch.NotifyReturn(make(chan amqp.Return))
-	confirmed := ch.NotifyPublish(make(chan amqp.Confirmation))
-	go p.listen(closed, blocked, returned, confirmed)
-	return p
+var (
+	errReturned = errors.New("the dead queue is gone")
+	errNacked   = errors.New("the broker did not store the message (basic.nack)")
+	errSilent   = errors.New("the broker did not confirm in time")
+)
+
+// refuses reports whether err is the broker's answer to a message, and not about
+// the connection.
+func refuses(err error) bool {
+	var e *amqp.Error
+	return errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
 }
 
-// listen hears all that the library tells, until it closes its channels. It
-// waits for nothing else: the library tells under its locks.
-func (p *publisher) listen(closed <-chan *amqp.Error, blocked <-chan amqp.Blocking, returned <-chan amqp.Return, confirmed <-chan amqp.Confirmation) {
-	defer close(p.done)
-	for closed != nil || blocked != nil || returned != nil || confirmed != nil {
-		select {
-		case err, ok := <-closed:
-			if ok {
-				p.fail(err)
-			} else {
-				p.fail(errClosed)
-				closed = nil
-			}
-		case b, ok := <-blocked:
-			if !ok {
-				blocked = nil
-			}
-			p.block(ok && b.Active, b.Reason)
-		case _, ok := <-returned:
-			if ok {
-				// Which message it was cannot be told. All that wait were for
-				// the same queue: all are published again.
-				p.fail(errReturned)
-			} else {
-				returned = nil
-			}
-		case c, ok := <-confirmed:
-			if ok {
-				p.confirm(c)
-			} else {
-				confirmed = nil
-			}
-		}
-	}
-}
-
-// err says why to publish elsewhere. A broker that has refused a message may be
-// cut off from those that would store it; what it may still confirm is waited
-// for, or it would be published twice.
-func (p *publisher) err() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.failed == nil && p.nacked && len(p.waiting) == 0 {
-		return errNacked
-	}
-	return p.failed
-}
-
-// fail ends the publisher: whatever is not confirmed yet has failed.
-func (p *publisher) fail(err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.failed == nil {
-		p.failed = err
-	}
-	for _, answer := range p.waiting {
-		answer <- p.failed
-	}
-	clear(p.waiting)
-}
-
-func (p *publisher) confirm(c amqp.Confirmation) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if answer, ok := p.waiting[c.DeliveryTag]; ok {
-		delete(p.waiting, c.DeliveryTag)
-		if c.Ack {
-			answer <- nil
-		} else {
-			p.nacked = true
-			answer <- errNacked
-		}
-	}
-}
-
-func (p *publisher) block(active bool, reason string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case active && p.blocked == nil:
-		p.away.Failed(time.Now(), fmt.Errorf("the broker takes no messages: %s", reason), "")
-		p.blocked = make(chan struct{})
-	case !active && p.blocked != nil:
-		close(p.blocked)
-		p.blocked = nil
-	}
-}
-
-// admit waits until the broker takes messages: what it does not read would
-// fill the socket.
-func (p *publisher) admit(ctx context.Context) error {
-	p.mu.Lock()
-	blocked := p.blocked
-	p.mu.Unlock()
-	if blocked == nil {
+// connect connects if there is no connection.
+func (p *publisher) connect(ctx context.Context) error {
+	if p.conn != nil && !p.conn.IsClosed() {
 		return nil
 	}
-	select {
-	case <-blocked:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// publish returns when the message is confirmed.
-func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
-	if err := p.admit(ctx); err != nil {
-		return err
-	}
-	answer, err := p.send(msg)
+	p.close()
+	// No limit to a write: a broker under an alarm does not read. See publish.
+	conn, err := p.server.dial(ctx, p.topology.DeadQueue()+" publisher", 0, p.from)
 	if err != nil {
 		return err
 	}
+	p.conn = conn
+	blockings := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	p.listening.Go(func() { p.listen(blockings) })
+	return nil
+}
+
+// close closes the connection. The next one is to another broker, if there are
+// several.
+func (p *publisher) close() {
+	if p.conn != nil {
+		p.from = p.conn.next
+		p.conn.close()
+		p.listening.Wait()
+	}
+	p.conn, p.ch = nil, nil
+}
+
+// listen notes whether the broker reads, until the connection ends.
+func (p *publisher) listen(blockings <-chan amqp.Blocking) {
+	defer p.blocked.Store(false)
+	for b := range blockings {
+		p.blocked.Store(b.Active)
+		if b.Active {
+			p.onBlocked(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+		} else {
+			p.onBlocked(nil)
+		}
+	}
+}
+
+// publish publishes on the connection and returns the broker's answer. It ends
+// the connection when the broker is silent. When ctx ends, a message that is on
+// its way may arrive within CloseTimeout: it would be stored twice otherwise.
+func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
+	answer := make(chan error, 1)
+	go func() { answer <- p.send(msg) }()
 	timeout := time.NewTimer(confirmTimeout)
 	defer timeout.Stop()
+	ended := ctx.Done()
 	for {
 		select {
 		case err := <-answer:
 			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		case <-ended:
+			ended = nil
+			timeout.Reset(p.server.CloseTimeout)
 		case <-timeout.C:
-			p.mu.Lock()
-			blocked := p.blocked
-			p.mu.Unlock()
-			if blocked == nil {
-				p.fail(errSilent)
+			if ended != nil && p.blocked.Load() {
+				timeout.Reset(confirmTimeout)
 				continue
 			}
-			timeout.Reset(confirmTimeout)
+			p.conn.raw.Close()
+			if err := <-answer; err == nil {
+				return nil
+			}
+			return errSilent
 		}
 	}
 }
 
-// send publishes without waiting. The answer comes when it is known.
-func (p *publisher) send(msg amqp.Publishing) (answer chan error, err error) {
-	p.publishing.Lock()
-	defer p.publishing.Unlock()
-	answer = make(chan error, 1)
-	p.mu.Lock()
-	err = p.failed
-	if err == nil {
-		p.number++
-		p.waiting[p.number] = answer
+// send publishes and waits for the broker's answer.
+func (p *publisher) send(msg amqp.Publishing) error {
+	if err := p.openChannel(); err != nil {
+		return err
 	}
-	p.mu.Unlock()
-	if err != nil {
-		return nil, err
+	if err := p.ch.Publish("", p.topology.DeadQueue(), true, false, trimHeaders(msg, p.conn.Config.FrameSize)); err != nil {
+		p.ch = nil
+		return fmt.Errorf("publish to %s: %w", p.topology.DeadQueue(), err)
 	}
-	if err := p.ch.Publish("", p.queue, true, false, fit(msg, p.conn.Config.FrameSize)); err != nil {
-		p.fail(fmt.Errorf("publish to %s: %w", p.queue, err))
+	confirm, ok := <-p.confirmed
+	if !ok { // the channel is closed
+		p.ch = nil
+		if err, ok := <-p.closed; ok {
+			return err
+		}
+		return amqp.ErrClosed
 	}
-	return answer, nil
+	select {
+	case <-p.returned: // the broker sends it before the confirm
+		p.ch.Close()
+		p.ch = nil
+		return errReturned
+	default:
+	}
+	if !confirm.Ack {
+		return errNacked
+	}
+	return nil
 }
 
-// close closes the connection and waits for the listener.
-func (p *publisher) close() {
-	p.conn.close()
-	<-p.done
+// openChannel opens a channel if there is none. It declares the dead queue each
+// time, which may have been deleted. All that the library tells of one message
+// fits into the buffers, so nothing has to receive it in between.
+func (p *publisher) openChannel() error {
+	if p.ch != nil {
+		return nil
+	}
+	ch, err := p.conn.Channel()
+	if err != nil {
+		return fmt.Errorf("open a channel: %w", err)
+	}
+	if err := p.topology.declareQueue(ch, p.topology.DeadQueue()); err != nil {
+		return err
+	}
+	if err := ch.Confirm(false); err != nil {
+		return fmt.Errorf("ask for confirms: %w", err)
+	}
+	p.ch = ch
+	p.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
+	p.returned = ch.NotifyReturn(make(chan amqp.Return, 1))
+	p.confirmed = ch.NotifyPublish(make(chan amqp.Confirmation, 1))
+	return nil
 }

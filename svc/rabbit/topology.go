@@ -1,8 +1,12 @@
 package rabbit
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/streadway/amqp"
 )
@@ -44,27 +48,65 @@ func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 	return nil
 }
 
-// mismatch is a queue or exchange that exists, but is not what was declared. It
-// does not get over that by itself.
-type mismatch struct {
-	kind, name string
-	err        error
-}
-
-func (m *mismatch) Error() string {
-	advice := "delete it at the broker"
-	if m.kind == "queue" {
-		advice = "set QUEUE_TYPE to what it is, or delete it when it is empty (rabbitmqctl delete_queue " + m.name + " --if-empty)"
-	}
-	return fmt.Sprintf("the %s %s exists with other arguments: %s: %v", m.kind, m.name, advice, m.err)
-}
-
-func (m *mismatch) Unwrap() error { return m.err }
-
 func declareError(err error, kind, name string) error {
 	var e *amqp.Error
-	if errors.As(err, &e) && e.Code == amqp.PreconditionFailed {
+	if errors.As(err, &e) && e.Code == amqp.PreconditionFailed && strings.Contains(e.Reason, "inequivalent arg") {
 		return &mismatch{kind, name, err}
 	}
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
+}
+
+// verify declares everything again, on a channel of its own. It reports whether
+// the exchange was gone. A binding that was gone cannot be told from one that
+// was not: AMQP has no question for it, so it is simply bound again.
+func (t Topology) verify(conn *amqp.Connection) (gone bool, err error) {
+	ch, err := conn.Channel()
+	if err != nil {
+		return false, fmt.Errorf("open a channel: %w", err)
+	}
+	var e *amqp.Error
+	err = ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+	if errors.As(err, &e) && e.Code == amqp.NotFound { // which has closed the channel
+		gone = true
+		ch, err = conn.Channel()
+	}
+	if err != nil {
+		return gone, fmt.Errorf("look for exchange %s: %w", exchange, err)
+	}
+	if err := t.declare(ch); err != nil {
+		return gone, err
+	}
+	return gone, ch.Close()
+}
+
+const verifyEvery = 3 * time.Second
+
+// verifyTopology declares the topology again and again until ctx ends. While the
+// binding is missing the broker drops every event without an error, and the
+// consumer does not notice.
+func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
+	tick := time.NewTicker(verifyEvery)
+	defer tick.Stop()
+	var failed error
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		gone, err := c.Topology.verify(conn.Connection) // waits as long as the connection lives
+		switch {
+		case ctx.Err() != nil || conn.IsClosed():
+			return
+		case err != nil && failed == nil:
+			attrs := []any{"error", fmt.Errorf("the broker at %s: %w", conn.broker, err)}
+			c.Log.Warn("the topology cannot be declared: new events may not arrive", slices.Concat(attrs, hintAttrs(Hint(err)))...)
+		case err == nil && (gone || failed != nil):
+			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
+		}
+		if (err == nil) != (failed == nil) {
+			c.Status.Set(PartConsumer, err)
+		}
+		failed = err
+	}
 }

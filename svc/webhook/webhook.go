@@ -1,9 +1,10 @@
-// Package webhook does the work of an event by posting it to somebody else.
+// Package webhook does the work of an event by posting it to a receiver.
 package webhook
 
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,33 +19,36 @@ import (
 )
 
 const (
-	longestRetryAfter = 30 * time.Second
-	// mostAnswer is how much of an answer is read: enough to use the
-	// connection again after what a sane server says.
-	mostAnswer = 64 << 10
-	// mostQuoted is how much of it an error quotes.
-	mostQuoted = 200
+	maxRetryAfter = 30 * time.Second
+	// maxAnswer is how many bytes of an answer are read, so that the connection
+	// can be reused after any answer of a usual size.
+	maxAnswer = 64 << 10
+	// maxQuoted is how many bytes of it an error quotes.
+	maxQuoted = 200
+	// pingTimeout is how long an HTTP/2 connection may be silent before it is
+	// pinged, and how long the answer may take before the connection is closed.
+	pingTimeout = 5 * time.Second
 )
 
-// Poster posts events to one URL. The receiver can tell a repeated post by its
-// Idempotency-Key, and one that comes too late from a process that has lost
-// its claim by its X-Fencing-Token: smaller than one seen before.
+// Poster posts events to one URL. The receiver recognizes a repeated post by its
+// Idempotency-Key, and a late one, from a process that has lost its claim, by an
+// X-Fencing-Token smaller than one it has seen before.
 type Poster struct {
 	url, role string
-	transport *http.Transport // not a Client: a redirect is an answer like any other
-	away      *outage.Log
+	transport *http.Transport // not a Client, which would follow redirects
+	outages   *outage.Log
 }
 
-// New returns a Poster for the events of role; at most parallel posts run at
+// New returns a Poster for the events of role that runs up to maxPosts posts at
 // once. Close it when no post runs.
-func New(url, role string, parallel int, log *slog.Logger) *Poster {
+func New(url, role string, maxPosts int, log *slog.Logger) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.DialContext = counted(transport.DialContext)
-	transport.MaxIdleConnsPerHost = parallel
-	transport.MaxResponseHeaderBytes = mostAnswer
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxPosts, maxPosts
+	transport.MaxResponseHeaderBytes = maxAnswer
+	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
 		url: url, role: role, transport: transport,
-		away: outage.New(log, "the webhook", "events wait, claimed and unacknowledged"),
+		outages: outage.New(log, "the webhook", "events wait, claimed and unacknowledged"),
 	}
 }
 
@@ -52,50 +56,59 @@ func New(url, role string, parallel int, log *slog.Logger) *Poster {
 func (p *Poster) Close() { p.transport.CloseIdleConnections() }
 
 // Handle posts the event once. It is a consume.Handler.
-//
-// 2xx is done. 408, 500 and a timeout after the request was written may be
-// tried again. 429, 502, 503, 504 and every failure before the request was
-// written are an outage. Anything else is final.
 func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
-	var conn *countedConn
-	var before int64
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(got httptrace.GotConnInfo) {
-			conn = unwrap(got.Conn)
-			before = conn.written.Load()
-		},
-	})
+	connected := false // after that the receiver may have read the request
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
 	began := time.Now()
 	resp, err := p.post(ctx, job)
 	if err != nil {
-		if conn != nil && conn.written.Load() > before { // at least in part: the other side may have acted
-			return consume.Unknown(fmt.Errorf("post to the webhook, outcome unknown: %w", err))
-		}
-		if context.Cause(ctx) == nil || ctx.Err() == context.DeadlineExceeded {
-			p.away.Failed(began, err, "")
-		}
-		return consume.Outage(fmt.Errorf("reach the webhook: %w", err), 0)
+		return p.unanswered(ctx, job, began, connected, err)
 	}
 	defer resp.Body.Close()
+
 	var answer []byte
 	if resp.StatusCode != http.StatusSwitchingProtocols { // after that the body is the connection, without end or deadline
-		answer, _ = io.ReadAll(io.LimitReader(resp.Body, mostAnswer))
+		answer, _ = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	}
 	err = fmt.Errorf("the webhook answered %d %s: %s", resp.StatusCode, http.StatusText(resp.StatusCode), quote(answer))
 	switch code := resp.StatusCode; code {
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		p.away.Failed(began, err, "")
-		return consume.Outage(err, retryAfter(resp.Header))
-	case http.StatusRequestTimeout, http.StatusInternalServerError:
-		p.away.Answered(began)
-		return err
-	default:
-		p.away.Answered(began)
-		if code/100 == 2 {
-			return nil
-		}
-		return consume.Final(err)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		p.outages.Failed(began, err, "")
+		return consume.Unavailable(err, retryAfter(resp.Header))
+	case http.StatusBadGateway, http.StatusGatewayTimeout: // of a proxy that may have passed the request on
+		p.outages.Failed(began, err, "")
+		return consume.Unavailable(consume.Unknown(err), retryAfter(resp.Header))
 	}
+	p.outages.Answered(began)
+	switch code := resp.StatusCode; {
+	case code/100 == 2:
+		return nil
+	case code == http.StatusRequestTimeout || code == http.StatusInternalServerError:
+		return err
+	}
+	// 409 and 412 are among these: the pipeline checks the claim before it dead-letters
+	// anything, so an event with a token that another owner has overtaken is claimed
+	// again instead.
+	return consume.Permanent(err)
+}
+
+// unanswered returns what the lack of an answer means: a failed attempt if the
+// receiver was too slow, otherwise an outage.
+func (p *Poster) unanswered(ctx context.Context, job consume.Job, began time.Time, connected bool, err error) error {
+	err = fmt.Errorf("post event %q: %.500w", job.ID, err)
+	if errors.Is(ctx.Err(), context.Canceled) { // the service stops, or its claim is suspended
+		return err
+	}
+	// Other connections may be dead, too: each would cost an attempt.
+	p.transport.CloseIdleConnections()
+	if connected {
+		err = consume.Unknown(err)
+		if ctx.Err() != nil {
+			return err
+		}
+	}
+	p.outages.Failed(began, err, "")
+	return consume.Unavailable(err, 0)
 }
 
 func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, error) {
@@ -103,8 +116,8 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 	if err != nil {
 		return nil, err
 	}
-	// Without GetBody net/http cannot send the request again by itself, which
-	// it would for an Idempotency-Key: tries are counted here.
+	// Without GetBody net/http cannot send the request again by itself, as it
+	// would because of the Idempotency-Key: attempts are counted here.
 	req.GetBody = nil
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Idempotency-Key", p.role+"/"+escape(job.ID))
@@ -130,18 +143,26 @@ func escape(id string) string {
 	return b.String()
 }
 
-// retryAfter returns the seconds of a Retry-After header, bounded.
+// retryAfter returns the wait that a Retry-After header asks for, in seconds or
+// as a date, up to maxRetryAfter. A date is compared with the receiver's own
+// clock, if the answer has a Date.
 func retryAfter(h http.Header) time.Duration {
-	seconds, err := strconv.Atoi(h.Get("Retry-After"))
-	if err != nil || seconds < 0 {
-		return 0
+	var wait time.Duration
+	if seconds, err := strconv.Atoi(h.Get("Retry-After")); err == nil {
+		wait = time.Duration(min(seconds, 3600)) * time.Second
+	} else if until, err := http.ParseTime(h.Get("Retry-After")); err == nil {
+		now, err := http.ParseTime(h.Get("Date"))
+		if err != nil {
+			now = time.Now()
+		}
+		wait = until.Sub(now)
 	}
-	return min(time.Duration(min(seconds, 3600))*time.Second, longestRetryAfter)
+	return min(max(wait, 0), maxRetryAfter)
 }
 
 func quote(answer []byte) string {
-	if len(answer) > mostQuoted {
-		answer = answer[:mostQuoted]
+	if len(answer) > maxQuoted {
+		answer = answer[:maxQuoted]
 	}
 	return strconv.Quote(string(answer))
 }

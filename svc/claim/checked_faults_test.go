@@ -1,0 +1,309 @@
+package claim_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func startEtcd(t *testing.T, members int) []*stack.Etcd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
+	defer cancel()
+	etcd, err := stack.StartEtcdCluster(ctx, t.TempDir(), members, stack.EtcdOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range etcd {
+		t.Cleanup(func() { e.Close() })
+	}
+	return etcd
+}
+
+// link is the network between a claimer and a member.
+type link struct {
+	address  string           // for the claimer
+	upstream string           // the member
+	proxy    *toxiproxy.Proxy // nil: it cannot be broken
+	faults   atomic.Int32     // of the link and of its member
+}
+
+// cutOff reports whether no link works.
+func cutOff(links []*link) bool {
+	return !slices.ContainsFunc(links, func(l *link) bool { return l.faults.Load() == 0 })
+}
+
+// newLinks returns the links of each claimer, each through a proxy of its own.
+func newLinks(t *testing.T, etcd []*stack.Etcd) (links [claimers][]*link) {
+	t.Helper()
+	for i := range links {
+		for _, e := range etcd {
+			port, err := stack.ReservePort()
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := &link{address: port.Addr(), upstream: e.Endpoint()}
+			l.open(t)
+			t.Cleanup(func() {
+				l.proxy.Stop()
+				port.Close()
+			})
+			links[i] = append(links[i], l)
+		}
+	}
+	return links
+}
+
+// open lets connections through from now on. The proxy is a new one: to remove
+// a delay from connections that are stuck takes toxiproxy up to five seconds
+// a packet.
+func (l *link) open(t *testing.T) {
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	l.proxy = toxiproxy.NewProxy(server, l.upstream, l.address, l.upstream)
+	if err := l.proxy.Start(); err != nil {
+		t.Error(err)
+	}
+}
+
+// breakNetwork cuts, silences or delays links, one after the other, until ctx ends.
+func breakNetwork(ctx context.Context, t *testing.T, claimers [][]*link) {
+	for pause(ctx, between(0, ttl/2)) {
+		links := claimers[rand.IntN(len(claimers))]
+		if rand.IntN(3) == 0 { // to one member only
+			links = links[rand.IntN(len(links)):][:1]
+		}
+		fault := rand.IntN(5)
+		for _, l := range links {
+			l.faults.Add(1)
+			switch fault {
+			case 0:
+				l.proxy.Stop()
+			case 1: // answers are late, up to a second
+				l.toxic(t, "latency", "downstream", fmt.Sprintf(`"latency":%d`, 10+rand.IntN(1000)))
+			case 2:
+				l.toxic(t, "timeout", "upstream", `"timeout":0`)
+			case 3: // what is asked for is done, but not answered
+				l.toxic(t, "timeout", "downstream", `"timeout":0`)
+			case 4:
+				l.toxic(t, "timeout", "upstream", `"timeout":0`)
+				l.toxic(t, "timeout", "downstream", `"timeout":0`)
+			}
+		}
+		pause(ctx, briefOrLong())
+		for _, l := range links {
+			if fault > 0 {
+				l.proxy.Stop()
+			}
+			l.open(t)
+			l.faults.Add(-1)
+		}
+	}
+}
+
+func (l *link) toxic(t *testing.T, kind, stream, attributes string) {
+	_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(
+		fmt.Sprintf(`{"name":"%s-%s","type":%q,"stream":%q,"attributes":{%s}}`, kind, stream, kind, stream, attributes)))
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// breakMembers kills or freezes members of etcd, one after the other, until ctx
+// ends.
+func breakMembers(ctx context.Context, t *testing.T, etcd []*stack.Etcd, claimers [][]*link) {
+	must := func(err error) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	for pause(ctx, between(ttl/2, 2*ttl)) {
+		m := rand.IntN(len(etcd))
+		for _, links := range claimers {
+			links[m].faults.Add(1)
+		}
+		if rand.IntN(2) == 0 {
+			must(etcd[m].Pause())
+			pause(ctx, briefOrLong())
+			must(etcd[m].Resume())
+		} else {
+			must(etcd[m].Kill())
+			pause(ctx, between(0, ttl/4))
+			must(etcd[m].Start(context.WithoutCancel(ctx)))
+		}
+		for _, links := range claimers {
+			links[m].faults.Add(-1)
+		}
+	}
+}
+
+// briefOrLong is how long a fault lasts: a session survives the brief ones.
+func briefOrLong() time.Duration {
+	if rand.IntN(3) == 0 {
+		return between(ttl, 2*ttl)
+	}
+	return between(10*time.Millisecond, ttl/4)
+}
+
+// between draws a duration.
+func between(from, to time.Duration) time.Duration { return from + rand.N(to-from) }
+
+// pause waits for d. It reports false if ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// breakThings breaks links and members until the function that it returns is
+// called. Then all of them work.
+func breakThings(t *testing.T, etcd []*stack.Etcd, links [claimers][]*link) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var breaking sync.WaitGroup
+	breaking.Go(func() { breakMembers(ctx, t, etcd, links[:]) })
+	const parts = 4
+	for i := range parts {
+		breaking.Go(func() { breakNetwork(ctx, t, links[i*claimers/parts:(i+1)*claimers/parts]) })
+	}
+	return func() {
+		cancel()
+		breaking.Wait()
+	}
+}
+
+// servers are the interfaces of a client, which a broken claimer has in another
+// form.
+type servers struct {
+	kv      clientv3.KV
+	lease   clientv3.Lease
+	watcher clientv3.Watcher
+}
+
+// brokenTxn is a transaction that is committed in another way.
+type brokenTxn struct {
+	ctx          context.Context
+	kv           clientv3.KV
+	conditions   []clientv3.Cmp
+	then, orElse []clientv3.Op
+	commit       func(*brokenTxn) (*clientv3.TxnResponse, error)
+}
+
+func (b *brokenTxn) If(c ...clientv3.Cmp) clientv3.Txn      { b.conditions = c; return b }
+func (b *brokenTxn) Then(ops ...clientv3.Op) clientv3.Txn   { b.then = ops; return b }
+func (b *brokenTxn) Else(ops ...clientv3.Op) clientv3.Txn   { b.orElse = ops; return b }
+func (b *brokenTxn) Commit() (*clientv3.TxnResponse, error) { return b.commit(b) }
+func (b *brokenTxn) send(then []clientv3.Op) (*clientv3.TxnResponse, error) {
+	return b.kv.Txn(b.ctx).If(b.conditions...).Then(then...).Else(b.orElse...).Commit()
+}
+
+// records divides the operations into those that record ids and the others.
+func (b *brokenTxn) records() (records, others []clientv3.Op) {
+	for _, op := range b.then {
+		if op.IsPut() && bytes.Contains(op.KeyBytes(), []byte("/done/")) {
+			records = append(records, op)
+		} else {
+			others = append(others, op)
+		}
+	}
+	return records, others
+}
+
+type brokenKV struct {
+	clientv3.KV
+	commit func(*brokenTxn) (*clientv3.TxnResponse, error)
+}
+
+func (k brokenKV) Txn(ctx context.Context) clientv3.Txn {
+	return &brokenTxn{ctx: ctx, kv: k.KV, commit: k.commit}
+}
+
+// loseRecords has no id recorded.
+func loseRecords(s *servers) {
+	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+		_, others := b.records()
+		return b.send(others)
+	}}
+}
+
+// recordLate takes ids off their claims before it records them.
+func recordLate(s *servers) {
+	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+		records, others := b.records()
+		resp, err := b.send(others)
+		if err == nil && resp.Succeeded && len(records) > 0 {
+			time.Sleep(20 * time.Millisecond)
+			_, err = b.kv.Txn(b.ctx).Then(records...).Commit()
+		}
+		return resp, err
+	}}
+}
+
+// copyWithoutCondition sends each write on no condition, and a copy of it later.
+func copyWithoutCondition(s *servers) {
+	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+		time.AfterFunc(between(0, 300*time.Millisecond), func() {
+			ctx, cancel := context.WithTimeout(context.Background(), ttl)
+			defer cancel()
+			b.kv.Txn(ctx).Then(b.then...).Commit()
+		})
+		return b.kv.Txn(b.ctx).Then(b.then...).Commit()
+	}}
+}
+
+// ignoreClaims shows only the claims that are under the claimer's own leases.
+func ignoreClaims(s *servers) {
+	own := new(sync.Map)
+	s.lease, s.watcher = notingLease{s.lease, own}, blindWatcher{s.watcher, own}
+}
+
+type notingLease struct {
+	clientv3.Lease
+	own *sync.Map
+}
+
+func (l notingLease) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	resp, err := l.Lease.Grant(ctx, ttl)
+	if err == nil {
+		l.own.Store(int64(resp.ID), true)
+	}
+	return resp, err
+}
+
+type blindWatcher struct {
+	clientv3.Watcher
+	own *sync.Map
+}
+
+func (w blindWatcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	seen := make(chan clientv3.WatchResponse)
+	go func() {
+		defer close(seen)
+		for resp := range w.Watcher.Watch(ctx, key, opts...) {
+			resp.Events = slices.DeleteFunc(resp.Events, func(e *clientv3.Event) bool {
+				_, own := w.own.Load(e.Kv.Lease)
+				return e.IsCreate() && !own && bytes.Contains(e.Kv.Key, []byte("/claim/"))
+			})
+			select {
+			case seen <- resp:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return seen
+}

@@ -1,0 +1,238 @@
+package claim_test
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"math"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+)
+
+// An operation is one line of the history of an id. It took effect at one instant
+// between its call and its return, or, if its outcome is unknown, at one instant
+// after its call, or never.
+type operation struct {
+	kind    kind
+	process int   // one life of a claimer
+	worker  int   // delivers one event at a time
+	hold    int   // of a grant: its own number; of what happens under it: that number
+	token   int64 // of a grant
+	call    time.Duration
+	returns time.Duration
+}
+
+const unknown = time.Duration(math.MaxInt64) // when an operation without an answer returned
+
+type kind string
+
+const (
+	granted   kind = "granted"   // by Claim or Reclaim
+	skipped   kind = "ErrDone"   // from Claim or Reclaim
+	withdrawn kind = "withdrawn" // the delivery went away while it waited
+	checked   kind = "checked"   // Check: the claim is still the caller's
+	recorded  kind = "recorded"  // Complete
+	twice     kind = "done by another as well"
+	lost      kind = "recorded or not" // Complete: ErrClosed
+	released  kind = "released"
+	suspended kind = "suspended" // Held has ended
+	abandoned kind = "abandoned" // the process crashed, or stopped, under the claim
+)
+
+// idState is the sequential state of an id, of which every history must be an
+// interleaving.
+type idState struct {
+	done       bool
+	recordedBy int   // process
+	holder     int   // number of the hold under which a delivery works, in a session that is not suspended; 0: none
+	owner      int   // process of the last grant
+	token      int64 // of the last grant
+}
+
+// step is the rule. It reports whether o can happen in state s, and what follows.
+func (s idState) step(o operation) (bool, idState) {
+	next := s
+	switch o.kind {
+	case granted:
+		next.holder, next.owner, next.token = o.hold, o.process, o.token
+		// A token comes again only for the claim that it belongs to.
+		return !s.done && s.holder == 0 && (o.token > s.token || o.token == s.token && o.process == s.owner), next
+	case skipped:
+		return s.done, s
+	case checked:
+		return s.holder == o.hold, s
+	case released, suspended, abandoned:
+		next.holder = 0
+		return s.done || s.holder == o.hold, next
+	case twice:
+		return s.done && s.recordedBy != o.process, s
+	case recorded, lost:
+		// The work may have been suspended meanwhile, but no one else may be at it.
+		if s.done || s.holder != 0 && s.holder != o.hold {
+			return o.kind == lost, s
+		}
+		next.done, next.recordedBy, next.holder = true, o.process, 0
+		return true, next
+	}
+	return true, s
+}
+
+func (o operation) String() string {
+	text := fmt.Sprintf("process %d, worker %d: %s", o.process, o.worker, o.kind)
+	if o.hold > 0 {
+		text += fmt.Sprintf(", hold %d", o.hold)
+	}
+	if o.token > 0 {
+		text += fmt.Sprintf(", token %d", o.token)
+	}
+	return text
+}
+
+var model = porcupine.Model{
+	Init: func() any { return idState{} },
+	Step: func(state, input, _ any) (bool, any) {
+		return state.(idState).step(input.(operation))
+	},
+	DescribeOperation: func(input, _ any) string { return input.(operation).String() },
+	DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
+}
+
+// history is what the deliveries of all processes did, by id.
+type history struct {
+	began time.Time
+
+	mu    sync.Mutex
+	ops   map[string][]operation
+	total int
+	count map[kind]int
+	holds int
+}
+
+func newHistory() *history {
+	return &history{began: time.Now(), ops: make(map[string][]operation), count: make(map[kind]int)}
+}
+
+func (h *history) now() time.Duration { return time.Since(h.began) }
+
+func (h *history) add(id string, o operation) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ops[id] = append(h.ops[id], o)
+	if o.kind != withdrawn {
+		h.total++
+	}
+	h.count[o.kind]++
+}
+
+// newHold numbers a grant.
+func (h *history) newHold() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.holds++
+	return h.holds
+}
+
+func (h *history) length() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.total
+}
+
+// maxCheck bounds the check of one id. It takes milliseconds.
+const maxCheck = time.Minute
+
+// check reports whether the history of one id follows the rule.
+func check(ops []operation) (porcupine.CheckResult, porcupine.LinearizationInfo) {
+	var history []porcupine.Operation
+	for _, o := range ops {
+		if o.kind != withdrawn { // which may happen at any time
+			history = append(history, porcupine.Operation{ClientId: o.worker, Input: o, Call: int64(o.call), Return: int64(o.returns)})
+		}
+	}
+	return porcupine.CheckOperationsVerbose(model, history, maxCheck)
+}
+
+// wrong lists the operations of the first id whose history breaks the rule, or
+// returns "". Ids are independent of each other. With draw, it draws the history in
+// a file, too.
+func (h *history) wrong(draw bool) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(h.ops)) {
+		result, info := check(h.ops[id])
+		if result == porcupine.Ok {
+			continue
+		}
+		text := fmt.Sprintf("the history of id %s is %s:\n%s", id, strings.ToLower(string(result)), list(h.ops[id]))
+		if !draw {
+			return text
+		}
+		file, err := os.CreateTemp("", "checked-*.html")
+		if err != nil {
+			return text + err.Error()
+		}
+		defer file.Close()
+		if err := porcupine.Visualize(model, info, file); err != nil {
+			return text + err.Error()
+		}
+		return text + "drawn in " + file.Name()
+	}
+	return ""
+}
+
+func list(ops []operation) string {
+	var b strings.Builder
+	for _, o := range slices.SortedFunc(slices.Values(ops), func(a, b operation) int { return cmp.Compare(a.call, b.call) }) {
+		returns := "        ?"
+		if o.returns != unknown {
+			returns = fmt.Sprintf("%9.4f", o.returns.Seconds())
+		}
+		fmt.Fprintf(&b, "  %9.4f to %s s  %s\n", o.call.Seconds(), returns, o)
+	}
+	return b.String()
+}
+
+// The model refuses what the rule forbids, one case each.
+func TestCheckedModel(t *testing.T) {
+	at := func(ms int, o operation) operation {
+		o.call, o.returns = time.Duration(ms)*time.Millisecond, time.Duration(ms+1)*time.Millisecond
+		return o
+	}
+	grant := func(ms, process, hold int, token int64) operation {
+		return at(ms, operation{kind: granted, process: process, hold: hold, token: token})
+	}
+	of := func(ms int, k kind, process, hold int) operation {
+		return at(ms, operation{kind: k, process: process, hold: hold})
+	}
+	open := of(20, lost, 1, 1)
+	open.returns = unknown
+	for _, test := range []struct {
+		name  string
+		legal bool
+		ops   []operation
+	}{
+		{"released to another", true, []operation{grant(0, 1, 1, 5), of(10, released, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 2, 2), of(40, skipped, 1, 0)}},
+		{"two at once", false, []operation{grant(0, 1, 1, 5), grant(10, 2, 2, 6), of(20, released, 1, 1)}},
+		{"superseded while suspended", true, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 2, 2), of(40, twice, 1, 1)}},
+		{"goes on under its token", true, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 1, 2, 5), of(30, checked, 1, 2)}},
+		{"goes on after another", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, released, 2, 2), grant(40, 1, 3, 5)}},
+		{"another's token", false, []operation{grant(0, 1, 1, 5), of(10, released, 1, 1), grant(20, 2, 2, 5)}},
+		{"done and granted", false, []operation{grant(0, 1, 1, 5), of(10, recorded, 1, 1), grant(20, 2, 2, 6)}},
+		{"skipped undone", false, []operation{grant(0, 1, 1, 5), of(10, released, 1, 1), of(20, skipped, 2, 0)}},
+		{"recorded twice", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 2, 2), of(40, recorded, 1, 1)}},
+		{"recorded during another's work", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 1, 1), of(40, checked, 2, 2)}},
+		{"done by itself alone", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 1, 2, 5), of(30, recorded, 1, 2), of(40, twice, 1, 1)}},
+		{"unknown, and recorded", true, []operation{grant(0, 1, 1, 5), open, of(30, abandoned, 1, 1), of(40, skipped, 2, 0)}},
+		{"unknown, and not recorded", true, []operation{grant(0, 1, 1, 5), open, of(30, abandoned, 1, 1), grant(40, 2, 2, 6), of(50, checked, 2, 2)}},
+	} {
+		if result, _ := check(test.ops); (result == porcupine.Ok) != test.legal {
+			t.Errorf("%s: %s, want legal %t", test.name, result, test.legal)
+		}
+	}
+}

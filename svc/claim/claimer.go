@@ -1,0 +1,419 @@
+package claim
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Claimer claims ids for the deliveries of one process. It follows the state of
+// the role, decides what the process's session writes next, and grants each id to
+// one delivery at a time. It talks to no server: see [Etcd].
+type Claimer struct {
+	wake   chan struct{} // receives when there may be something to write
+	closed chan struct{}
+
+	mu      sync.Mutex
+	state   *State
+	entries map[string]*entry
+	writer  writer
+	checks  []*waiter
+
+	// The session may be assumed to live until then, unless it is renewed.
+	validUntil time.Time
+	held       context.Context // of the claims that are granted now
+	suspend    context.CancelCauseFunc
+}
+
+// entry is an id that deliveries of this process want or have, or that one of
+// its claims still lists.
+type entry struct {
+	id      string
+	waiting []*waiter // deliveries that want the id, in the order of asking
+	holder  *Claim    // of the delivery that works; nil: none
+
+	finished  chan error // not nil: the holder's work is done, and it waits for the record
+	listing   *listing   // the claim key that lists the id; nil: none yet
+	queued    bool       // to be recorded by a later write
+	recording bool       // recorded by the pending write
+}
+
+func (e *entry) wanted() bool { return e.holder != nil || len(e.waiting) > 0 }
+
+// waiter is a delivery that waits for an id, or for a write.
+type waiter struct {
+	ready chan struct{} // closed when there is an answer
+	claim *Claim        // to grant
+	entry *entry
+	err   error
+}
+
+func (w *waiter) answer(err error) {
+	w.err = err
+	close(w.ready)
+}
+
+// NewClaimer returns a Claimer that follows state. It is suspended until
+// a session begins.
+func NewClaimer(state *State) *Claimer {
+	c := &Claimer{
+		wake: make(chan struct{}, 1), closed: make(chan struct{}),
+		state: state, entries: make(map[string]*entry),
+	}
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	c.suspend(ErrSuspended)
+	return c
+}
+
+// Claim waits until id is the caller's. It returns ErrDone if the id was
+// processed, ErrClosed, or the cause of ctx's end.
+func (c *Claimer) Claim(ctx context.Context, id string) (*Claim, error) {
+	w := c.ask(id)
+	if err := c.wait(ctx, w); err != nil {
+		return nil, err
+	}
+	return w.claim, nil
+}
+
+// ask has a delivery wait for id.
+func (c *Claimer) ask(id string) *waiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := &waiter{ready: make(chan struct{}), claim: &Claim{ID: id}}
+	if c.state.Done(id) {
+		w.answer(ErrDone)
+		return w
+	}
+	e := c.entries[id]
+	if e == nil {
+		e = &entry{id: id}
+		c.entries[id] = e
+		c.writer.wanted = append(c.writer.wanted, e)
+		c.notify()
+	}
+	w.entry = e
+	e.waiting = append(e.waiting, w)
+	c.evaluate(e)
+	return w
+}
+
+// Reclaim is for a claim whose Held has ended: it waits until the id is the
+// caller's again, under the same token if the session goes on. The caller's work
+// must have ended. Its errors are those of Claim; after an error the claim is not
+// the caller's.
+func (c *Claimer) Reclaim(ctx context.Context, claim *Claim) error {
+	return c.wait(ctx, c.askAgain(claim))
+}
+
+// askAgain has the holder of a claim wait for its id, before all others.
+func (c *Claimer) askAgain(claim *Claim) *waiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[claim.ID]
+	w := &waiter{ready: make(chan struct{}), claim: claim, entry: e}
+	e.holder = nil
+	e.waiting = slices.Insert(e.waiting, 0, w)
+	c.evaluate(e)
+	return w
+}
+
+// wait waits for the answer to a waiter.
+func (c *Claimer) wait(ctx context.Context, w *waiter) error {
+	select {
+	case <-w.ready:
+		return w.err
+	case <-ctx.Done():
+	case <-c.closed:
+	}
+	if !c.withdraw(w) {
+		return w.err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return ErrClosed
+}
+
+// withdraw has a delivery wait no longer. It reports false if the answer is there
+// already.
+func (c *Claimer) withdraw(w *waiter) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-w.ready:
+		return false
+	default:
+	}
+	e := w.entry
+	e.waiting = slices.DeleteFunc(e.waiting, func(other *waiter) bool { return other == w })
+	c.unlist(e)
+	return true
+}
+
+// Check makes sure, by a write of the session, that the claim is still the
+// caller's. Otherwise it returns ErrSuspended, ErrClosed, or the cause of ctx's end.
+func (c *Claimer) Check(ctx context.Context, claim *Claim) error {
+	w := c.askCheck()
+	select {
+	case <-w.ready:
+		if claim.Held.Err() != nil { // the write was of a later session
+			return ErrSuspended
+		}
+		return nil
+	case <-claim.Held.Done():
+		return ErrSuspended
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-c.closed:
+		return ErrClosed
+	}
+}
+
+// askCheck has a delivery wait for the next write.
+func (c *Claimer) askCheck() *waiter {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := &waiter{ready: make(chan struct{})}
+	c.checks = append(c.checks, w)
+	c.notify()
+	return w
+}
+
+// Complete records that the work is done, and waits for that through outages and
+// the ends of sessions. ErrDone: another process has done it as well and recorded
+// it first. ErrClosed: the outcome is unknown.
+func (c *Claimer) Complete(claim *Claim) error {
+	select {
+	case err := <-c.finish(claim):
+		return err
+	case <-c.closed:
+		return ErrClosed
+	}
+}
+
+// finish has the id of a claim recorded. It returns where the outcome arrives.
+func (c *Claimer) finish(claim *Claim) <-chan error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[claim.ID]
+	finished := make(chan error, 1)
+	e.finished = finished
+	c.evaluate(e)
+	return finished
+}
+
+// Release gives the id back undone, to the next who asks.
+func (c *Claimer) Release(claim *Claim) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[claim.ID]
+	if e == nil || e.holder != claim {
+		return
+	}
+	e.holder = nil
+	c.evaluate(e)
+	c.unlist(e)
+}
+
+// evaluate answers the deliveries of an entry as far as the state allows.
+func (c *Claimer) evaluate(e *entry) {
+	if e.recording { // the answer to the write tells the outcome
+		return
+	}
+	if c.state.Done(e.id) {
+		c.end(e, ErrDone)
+		return
+	}
+	if e.listing == nil {
+		return
+	}
+	session, write, token := c.state.Owner(e.id)
+	if session != c.writer.session || write != e.listing.write {
+		return
+	}
+	switch {
+	case e.queued:
+	case e.finished != nil:
+		// Even while the session is suspended: the write has effect only if it lives.
+		e.queued = true
+		c.writer.finished = append(c.writer.finished, e)
+		c.notify()
+	case e.holder == nil && len(e.waiting) > 0 && c.valid():
+		w := e.waiting[0]
+		e.waiting = e.waiting[1:]
+		e.holder = w.claim
+		w.claim.Token, w.claim.Held = token, c.held
+		w.answer(nil)
+	}
+}
+
+// end tells the deliveries that wait that the id is done, and the one whose work
+// is finished how its record went.
+func (c *Claimer) end(e *entry, recorded error) {
+	for _, w := range e.waiting {
+		w.answer(ErrDone)
+	}
+	e.waiting = nil
+	if e.finished != nil {
+		e.finished <- recorded
+		e.finished, e.holder = nil, nil
+	}
+	c.unlist(e)
+}
+
+// unlist has an id that no delivery wants any more taken off its claim.
+func (c *Claimer) unlist(e *entry) {
+	switch {
+	case e.wanted():
+	case e.listing != nil:
+		c.writer.markDirty(e.listing)
+		c.notify()
+	case c.entries[e.id] == e:
+		delete(c.entries, e.id)
+	}
+}
+
+func (c *Claimer) notify() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// valid reports whether the session may be assumed to live.
+func (c *Claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
+
+// begin starts a new session, whose key exists with version 1. Ids that
+// deliveries still want, or have finished, are asked for again.
+func (c *Claimer) begin(session string, validUntil time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.suspend(ErrSuspended)
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	c.validUntil = validUntil
+	c.writer = writer{session: session, last: 1, window: c.writer.window}
+	c.checks = nil // their claims' contexts have ended
+	for _, e := range c.entries {
+		e.listing, e.queued, e.recording = nil, false, false
+		if e.wanted() {
+			c.writer.wanted = append(c.writer.wanted, e)
+		} else {
+			delete(c.entries, e.id)
+		}
+	}
+	slices.SortFunc(c.writer.wanted, func(a, b *entry) int { return strings.Compare(a.id, b.id) })
+	c.notify()
+}
+
+// renewed notes that the session was renewed. A suspended session goes on.
+func (c *Claimer) renewed(validUntil time.Time) (resumed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.valid() {
+		c.validUntil = validUntil
+		return false
+	}
+	c.validUntil = validUntil
+	if c.held.Err() != nil {
+		c.held, c.suspend = context.WithCancelCause(context.Background())
+	}
+	for _, e := range c.entries {
+		c.evaluate(e)
+	}
+	c.notify()
+	return true
+}
+
+// suspendSession ends the contexts of all claims and grants nothing until renewed or
+// begin. It reports whether the session was not suspended before.
+func (c *Claimer) suspendSession() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := c.held.Err() == nil
+	c.suspend(ErrSuspended)
+	return first
+}
+
+// apply moves the state on; see [State.Apply].
+func (c *Claimer) apply(events []Event) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.Apply(events, func(id string) {
+		if e := c.entries[id]; e != nil {
+			c.evaluate(e)
+		}
+	})
+}
+
+// rebuild goes on with a state that was read anew.
+func (c *Claimer) rebuild(state *State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = state
+	for _, e := range c.entries {
+		c.evaluate(e)
+	}
+}
+
+// unseen returns the last write that is known to be committed, if the state has
+// not seen it; otherwise 0.
+func (c *Claimer) unseen() (session string, write int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := &c.writer; c.state.Version(w.session) < w.last {
+		return w.session, w.last
+	}
+	return "", 0
+}
+
+// saw reports whether the state has seen a write of a session, or the session is
+// over.
+func (c *Claimer) saw(session string, write int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return session != c.writer.session || c.state.Version(session) >= write
+}
+
+// lastWrite returns the number of the last write that is known to be committed.
+func (c *Claimer) lastWrite() (session string, write int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writer.session, c.writer.last
+}
+
+// suspect suspends a session that etcd may have lost. A write tells, or a renewal
+// that succeeds after it.
+func (c *Claimer) suspect(session string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if session == c.writer.session {
+		c.suspend(ErrSuspended)
+		c.checks = append(c.checks, &waiter{ready: make(chan struct{})})
+		c.notify()
+	}
+}
+
+// inUse returns how many ids deliveries work on, or have finished without a
+// record.
+func (c *Claimer) inUse() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if e.holder != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Remembered returns how many ids are known to be done.
+func (c *Claimer) Remembered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.done.living
+}
+
+// close has all calls that wait return ErrClosed.
+func (c *Claimer) close() { close(c.closed) }

@@ -1,0 +1,270 @@
+package claim
+
+import (
+	"errors"
+	"testing"
+)
+
+// pair is two Claimers on a simulated etcd, step by step: what the tests below say
+// happens, and nothing else.
+type pair struct {
+	*run
+	t    *testing.T
+	a, b *simProcess
+}
+
+func newPair(t *testing.T, ids ...string) *pair {
+	x := &pair{run: &run{scenario: scenario{messages: ids}, explorer: &explorer{}}, t: t}
+	x.begin()
+	x.a, x.b = x.processes[0], x.processes[1]
+	return x
+}
+
+// write has a process write what it has to write, and see nothing of it yet. It
+// returns how many writes that were.
+func (x *pair) write(p *simProcess) (writes int) {
+	for p.canWrite() {
+		if p.write(); p.c.pending() == nil {
+			break
+		}
+		_, answer := x.execute(len(x.net) - 1)
+		p.answer(answer)
+		writes++
+	}
+	return writes
+}
+
+// settle goes on until nothing is left to be written or seen.
+func (x *pair) settle() {
+	for more := true; more; {
+		more = x.write(x.a)+x.write(x.b) > 0
+		for _, p := range x.processes {
+			for p.view < x.etcd.revision {
+				p.watch(1)
+				more = true
+			}
+		}
+	}
+	if x.violation != "" {
+		x.t.Error(x.violation)
+	}
+}
+
+// expect compares what has become of a delivery.
+func (x *pair) expect(w *waiter, want string) {
+	x.t.Helper()
+	got := "waits"
+	select {
+	case <-w.ready:
+		if got = "granted"; w.err != nil {
+			got = w.err.Error()
+		}
+	default:
+	}
+	if got != want {
+		x.t.Errorf("the delivery %s, want: %s", got, want)
+	}
+}
+
+// expectClaims compares how many claims list an id.
+func (x *pair) expectClaims(id string, want int) {
+	x.t.Helper()
+	got := 0
+	for _, k := range x.etcd.keys {
+		for _, listed := range k.ids {
+			if listed == id && x.etcd.leases[k.lease-1].session {
+				got++
+			}
+		}
+	}
+	if got != want {
+		x.t.Errorf("%d claims list %s, want %d", got, id, want)
+	}
+}
+
+const done = "the id has been processed"
+
+func recorded(t *testing.T, finished <-chan error) (err error) {
+	t.Helper()
+	select {
+	case err = <-finished:
+	default:
+		t.Error("the work is not recorded")
+	}
+	return err
+}
+
+func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
+	x := newPair(t, "1")
+	w := x.a.c.ask("1")
+	x.expect(w, "waits")
+	if n := x.write(x.a); n != 1 {
+		t.Errorf("%d writes", n)
+	}
+	x.expect(w, "waits")
+	x.settle()
+	x.expect(w, "granted")
+	if w.claim.Token != x.etcd.truth[x.etcd.revision]["1"].token || w.claim.Held.Err() != nil {
+		t.Errorf("granted %+v", w.claim)
+	}
+}
+
+func TestSecondDeliveryOfTheProcess(t *testing.T) {
+	x := newPair(t, "1")
+	first := x.a.c.ask("1")
+	x.settle()
+	second := x.a.c.ask("1")
+	if n := x.write(x.a); n != 0 {
+		t.Errorf("the second delivery is worth %d writes", n)
+	}
+	finished := x.a.c.finish(first.claim)
+	x.expect(second, "waits")
+	if n := x.write(x.a); n != 1 {
+		t.Errorf("the record is worth %d writes", n)
+	}
+	x.expect(second, done) // the answer is enough
+	if err := recorded(t, finished); err != nil {
+		t.Error(err)
+	}
+	x.settle()
+	x.expect(x.b.c.ask("1"), done)
+	x.expectClaims("1", 0)
+}
+
+func TestReleasedToTheNextOfTheProcess(t *testing.T) {
+	x := newPair(t, "1")
+	first := x.a.c.ask("1")
+	x.settle()
+	second := x.a.c.ask("1")
+	x.a.c.Release(first.claim)
+	x.expect(second, "granted")
+	x.a.c.Release(second.claim)
+	x.a.c.Release(first.claim) // nothing
+	x.settle()
+	x.expectClaims("1", 0)
+}
+
+// Another process waits without a write, and is the owner with the very change
+// that ends the claim before its own.
+func TestNextProcess(t *testing.T) {
+	for name, end := range map[string]func(x *pair, c *Claim){
+		"released":         func(x *pair, c *Claim) { x.a.c.Release(c) },
+		"crashed, expired": func(x *pair, c *Claim) { x.etcd.end(x.a.lease) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newPair(t, "1")
+			first := x.a.c.ask("1")
+			x.settle()
+			second := x.b.c.ask("1")
+			x.settle()
+			x.expect(second, "waits")
+			end(x, first.claim)
+			x.write(x.a)
+			if n := x.write(x.b); n != 0 {
+				t.Errorf("waiting is worth %d writes", n)
+			}
+			x.b.watch(1)
+			x.expect(second, "granted")
+			if second.claim.Token <= first.claim.Token {
+				t.Errorf("the token went from %d to %d", first.claim.Token, second.claim.Token)
+			}
+		})
+	}
+}
+
+func TestOtherProcessCompletes(t *testing.T) {
+	x := newPair(t, "1")
+	first, second := x.a.c.ask("1"), x.b.c.ask("1")
+	x.settle()
+	finished := x.a.c.finish(first.claim)
+	x.write(x.a)
+	x.b.watch(1)
+	x.expect(second, done)
+	if err := recorded(t, finished); err != nil {
+		t.Error(err)
+	}
+	x.settle()
+	x.expectClaims("1", 0)
+	if n := len(x.a.c.entries) + len(x.b.c.entries); n > 0 {
+		t.Errorf("%d ids are kept", n)
+	}
+}
+
+func TestWithdrawn(t *testing.T) {
+	t.Run("before it is asked for", func(t *testing.T) {
+		x := newPair(t, "1")
+		x.a.c.withdraw(x.a.c.ask("1"))
+		if n := x.write(x.a); n != 0 {
+			t.Errorf("%d writes", n)
+		}
+	})
+	t.Run("on the way", func(t *testing.T) {
+		x := newPair(t, "1")
+		w := x.a.c.ask("1")
+		x.a.write()
+		x.a.c.withdraw(w)
+		_, answer := x.execute(0)
+		x.a.answer(answer)
+		x.settle()
+		x.expectClaims("1", 0)
+	})
+	t.Run("while another owns", func(t *testing.T) {
+		x := newPair(t, "1")
+		x.a.c.ask("1")
+		x.settle()
+		w, other := x.b.c.ask("1"), x.b.c.ask("1")
+		x.settle()
+		x.expectClaims("1", 2)
+		x.b.c.withdraw(w)
+		x.settle()
+		x.expectClaims("1", 2)
+		x.b.c.withdraw(other)
+		x.settle()
+		x.expectClaims("1", 1)
+	})
+	t.Run("and asked for again", func(t *testing.T) {
+		x := newPair(t, "1")
+		w := x.a.c.ask("1")
+		x.settle()
+		x.a.c.Release(w.claim)
+		x.a.write() // takes it off
+		again := x.a.c.ask("1")
+		_, answer := x.execute(0)
+		x.a.answer(answer)
+		x.settle()
+		x.expect(again, "granted")
+		if again.claim.Token <= w.claim.Token {
+			t.Errorf("the token went from %d to %d", w.claim.Token, again.claim.Token)
+		}
+	})
+	t.Run("too late", func(t *testing.T) {
+		x := newPair(t, "1")
+		w := x.a.c.ask("1")
+		x.settle()
+		if x.a.c.withdraw(w) {
+			t.Error("withdrawn with the answer there")
+		}
+	})
+}
+
+// A check is answered by a write of the session, and by none of a later one.
+func TestCheckIsAWrite(t *testing.T) {
+	x := newPair(t, "1")
+	claimed := x.a.c.ask("1")
+	x.settle()
+	check := x.a.c.askCheck()
+	x.expect(check, "waits")
+	if n := x.write(x.a); n != 1 {
+		t.Errorf("%d writes", n)
+	}
+	x.expect(check, "granted")
+	check = x.a.c.askCheck()
+	x.etcd.end(x.a.lease)
+	x.a.end()
+	x.a.endSession()
+	x.settle()
+	x.expect(check, "waits")
+	if err := x.a.c.Check(t.Context(), claimed.claim); !errors.Is(err, ErrSuspended) {
+		t.Errorf("the check of a lost claim: %v", err)
+	}
+}

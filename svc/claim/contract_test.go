@@ -1,0 +1,265 @@
+package claim_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	toxiproxy "github.com/Shopify/toxiproxy/v2"
+	"github.com/rs/zerolog"
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/claim/claimtest"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestMemoryContract(t *testing.T) {
+	claimtest.Contract(t, func(*testing.T) func() claimtest.Process {
+		records := claimtest.NewRecords()
+		return func() claimtest.Process { return records.Open() }
+	})
+}
+
+func TestEtcdContract(t *testing.T) {
+	etcd := sharedEtcd(t)
+	claimtest.Contract(t, func(t *testing.T) func() claimtest.Process {
+		role := newRole()
+		return func() claimtest.Process { return newProxied(t, etcd, role) }
+	})
+}
+
+// shared is an etcd for all tests that break nothing but their own connections.
+var shared struct {
+	sync.Once
+	etcd *stack.Etcd
+	dir  string
+	err  error
+}
+
+func sharedEtcd(t testing.TB) *stack.Etcd {
+	t.Helper()
+	shared.Do(func() {
+		if shared.dir, shared.err = os.MkdirTemp("", "claim"); shared.err == nil {
+			shared.etcd, shared.err = stack.StartEtcd(context.Background(), shared.dir, stack.EtcdOptions{})
+		}
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.etcd
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if shared.etcd != nil {
+		shared.etcd.Close()
+	}
+	os.RemoveAll(shared.dir)
+	os.Exit(code)
+}
+
+// newEtcd starts an etcd for one test.
+func newEtcd(t testing.TB, o stack.EtcdOptions) *stack.Etcd {
+	t.Helper()
+	etcd, err := stack.StartEtcd(t.Context(), t.TempDir(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { etcd.Close() })
+	return etcd
+}
+
+func newClient(t testing.TB, etcd *stack.Etcd) *clientv3.Client {
+	t.Helper()
+	client, err := etcd.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	return client
+}
+
+var roles atomic.Int64
+
+// newRole returns a role that no other test uses.
+func newRole() string { return fmt.Sprintf("test%d", roles.Add(1)) }
+
+// process is the claims of one process on etcd.
+type process struct {
+	*claim.Etcd
+	t      testing.TB
+	client *clientv3.Client
+	prefix string // of the keys of the role
+	log    *journal
+	lease  clientv3.LeaseID // of its first session
+	Close  func()
+}
+
+// start loads and runs the claims of a process of o.Role, which others of the role
+// may share, and waits for its session. They end with the test.
+func start(t testing.TB, client, direct *clientv3.Client, o claim.Options) *process {
+	t.Helper()
+	if o.TTL == 0 {
+		o.TTL = 2 * time.Second
+	}
+	if o.MaxIDs == 0 {
+		o.MaxIDs = 1_000_000
+	}
+	o.CloseTimeout = 5 * time.Second
+	p := &process{t: t, client: direct, prefix: "/service/" + o.Role + "/", log: &journal{t: t}}
+	o.Log = slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	p.Etcd = claim.NewEtcd(client.KV, client.Lease, client.Watcher, o)
+	ctx, cancel := context.WithCancel(context.Background())
+	if err := p.Load(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() { p.Run(ctx) })
+	p.Close = func() {
+		cancel()
+		running.Wait()
+	}
+	t.Cleanup(p.Close)
+	line := p.log.await(`msg="session opened"`)
+	if _, err := fmt.Sscanf(line[strings.Index(line, "lease="):], "lease=%x", &p.lease); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// journal is the log of a process.
+type journal struct {
+	t     testing.TB
+	mu    sync.Mutex
+	lines []string
+}
+
+// Write implements io.Writer for slog, which writes line by line.
+func (j *journal) Write(line []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lines = append(j.lines, string(line))
+	return len(line), nil
+}
+
+// find returns the lines that contain all of what.
+func (j *journal) find(what ...string) (found []string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, line := range j.lines {
+		missing := false
+		for _, w := range what {
+			missing = missing || !strings.Contains(line, w)
+		}
+		if !missing {
+			found = append(found, line)
+		}
+	}
+	return found
+}
+
+// await waits for a line that contains all of what.
+func (j *journal) await(what ...string) (line string) {
+	j.t.Helper()
+	eventually(j.t, func() error {
+		if found := j.find(what...); len(found) > 0 {
+			line = found[0]
+			return nil
+		}
+		return fmt.Errorf("no line with %q in:\n%s", what, strings.Join(j.find(), ""))
+	})
+	return line
+}
+
+// eventually calls f until it succeeds.
+func eventually(t testing.TB, f func() error) {
+	t.Helper()
+	deadline, tick := time.After(time.Minute), time.NewTicker(10*time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal(err)
+		}
+	}
+}
+
+// proxied is a process that reaches etcd through a proxy.
+type proxied struct {
+	*process
+	proxy *toxiproxy.Proxy
+	alive func() // ends the renewals by another client
+}
+
+func newProxied(t *testing.T, etcd *stack.Etcd, role string) *proxied {
+	t.Helper()
+	port, err := stack.ReservePort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
+	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), etcd.Endpoint()), alive: func() {}}
+	if err := p.proxy.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.proxy.Stop()
+		port.Close()
+	})
+	client, err := claim.Dial(t.Context(), claim.Server{Endpoints: []string{port.Addr()}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	p.process = start(t, client, newClient(t, etcd), claim.Options{Role: role, Window: time.Hour})
+	t.Cleanup(func() { p.alive() })
+	return p
+}
+
+// Suspend cuts the process off. Another client keeps its lease alive.
+func (p *proxied) Suspend() {
+	ctx, cancel := context.WithCancel(context.Background())
+	renewals, err := p.client.KeepAlive(ctx, p.lease)
+	if err != nil {
+		p.t.Error(err)
+	}
+	var draining sync.WaitGroup
+	draining.Go(func() {
+		for range renewals {
+		}
+	})
+	p.alive = func() {
+		cancel()
+		draining.Wait()
+	}
+	p.proxy.Stop()
+}
+
+// Expire cuts the process off and ends its lease.
+func (p *proxied) Expire() {
+	p.proxy.Stop()
+	if _, err := p.client.Revoke(context.Background(), p.lease); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		p.t.Error(err)
+	}
+}
+
+func (p *proxied) Resume() {
+	if err := p.proxy.Start(); err != nil {
+		p.t.Error(err)
+	}
+}
+
+func (p *proxied) Close() { p.process.Close() }

@@ -1,0 +1,121 @@
+package claim
+
+import (
+	"fmt"
+	"runtime"
+	"testing"
+)
+
+// An id takes 48 bytes of heap at most, at whatever size of the set, followed or
+// read at once.
+func TestDoneSetHeap(t *testing.T) {
+	const most, step = 1_000_000, 100_000
+	ids := make([]string, most)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("%010d", i)
+	}
+	check := func(t *testing.T, before uint64, n int) {
+		if perID := float64(heap()-before) / float64(n); perID > 48 {
+			t.Errorf("%.1f bytes an id with %d ids", perID, n)
+		} else if n == most {
+			t.Logf("%.1f bytes an id with %d ids", perID, n)
+		}
+	}
+	t.Run("followed", func(t *testing.T) {
+		before := heap()
+		s := newDoneSet()
+		s.begin("w", 1)
+		for i, id := range ids {
+			s.add(id, "w")
+			if n := i + 1; n%step == 0 && n >= most/2 {
+				check(t, before, n)
+			}
+		}
+		runtime.KeepAlive(s)
+	})
+	t.Run("read", func(t *testing.T) {
+		before := heap()
+		s := newDoneSet()
+		s.load()
+		s.begin("w", 1)
+		for _, id := range ids {
+			s.add(id, "w")
+		}
+		s.endLoad()
+		check(t, before, most)
+		runtime.KeepAlive(s)
+	})
+	runtime.KeepAlive(ids)
+}
+
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// The ids of a window that has ended are forgotten at once, and their memory is
+// used again after as many changes as there are shards.
+func TestSweep(t *testing.T) {
+	const ids = 10_000
+	s := newDoneSet()
+	s.begin("old", 1)
+	s.begin("new", 2)
+	for i := range ids {
+		s.add(fmt.Sprint("old", i), "old")
+		s.add(fmt.Sprint("new", i), "new")
+	}
+	s.end("old")
+	if s.living != ids || s.has("old1") || !s.has("new1") {
+		t.Fatalf("%d ids are done after the end of the window; old: %t, new: %t", s.living, s.has("old1"), s.has("new1"))
+	}
+	s.begin("third", 3)
+	s.add("old1", "third") // before it is swept
+	size := func() (n int) {
+		for _, shard := range s.shards {
+			n += len(shard)
+		}
+		return n
+	}
+	for i := range shards {
+		before := size()
+		s.sweep()
+		if swept := before - size(); swept > 10*ids/shards {
+			t.Errorf("step %d sweeps %d ids", i, swept)
+		}
+	}
+	if n := size(); n != ids+1 {
+		t.Errorf("%d ids are kept after the sweep, want %d", n, ids+1)
+	}
+	if s.living != ids+1 || !s.has("old1") || s.has("old2") || !s.has("new1") {
+		t.Errorf("%d ids are done after the sweep", s.living)
+	}
+	if len(s.windows) != 2 {
+		t.Errorf("%d windows are kept", len(s.windows))
+	}
+}
+
+// The oldest windows are those whose keys are the oldest.
+func TestOldestWindows(t *testing.T) {
+	s := newDoneSet()
+	for i, name := range []string{"c", "a", "b"} {
+		s.begin(name, int64(10-i))
+		s.add(name, name)
+	}
+	s.add("x", "unseen")
+	for _, want := range []string{"b a", "a c", "c "} {
+		oldest, next := s.oldest()
+		got := oldest.name + " "
+		if next != nil {
+			got += next.name
+		}
+		if got != want {
+			t.Errorf("the oldest windows are %q, want %q", got, want)
+		}
+		s.end(oldest.name)
+	}
+	if oldest, next := s.oldest(); oldest != nil || next != nil {
+		t.Errorf("%v and %v are left", oldest, next)
+	}
+}

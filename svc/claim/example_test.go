@@ -1,0 +1,77 @@
+package claim_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// A loop over ids, without a broker: however many processes run it, each id is
+// processed once.
+func Example() {
+	endpoint, stopEtcd := startExampleEtcd()
+	defer stopEtcd()
+	ctx, stop := context.WithCancel(context.Background())
+	log := slog.New(slog.DiscardHandler)
+
+	client, err := claim.Dial(ctx, claim.Server{Endpoints: []string{endpoint}}, log)
+	if err != nil {
+		panic(err)
+	}
+	defer client.Close()
+	claims := claim.NewEtcd(client.KV, client.Lease, client.Watcher, claim.Options{
+		Role: "example", TTL: 10 * time.Second, Window: 24 * time.Hour, MaxIDs: 1_000_000,
+		CloseTimeout: time.Second, Log: log,
+	})
+	if err := claims.Load(ctx); err != nil { // what was processed before
+		panic(err)
+	}
+	var running sync.WaitGroup
+	running.Go(func() { claims.Run(ctx) })
+
+	for _, id := range []string{"a", "b", "a"} {
+		c, err := claims.Claim(ctx, id)
+		if errors.Is(err, claim.ErrDone) {
+			fmt.Println(id, "skipped")
+			continue
+		}
+		if err != nil {
+			panic(err)
+		}
+		// The work is done here. It must end when c.Held ends, and passes c.Token to
+		// whatever it changes.
+		fmt.Println(id, "processed")
+		if err := claims.Complete(c); err != nil {
+			panic(err)
+		}
+	}
+
+	stop()
+	running.Wait() // the session is revoked
+	// Output:
+	// a processed
+	// b processed
+	// a skipped
+}
+
+func startExampleEtcd() (endpoint string, stop func()) {
+	dir, err := os.MkdirTemp("", "example")
+	if err != nil {
+		panic(err)
+	}
+	etcd, err := stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
+	if err != nil {
+		panic(err)
+	}
+	return etcd.Endpoint(), func() {
+		etcd.Close()
+		os.RemoveAll(dir)
+	}
+}

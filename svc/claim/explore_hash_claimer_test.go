@@ -1,0 +1,169 @@
+package claim
+
+import (
+	"bytes"
+	"slices"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func clientLease(i int) clientv3.LeaseID { return clientv3.LeaseID(i) }
+
+// addProcess adds a process: all that its next steps depend on.
+func (h *hasher) addProcess(p *simProcess) {
+	h.addBools(p.over, len(p.c.wake) > 0, p.running, p.suspended())
+	w := &p.c.writer
+	h.addWrite(w.session, w.last)
+	h.add(h.version(w.session, w.last), index(&h.windows, w.window.Name), len(p.c.checks))
+	h.addBools(w.known, w.pending != nil)
+	if w.pending != nil {
+		h.addContent(w.pending)
+		h.add(len(w.pending.checks))
+	}
+	if h.x.merge {
+		h.add(len(w.small), w.smallIDs)
+		if len(w.small) > 0 {
+			h.addWrite(w.session, w.small[0].write)
+		}
+		for _, s := range w.small {
+			h.addIDs(s.ids)
+		}
+	}
+	h.addIDs(currentIDs(p.c, w.wanted))
+	h.addIDs(ids(w.finished))
+	h.addSorted(len(w.dirty), func(i int) { h.addListing(p, w.dirty[i]) })
+	for _, id := range h.x.etcd.ids {
+		h.addEntry(p, id)
+	}
+	h.addSorted(len(p.deliveries), func(i int) { h.addDelivery(p, p.deliveries[i]) })
+}
+
+// currentIDs leaves out entries that list would skip.
+func currentIDs(c *Claimer, entries []*entry) (ids []string) {
+	for _, e := range entries {
+		if c.entries[e.id] == e {
+			ids = append(ids, e.id)
+		}
+	}
+	return ids
+}
+
+func (h *hasher) addListing(p *simProcess, l *listing) {
+	h.addWrite(p.c.writer.session, l.write)
+	h.addBools(l.dirty)
+	h.addSorted(len(l.entries), func(i int) {
+		e := l.entries[i]
+		h.add(int(e.id[0]))
+		h.addBools(e.wanted(), p.c.entries[e.id] == e)
+	})
+}
+
+// addEntry adds what the process knows of an id.
+func (h *hasher) addEntry(p *simProcess, id string) {
+	s := p.c.state
+	hash, shard := s.done.hash(id)
+	n, listed := shard[hash]
+	h.addBools(listed, s.Done(id))
+	if listed && s.Done(id) {
+		h.add(index(&h.windows, s.done.windows[n].name))
+	}
+	q := s.queues[id]
+	for _, r := range append([]*record{q.owner}, q.next...) {
+		if r != nil {
+			h.addWrite(r.session, r.write)
+			h.addToken(r.token)
+		}
+	}
+	e := p.c.entries[id]
+	if h.addBools(e != nil); e == nil {
+		return
+	}
+	h.add(len(e.waiting))
+	h.addBools(e.holder != nil, e.finished != nil, e.queued, e.recording, e.listing != nil)
+	if e.listing != nil {
+		h.addListing(p, e.listing)
+	}
+}
+
+func (h *hasher) addDelivery(p *simProcess, d *simDelivery) {
+	h.add(int(d.id[0]), int(d.phase))
+	h.addBools(d.gone, d.claim != nil && d.claim.Held.Err() == nil)
+	switch e := p.c.entries[d.id]; d.phase {
+	case waiting:
+		h.add(slices.Index(e.waiting, d.wait))
+	case checking:
+		h.addBools(slices.Contains(p.c.checks, d.wait))
+	default:
+		h.addBools(e != nil && e.holder == d.claim)
+	}
+}
+
+// addTail adds the changes that the process's view has not seen.
+func (h *hasher) addTail(p *simProcess) {
+	for _, events := range h.x.etcd.log[p.view+1:] {
+		h.add('|')
+		for _, e := range events {
+			h.addBools(e.Deleted)
+			ids := []string(nil)
+			if len(e.Value) > 0 && e.Value[0] == '[' {
+				ids, _ = parseIDs(e.Value)
+			}
+			h.addKey(e.Key, ids, e.Created)
+		}
+	}
+}
+
+// addNet adds the copies that are under way.
+func (h *hasher) addNet() []byte {
+	h.addSorted(len(h.x.net), func(i int) {
+		w := h.x.net[i]
+		h.addBools(w.current(), w.half)
+		h.addContent(&w.Write)
+	})
+	return h.b
+}
+
+// version is a number of a write relative to the version of the session's key.
+func (h *hasher) version(session string, n int64) int {
+	if v := h.x.etcd.keys["session/"+session].version; v > 0 {
+		return int(n - v)
+	}
+	return 100
+}
+
+func (h *hasher) addContent(w *Write) {
+	h.addWrite(w.Session, w.N)
+	h.add(h.version(w.Session, w.N))
+	h.addIDs(w.Claim)
+	h.addSorted(len(w.Left), func(i int) {
+		h.addWrite(w.Session, w.Left[i].N)
+		h.addIDs(w.Left[i].IDs)
+	})
+	h.addIDs(w.Done)
+	if len(w.Done) > 0 {
+		h.add(index(&h.windows, w.Window.Name))
+		h.addBools(w.NewWindow, w.MergedFrom > 0)
+		if w.MergedFrom > 0 {
+			h.addWrite(w.Session, w.MergedFrom)
+		}
+	}
+}
+
+// addSorted adds n things in the order of their encodings.
+func (h *hasher) addSorted(n int, one func(i int)) {
+	h.add(n)
+	if n == 0 {
+		return
+	}
+	start := len(h.b)
+	var parts [][]byte
+	for i := range n {
+		from := len(h.b)
+		one(i)
+		parts = append(parts, bytes.Clone(h.b[from:]))
+	}
+	if n > 1 {
+		slices.SortFunc(parts, bytes.Compare)
+		h.b = append(h.b[:start], bytes.Join(parts, nil)...)
+	}
+}

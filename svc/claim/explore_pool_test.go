@@ -1,0 +1,47 @@
+package claim
+
+import (
+	"reflect"
+	"testing"
+)
+
+// The canonical form of a state has all that the Claimer's next steps depend on.
+// A field that is new must be added to it, if they depend on it, and here.
+func TestHashKnowsTheFields(t *testing.T) {
+	for typ, want := range map[reflect.Type]int{
+		reflect.TypeFor[Claimer](): 10, reflect.TypeFor[entry](): 7, reflect.TypeFor[waiter](): 4, reflect.TypeFor[writer](): 10,
+		reflect.TypeFor[listing](): 4, reflect.TypeFor[Write](): 10, reflect.TypeFor[State](): 4, reflect.TypeFor[doneSet](): 8,
+	} {
+		if typ.NumField() != want {
+			t.Errorf("%v has %d fields, the exploration knows %d", typ, typ.NumField(), want)
+		}
+	}
+}
+
+// statePool makes empty States again and again: one has a thousand maps.
+type statePool struct {
+	ids  []string
+	all  []*State
+	used int
+}
+
+func (p *statePool) reset() { p.used = 0 }
+
+func (p *statePool) get() *State {
+	if p.used == len(p.all) {
+		p.all = append(p.all, NewState())
+	}
+	s := p.all[p.used]
+	p.used++
+	clear(s.sessions)
+	clear(s.claims)
+	clear(s.queues)
+	for _, id := range p.ids {
+		hash, shard := s.done.hash(id)
+		delete(shard, hash)
+	}
+	clear(s.done.windows)
+	clear(s.done.numbers)
+	s.done.last, s.done.living, s.done.unswept = 0, 0, 0
+	return s
+}

@@ -1,0 +1,153 @@
+package claim
+
+import (
+	"fmt"
+	"slices"
+)
+
+// run is one run of the exploration: two processes, one etcd, a broker.
+type run struct {
+	scenario
+	explorer  *explorer
+	etcd      *simEtcd
+	processes [2]*simProcess
+	net       []*simCopy
+	queue     []string // messages that are not delivered
+	sessions  int
+	violation string
+
+	acked, dead int
+	works       map[string]int   // ends of the work on an id
+	worked      map[string]int   // windows that listed the id and have ended
+	tokens      map[string]grant // the last
+	hurt        bool             // a crash or a suspension
+}
+
+type grant struct {
+	token   int64
+	session string
+}
+
+func (x *run) newState() *State { return x.explorer.states.get() }
+
+func (x *run) newSession() string {
+	x.sessions++
+	return fmt.Sprintf("s%d", x.sessions)
+}
+
+// begin makes the state from which all runs start.
+func (x *run) begin() {
+	x.etcd = newSimEtcd(x.ids(), x.broken)
+	x.queue = slices.Clone(x.messages)
+	x.works, x.worked = make(map[string]int), make(map[string]int)
+	x.tokens = make(map[string]grant)
+	for i := range x.processes {
+		p := &simProcess{x: x}
+		x.processes[i] = p
+		p.start()
+		if x.merge && i == 0 {
+			p.nearMerge()
+		}
+	}
+	for _, p := range x.processes {
+		p.load()
+	}
+	for i, id := range x.messages {
+		if len(x.first) > 0 {
+			x.processes[x.first[i]-'A'].deliver(slices.Index(x.queue, id))
+		}
+	}
+}
+
+// take takes a step.
+func (x *run) take(s step) {
+	p := x.processes[s.p]
+	switch s.kind {
+	case deliverStep:
+		p.deliver(int(s.i))
+	case endSessionStep:
+		p.endSession()
+	case executeStep:
+		if w, answer := x.execute(int(s.i)); w != nil {
+			w.from.answer(answer)
+		}
+	case executeLateStep:
+		if w, answer := x.execute(int(s.i)); w != nil {
+			for w.from.view < x.etcd.revision {
+				w.from.watch(1)
+			}
+			w.from.settle()
+			w.from.answer(answer)
+		}
+	case answerLostStep:
+		if w, _ := x.execute(int(s.i)); w != nil {
+			w.from.resend()
+		}
+	case writeStep:
+		p.write()
+	case watchStep:
+		p.watch(1)
+	case closedStep:
+		p.load()
+	case finishStep:
+		p.finish(p.deliveries[s.i])
+	case cancelledStep:
+		p.cancelled(p.deliveries[s.i])
+	case releaseStep:
+		p.release(p.deliveries[s.i])
+	case renewStep:
+		p.renew()
+	case expireStep:
+		x.etcd.end(int64(s.i))
+	case suspendStep:
+		x.hurt = true
+		p.c.suspendSession()
+	case crashStep:
+		x.hurt = true
+		p.crash()
+	case resendStep:
+		p.resend()
+	case windowStep:
+		x.endWindow(int64(s.i))
+	case channelStep:
+		p.loseChannel(p.deliveries[s.i])
+	case failStep:
+		p.fail(p.deliveries[s.i])
+	case leaderStep: // what was forwarded to the old one may be late, and no watch lives without one
+		for _, p := range x.processes {
+			if !p.over && p.c.pending() != nil {
+				p.resend()
+			}
+			p.load()
+		}
+	}
+	for _, p := range x.processes {
+		p.settle()
+	}
+	x.net = slices.DeleteFunc(slices.Clone(x.net), x.etcd.isVoid)
+}
+
+// execute has etcd carry out a copy of a write. It returns the copy, if the
+// process waits for the answer.
+func (x *run) execute(i int) (*simCopy, simAnswer) {
+	w := x.net[i]
+	answer, err := x.etcd.txn(w)
+	if err == errHalf {
+		return nil, answer
+	}
+	x.net = slices.Delete(slices.Clone(x.net), i, i+1)
+	if !w.current() {
+		return nil, answer
+	}
+	return w, answer
+}
+
+func (x *run) endWindow(lease int64) {
+	before := x.etcd.truth[x.etcd.revision]
+	x.etcd.end(lease)
+	for id, t := range x.etcd.truth[x.etcd.revision] {
+		if before[id].done && !t.done {
+			x.worked[id]++
+		}
+	}
+}

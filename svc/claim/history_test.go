@@ -1,0 +1,142 @@
+package claim
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// A state that follows the changes, some revisions at a time, and one that is read
+// from the keys, are the same at every revision, and what the rule says.
+func TestFollowingIsReading(t *testing.T) {
+	revisions, states := 0, statePool{ids: newHistory(0).ids}
+	for seed := range uint64(300) {
+		h := newHistory(seed)
+		follower, seen := NewState(), int64(0)
+		for range 80 {
+			h.step()
+			if h.rand.IntN(3) == 0 {
+				continue // the next ones come together
+			}
+			events := slices.Concat(h.log[seen+1:]...)
+			if err := follower.follows(events); err != nil {
+				t.Fatalf("history %d: %v", seed, err)
+			}
+			if err := follower.Apply(events, func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+			seen = h.revision
+			revisions++
+			states.reset()
+			reader := states.get()
+			if err := reader.Apply(h.snapshot(), func(string) {}); err != nil {
+				t.Fatal(err)
+			}
+			if follower.done.living != reader.done.living {
+				t.Fatalf("history %d, revision %d: %d ids are done to the follower, %d to the reader",
+					seed, seen, follower.done.living, reader.done.living)
+			}
+			for id, want := range h.truth[seen] {
+				a, b, rule := owner(follower, id), owner(reader, id), want.String()
+				if a != rule || b != rule {
+					t.Fatalf("history %d, revision %d: %s is %q to the follower, %q to the reader, %q by the rule",
+						seed, seen, id, a, b, rule)
+				}
+			}
+			for session, version := range reader.sessions {
+				if follower.Version(session) != version {
+					t.Fatalf("history %d: session %s has version %d, want %d", seed, session, follower.Version(session), version)
+				}
+			}
+		}
+	}
+	t.Logf("%d revisions compared", revisions)
+}
+
+// history makes random writes of several sessions, and ends of leases.
+type history struct {
+	*simEtcd
+	rand     *rand.Rand
+	sessions []*Write // the last of each
+	windows  []Window
+}
+
+func newHistory(seed uint64) *history {
+	ids := []string{"a", "b", "c", "d", "e", "f"}
+	return &history{simEtcd: newSimEtcd(ids, ""), rand: rand.New(rand.NewPCG(seed, 0))}
+}
+
+// some returns some of the ids of which the rule says what is wanted.
+func (h *history) some(wanted func(truth) bool) (ids []string) {
+	for _, id := range h.ids {
+		if h.rand.IntN(3) == 0 && wanted(h.truth[h.revision][id]) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (h *history) step() {
+	switch n := h.rand.IntN(12); {
+	case n == 0 || len(h.sessions) == 0:
+		name := fmt.Sprintf("s%d", h.revision)
+		h.sessions = append(h.sessions, &Write{Session: name, N: 1})
+		h.commit([]Event{h.put("session/"+name, "host 1", h.grant(true))})
+	case n == 1 || len(h.windows) == 0:
+		lease := h.grant(false)
+		h.windows = append(h.windows, Window{Name: fmt.Sprint("w", lease), Lease: lease})
+	case n == 2:
+		h.end(int64(1 + h.rand.IntN(len(h.leases)))) // of a session or a window
+	default:
+		h.write(h.sessions[h.rand.IntN(len(h.sessions))])
+	}
+}
+
+// write has a session ask for ids, take some off an earlier claim, and record some
+// that are its own, merged with an earlier record or not.
+func (h *history) write(last *Write) {
+	w := &Write{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
+	w.Claim = h.some(func(truth) bool { return true })
+	w.Done = h.some(func(t truth) bool { return t.session == w.Session })
+	left := make(map[string][]string)
+	for _, key := range slices.Sorted(maps.Keys(h.keys)) {
+		if k := h.keys[key]; strings.HasPrefix(key, "claim/"+w.Session+"/") {
+			left[key] = slices.DeleteFunc(slices.Clone(k.ids), func(id string) bool { return h.rand.IntN(4) == 0 || slices.Contains(w.Done, id) })
+		}
+	}
+	records := "done/" + w.Window.Name + "/" + w.Session + "/"
+	for n := int64(1); n < w.N && len(w.Done) > 0 && h.rand.IntN(2) == 0; n++ {
+		if k, ok := h.keys[fmt.Sprintf("%s%016d", records, n)]; ok {
+			if w.MergedFrom == 0 {
+				w.MergedFrom = n
+			}
+			w.Done = append(w.Done, k.ids...)
+		}
+	}
+	if w.MergedFrom > 0 { // all after the first are in the range that is replaced
+		for _, key := range slices.Sorted(maps.Keys(h.keys)) {
+			if k := h.keys[key]; strings.HasPrefix(key, records) && key > fmt.Sprintf("%s%016d", records, w.MergedFrom) {
+				w.Done = append(w.Done, k.ids...)
+			}
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(left)) {
+		w.Left = append(w.Left, Left{parseNumber(key[strings.LastIndex(key, "/")+1:]), left[key]})
+	}
+	if a, _ := h.txn(&simCopy{Write: *w}); a.succeeded {
+		last.N = w.N
+	}
+}
+
+func (t truth) String() string {
+	switch {
+	case t.done:
+		return "done"
+	case t.session == "":
+		return "absent"
+	}
+	return fmt.Sprintf("%s/%d token %d", t.session, parseNumber(t.write), t.token)
+}

@@ -1,0 +1,37 @@
+package claim
+
+import (
+	"fmt"
+	"testing"
+)
+
+// A set that was loaded answers and counts like one that was added to.
+func TestLoadedSet(t *testing.T) {
+	added, read := newDoneSet(), newDoneSet()
+	read.load()
+	for _, s := range []*doneSet{added, read} {
+		s.begin("old", 1)
+		s.begin("new", 2)
+		for i := range 5000 {
+			s.add(fmt.Sprint(i), "old")
+			s.add(fmt.Sprint(i+2500), "new") // half of them again
+		}
+		s.add("lost", "gone") // a window without its key
+	}
+	read.endLoad()
+	for range 2 {
+		if added.living != read.living {
+			t.Errorf("%d ids are living, want %d", read.living, added.living)
+		}
+		for i := range 8000 {
+			if id := fmt.Sprint(i); added.has(id) != read.has(id) {
+				t.Fatalf("id %s: %t, want %t", id, read.has(id), added.has(id))
+			}
+		}
+		if read.has("lost") {
+			t.Error("an id of a window that has ended is done")
+		}
+		added.end("old")
+		read.end("old")
+	}
+}

@@ -1,0 +1,182 @@
+package claim_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// What etcd refuses, and goes on refusing, is logged once, with what to do. The
+// work waits, and is recorded when the cause is fixed.
+func TestRefusals(t *testing.T) {
+	tests := map[string]struct {
+		options stack.EtcdOptions
+		refuse  func(t *testing.T, p *process) (fix func())
+		hint    string
+	}{
+		"too few operations": {
+			stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 2}},
+			func(t *testing.T, p *process) func() { return nil },
+			"--max-txn-ops to 48",
+		},
+		"full": {
+			stack.EtcdOptions{QuotaBytes: 4 << 20},
+			fill, "etcdctl alarm disarm",
+		},
+		"a user is required": {
+			stack.EtcdOptions{}, requireUser, "set ETCD_USERNAME",
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			client := newClient(t, newEtcd(t, tt.options))
+			kv := &counting{KV: client.KV}
+			counted := &clientv3.Client{KV: kv, Lease: client.Lease, Watcher: client.Watcher}
+			p := start(t, counted, client, claim.Options{Role: newRole(), Window: time.Hour})
+			c := p.mustClaim("1")
+			fix := tt.refuse(t, p)
+			completed := make(chan error, 1)
+			go func() { completed <- p.Complete(c) }()
+			p.log.await("level=ERROR", "etcd refuses a call", tt.hint)
+			before := kv.txns.Load()
+			eventually(t, func() error {
+				if kv.txns.Load() < before+3 {
+					return errors.New("it is not tried again")
+				}
+				return nil
+			})
+			if n := len(p.log.find("level=ERROR")); n != 1 {
+				t.Errorf("%d errors are logged: %v", n, p.log.find("level=ERROR"))
+			}
+			if fix == nil {
+				return
+			}
+			fix()
+			if err := <-completed; err != nil {
+				t.Error(err)
+			}
+			p.log.await("etcd accepts calls again")
+		})
+	}
+}
+
+// counting counts the transactions.
+type counting struct {
+	clientv3.KV
+	txns atomic.Int64
+}
+
+func (c *counting) Txn(ctx context.Context) clientv3.Txn {
+	c.txns.Add(1)
+	return c.KV.Txn(ctx)
+}
+
+// fill writes until etcd has no space left.
+func fill(t *testing.T, p *process) (fix func()) {
+	p.mustComplete("0") // opens the window
+	for {
+		if _, err := p.client.Put(t.Context(), "fill", string(make([]byte, 1<<20))); err != nil {
+			break
+		}
+	}
+	return func() {
+		resp, err := p.client.Get(t.Context(), "fill")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.client.Compact(t.Context(), resp.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.client.Defragment(t.Context(), p.client.Endpoints()[0]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.client.AlarmDisarm(t.Context(), &clientv3.AlarmMember{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// requireUser has etcd demand a user.
+func requireUser(t *testing.T, p *process) (fix func()) {
+	p.mustComplete("0")
+	must := func(_ any, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx := t.Context()
+	must(p.client.UserAdd(ctx, "root", "secret"))
+	must(p.client.RoleAdd(ctx, "root"))
+	must(p.client.UserGrantRole(ctx, "root", "root"))
+	must(p.client.AuthEnable(ctx))
+	root, err := clientv3.New(clientv3.Config{Endpoints: p.client.Endpoints(), Username: "root", Password: "secret"})
+	must(root, err)
+	t.Cleanup(func() { root.Close() })
+	return func() { must(root.AuthDisable(ctx)) }
+}
+
+// compacting compacts etcd between the pages of a snapshot.
+type compacting struct {
+	clientv3.KV
+	t       *testing.T
+	gets    atomic.Int64
+	failed  atomic.Int64
+	compact func()
+}
+
+func (c *compacting) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if n := c.gets.Add(1); n == 3 || n == 6 {
+		c.compact()
+	}
+	resp, err := c.KV.Get(ctx, key, opts...)
+	if err != nil {
+		c.failed.Add(1)
+	}
+	return resp, err
+}
+
+// A snapshot has all ids of one revision, in however many pages, and begins anew
+// when that revision is compacted.
+func TestSnapshotInPages(t *testing.T) {
+	const ids = 2000
+	etcd, role := newEtcd(t, stack.EtcdOptions{}), newRole()
+	client := newClient(t, etcd)
+	if _, err := client.Put(t.Context(), "/service/"+role+"/window/forever", "0s"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range ids {
+		key := fmt.Sprintf("/service/%s/done/forever/%016d/%016d", role, i%7, i)
+		if _, err := client.Put(t.Context(), key, fmt.Sprintf("[%q]", fmt.Sprint(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kv := &compacting{KV: client.KV, t: t}
+	kv.compact = func() {
+		resp, err := client.Put(context.Background(), "other", "")
+		if err == nil {
+			_, err = client.Compact(context.Background(), resp.Header.Revision)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	reading := &clientv3.Client{KV: kv, Lease: client.Lease, Watcher: client.Watcher}
+	p := start(t, reading, client, claim.Options{Role: role})
+	if n := p.Remembered(); n != ids {
+		t.Errorf("%d ids are remembered, want %d", n, ids)
+	}
+	if kv.failed.Load() == 0 || kv.gets.Load() < 9 {
+		t.Errorf("%d reads, of which %d failed: no page was compacted away", kv.gets.Load(), kv.failed.Load())
+	}
+	for i := range ids {
+		p.mustBeDone(fmt.Sprint(i))
+	}
+}

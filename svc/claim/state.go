@@ -1,0 +1,204 @@
+package claim
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Event is one change of a key.
+type Event struct {
+	Key     string // without /service/<role>/
+	Value   []byte
+	Deleted bool
+	Created int64 // the key's CreateRevision
+	Version int64 // how often the key was put since then
+}
+
+// State is the state of a role at one revision, as a pure function of its keys. It
+// knows no server, no goroutine and no clock, and is not safe for concurrent use.
+type State struct {
+	sessions map[string]int64   // versions of session/<s>
+	claims   map[string]*record // by claim/<s>/<n>
+	queues   map[string]queue   // the claims that list an id
+	done     *doneSet
+}
+
+// record is a claim key.
+type record struct {
+	session string
+	write   int64
+	token   int64 // CreateRevision
+	ids     []string
+}
+
+// queue holds the claims that list one id, the oldest first. Nearly always there is
+// only one.
+type queue struct {
+	owner *record
+	next  []*record
+}
+
+// NewState returns the state of a role without keys.
+func NewState() *State {
+	return &State{sessions: make(map[string]int64), claims: make(map[string]*record), queues: make(map[string]queue), done: newDoneSet()}
+}
+
+// Done reports whether id was processed.
+func (s *State) Done(id string) bool { return s.done.has(id) }
+
+// Owner returns the session and the number of the write whose claim owns id, and
+// its fencing token; "" if no claim lists id. An id that is done has no owner.
+func (s *State) Owner(id string) (session string, write, token int64) {
+	owner := s.queues[id].owner
+	if owner == nil || s.Done(id) {
+		return "", 0, 0
+	}
+	return owner.session, owner.write, owner.token
+}
+
+// Version returns how many writes of a session the state has seen; 0 if the
+// session does not live.
+func (s *State) Version(session string) int64 { return s.sessions[session] }
+
+// follows fails if changes before events were missed, as when etcd was restored
+// from a backup: each write raises the version of its session's key by one.
+func (s *State) follows(events []Event) error {
+	versions := make(map[string]int64)
+	for _, e := range events {
+		name, ok := strings.CutPrefix(e.Key, "session/")
+		if !ok {
+			continue
+		}
+		before, ok := versions[name]
+		if !ok {
+			before = s.sessions[name]
+		}
+		if !e.Deleted && e.Version != before+1 {
+			return fmt.Errorf("changes were missed: write %d of session %s follows write %d", e.Version, name, before)
+		}
+		versions[name] = e.Version // 0 if deleted
+	}
+	return nil
+}
+
+// Apply moves the state on by the changes of one or more whole revisions. It
+// calls changed with each id that they concern, in the end, when the state is
+// that of the last revision: states within a revision do not exist. The error
+// names the keys that cannot be read; they list nothing.
+func (s *State) Apply(events []Event, changed func(id string)) error {
+	var ids []string
+	var errs []error
+	for _, e := range events {
+		touched, err := s.apply(e)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("key %s: %w", e.Key, err))
+		}
+		ids = append(ids, touched...)
+	}
+	s.done.sweep()
+	for _, id := range ids {
+		changed(id)
+	}
+	return errors.Join(errs...)
+}
+
+// apply applies one change, and returns the ids that it may concern.
+func (s *State) apply(e Event) ([]string, error) {
+	kind, name, _ := strings.Cut(e.Key, "/")
+	switch kind {
+	case "session":
+		if e.Deleted {
+			delete(s.sessions, name)
+		} else {
+			s.sessions[name] = e.Version
+		}
+	case "window":
+		if e.Deleted {
+			s.done.end(name)
+		} else {
+			s.done.begin(name, e.Created)
+		}
+	case "done":
+		if e.Deleted { // replaced by a merged record, or the window's own key goes as well
+			return nil, nil
+		}
+		window, _, _ := strings.Cut(name, "/")
+		ids, err := parseIDs(e.Value)
+		for _, id := range ids {
+			s.done.add(id, window)
+		}
+		return ids, err
+	case "claim":
+		if e.Deleted {
+			return s.replace(e.Key, nil), nil
+		}
+		session, write, _ := strings.Cut(name, "/")
+		n, err := strconv.ParseInt(write, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		ids, err := parseIDs(e.Value)
+		return s.replace(e.Key, &record{session, n, e.Created, ids}), err
+	default:
+		return nil, errors.New("not of a known form: ignored")
+	}
+	return nil, nil
+}
+
+// replace puts a claim in the place of an earlier one under the same key. Nil
+// removes the key.
+func (s *State) replace(key string, claim *record) (changed []string) {
+	old := s.claims[key]
+	if claim == nil {
+		delete(s.claims, key)
+	} else {
+		s.claims[key] = claim
+		for _, id := range claim.ids {
+			s.queues[id] = s.queues[id].with(claim, old)
+		}
+		changed = claim.ids
+	}
+	if old == nil {
+		return changed
+	}
+	for _, id := range old.ids {
+		if q := s.queues[id].without(old); q.owner == nil {
+			delete(s.queues, id)
+		} else {
+			s.queues[id] = q
+		}
+	}
+	return append(changed[:len(changed):len(changed)], old.ids...)
+}
+
+// with adds a claim, or puts it in the place of old.
+func (q queue) with(claim, old *record) queue {
+	if q.owner == nil || q.owner == old || q.owner == claim {
+		return queue{claim, q.next}
+	}
+	all := slices.DeleteFunc(append([]*record{q.owner}, q.next...), func(r *record) bool { return r == old || r == claim })
+	at, _ := slices.BinarySearchFunc(all, claim, func(a, b *record) int { return int(a.token - b.token) })
+	all = slices.Insert(all, at, claim)
+	return queue{all[0], all[1:]}
+}
+
+func (q queue) without(claim *record) queue {
+	if q.owner != claim {
+		return queue{q.owner, slices.DeleteFunc(slices.Clone(q.next), func(r *record) bool { return r == claim })}
+	}
+	if len(q.next) == 0 {
+		return queue{}
+	}
+	return queue{q.next[0], q.next[1:]}
+}
+
+func parseIDs(value []byte) (ids []string, err error) {
+	if err := json.Unmarshal(value, &ids); err != nil {
+		return nil, fmt.Errorf("not a JSON array of strings: %w", err)
+	}
+	return ids, nil
+}

@@ -1,0 +1,178 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"testing"
+)
+
+func TestSuspendedAndGoesOn(t *testing.T) {
+	x := newPair(t, "1", "2", "3")
+	working, worked := x.a.c.ask("1"), x.a.c.ask("2")
+	x.settle()
+	token := working.claim.Token
+	if !x.a.c.suspendSession() || x.a.c.suspendSession() {
+		t.Error("a suspension that is not told once")
+	}
+	if cause := context.Cause(working.claim.Held); !errors.Is(cause, ErrSuspended) {
+		t.Errorf("Held ends with %v", cause)
+	}
+	again, late := x.a.c.askAgain(working.claim), x.a.c.ask("3")
+	finished := x.a.c.finish(worked.claim) // it had finished before it heard of it
+	x.settle()
+	x.expect(again, "waits")
+	x.expectClaims("3", 0)
+	if err := recorded(t, finished); err != nil {
+		t.Error(err)
+	}
+	if !x.a.c.renewed(farFuture) {
+		t.Error("the session does not go on")
+	}
+	x.settle()
+	x.expect(again, "granted")
+	x.expect(late, "granted")
+	if again.claim.Token != token || again.claim.Held.Err() != nil {
+		t.Errorf("granted %+v, want the token %d", again.claim, token)
+	}
+}
+
+// lose ends the session of a process, as an outage of more than CLAIM_TTL does.
+func (x *pair) lose(p *simProcess) {
+	p.c.suspendSession()
+	x.etcd.end(p.lease)
+	p.renew()
+	p.endSession()
+}
+
+func TestSessionLost(t *testing.T) {
+	t.Run("nobody else came", func(t *testing.T) {
+		x := newPair(t, "1", "2")
+		working, worked := x.a.c.ask("1"), x.a.c.ask("2")
+		x.settle()
+		token := working.claim.Token
+		x.lose(x.a)
+		again, finished := x.a.c.askAgain(working.claim), x.a.c.finish(worked.claim)
+		x.settle()
+		x.expect(again, "granted")
+		if again.claim.Token <= token {
+			t.Errorf("the token went from %d to %d", token, again.claim.Token)
+		}
+		if err := recorded(t, finished); err != nil {
+			t.Error(err)
+		}
+		x.expect(x.b.c.ask("2"), done)
+	})
+	t.Run("another works", func(t *testing.T) {
+		x := newPair(t, "1", "2", "3")
+		working, worked, failed := x.a.c.ask("1"), x.a.c.ask("2"), x.a.c.ask("3")
+		x.settle()
+		others := []*waiter{x.b.c.ask("1"), x.b.c.ask("2"), x.b.c.ask("3")}
+		x.settle()
+		x.lose(x.a)
+		again := x.a.c.askAgain(working.claim)
+		finished, finishedToo := x.a.c.finish(worked.claim), x.a.c.finish(failed.claim)
+		x.settle()
+		for _, w := range others {
+			x.expect(w, "granted")
+		}
+		x.expect(again, "waits")
+		if len(finished) > 0 {
+			t.Error("recorded while another owns the id")
+		}
+		x.b.c.finish(others[0].claim)
+		x.b.c.finish(others[1].claim)
+		x.b.c.Release(others[2].claim)
+		x.settle()
+		x.expect(again, done)
+		if err := recorded(t, finished); !errors.Is(err, ErrDone) {
+			t.Errorf("complete after another: %v", err)
+		}
+		if err := recorded(t, finishedToo); err != nil {
+			t.Errorf("complete of what another gave back: %v", err)
+		}
+		x.expect(x.b.c.ask("3"), done)
+		for _, id := range []string{"1", "2", "3"} {
+			x.expectClaims(id, 0)
+		}
+	})
+	t.Run("a delivery waits behind finished work", func(t *testing.T) {
+		x := newPair(t, "1")
+		worked := x.a.c.ask("1")
+		x.settle()
+		waits := x.a.c.ask("1")
+		x.lose(x.a)
+		x.settle() // the new session owns the id, and the work still runs
+		x.expect(waits, "waits")
+		finished := x.a.c.finish(worked.claim)
+		x.settle()
+		x.expect(waits, done)
+		if err := recorded(t, finished); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("its record exists", func(t *testing.T) {
+		x := newPair(t, "1")
+		worked := x.a.c.ask("1")
+		x.settle()
+		finished := x.a.c.finish(worked.claim)
+		x.a.write()
+		x.execute(0) // and the answer is lost
+		x.lose(x.a)
+		if err := recorded(t, finished); err != nil {
+			t.Error(err)
+		}
+		if n := x.write(x.a); n != 0 {
+			t.Errorf("%d writes follow", n)
+		}
+	})
+	t.Run("its record does not exist", func(t *testing.T) {
+		x := newPair(t, "1")
+		worked := x.a.c.ask("1")
+		x.settle()
+		finished := x.a.c.finish(worked.claim)
+		x.a.write()
+		x.lose(x.a)
+		if _, answer := x.execute(0); answer.succeeded {
+			t.Error("a late copy is carried out")
+		}
+		if len(finished) > 0 {
+			t.Error("complete has returned")
+		}
+		x.settle()
+		if err := recorded(t, finished); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A session that etcd may have lost is suspended until its next write is answered.
+func TestSuspect(t *testing.T) {
+	x := newPair(t, "1")
+	w := x.a.c.ask("1")
+	x.settle()
+	x.a.c.suspect("another session")
+	if w.claim.Held.Err() != nil {
+		t.Fatal("the session was not the suspect")
+	}
+	x.a.c.suspect(x.a.c.writer.session)
+	if w.claim.Held.Err() == nil {
+		t.Error("the session goes on")
+	}
+	x.etcd.end(x.a.lease)
+	if n := x.write(x.a); n != 1 || !x.a.over {
+		t.Errorf("%d writes found out that the session is over: %t", n, x.a.over)
+	}
+}
+
+// Writes are resolved by the version of the session's key.
+func TestResolve(t *testing.T) {
+	x := newPair(t, "1")
+	x.a.c.ask("1")
+	x.a.write()
+	n := x.a.c.pending().N
+	for version, want := range map[int64]outcome{n: wasCommitted, n - 1: notYet, n + 1: sessionOver, n - 2: sessionOver, 0: sessionOver} {
+		if got := x.a.c.resolve(version); got != want {
+			t.Errorf("write %d with version %d: %v, want %v", n, version, got, want)
+		}
+	}
+}

@@ -1,0 +1,225 @@
+package claim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// maxLag bounds how long the view may lag behind a write that is known to be
+	// committed: the member that serves the watch may be cut off or frozen, or etcd
+	// was restored from a backup.
+	maxLag = 2 * time.Second
+	// pageBytes is the size of a page that a read aims at.
+	pageBytes    = 4 << 20
+	maxPage      = 10_000
+	progressTime = 5 * time.Second
+)
+
+// follow keeps the state up with etcd until ctx ends.
+func (s *Etcd) follow(ctx context.Context) {
+	pause := newBackoff()
+	for {
+		began := time.Now()
+		err := s.watch(ctx, s.viewed.Load()+1)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > maxLag {
+			pause.Reset()
+		}
+		select {
+		case <-time.After(pause.NextBackOff()):
+		case <-ctx.Done():
+			return
+		}
+		// Until the new state is there, ids that are known to be done are skipped,
+		// and nothing new is granted.
+		if s.Load(ctx) != nil {
+			return
+		}
+		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+	}
+}
+
+// watch applies the changes from a revision on. It returns why it cannot go on.
+func (s *Etcd) watch(ctx context.Context, from int64) error {
+	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
+	defer cancel(nil)
+	created := time.AfterFunc(maxLag, func() { cancel(errors.New("the watch was not created in time")) })
+	changes := s.watcher.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
+	created.Stop()
+	tick := time.NewTicker(maxLag / 4)
+	defer tick.Stop()
+	var late lateWrite
+	for {
+		select {
+		case resp, ok := <-changes:
+			if err := resp.Err(); err != nil || !ok {
+				return fmt.Errorf("the watch ended: %w", errors.Join(err, context.Cause(ctx)))
+			}
+			if err := s.applyChanges(resp); err != nil {
+				return err
+			}
+		case <-tick.C:
+			if s.isLate(&late) {
+				return errors.New("the watch does not show what this process wrote")
+			}
+		case err := <-s.rebuilt:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// lateWrite is a committed write that the view has not seen at some time.
+type lateWrite struct {
+	session string
+	write   int64
+	since   time.Time
+}
+
+// isLate reports whether a write has not been seen for too long.
+func (s *Etcd) isLate(l *lateWrite) bool {
+	if l.write == 0 || s.saw(l.session, l.write) {
+		l.session, l.write = s.unseen()
+		l.since = time.Now()
+		return false
+	}
+	return time.Since(l.since) >= maxLag-maxLag/4
+}
+
+// applyChanges applies the changes of one answer, which are of whole revisions.
+// It fails if changes before them were missed.
+func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
+	events := make([]Event, len(resp.Events))
+	for i, e := range resp.Events {
+		events[i] = s.event(e.Kv)
+		events[i].Deleted = e.Type == mvccpb.DELETE
+	}
+	if err := s.state.follows(events); err != nil {
+		return err
+	}
+	if err := s.apply(events); err != nil {
+		s.logUnreadable(err)
+	}
+	s.viewed.Store(resp.Header.Revision)
+	s.checkFull()
+	return nil
+}
+
+func (s *Etcd) logUnreadable(err error) {
+	s.o.Log.Warn("keys in etcd cannot be read: they list nothing", "error", err, "hint", "delete them if they are of an earlier version")
+}
+
+func (s *Etcd) event(kv *mvccpb.KeyValue) Event {
+	return Event{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
+}
+
+// checkHistory has the view read again if etcd's revision is below one that the
+// view has seen: etcd was restored from a backup, and the watch would wait in
+// silence for the revisions that it lost.
+func (s *Etcd) checkHistory(ctx context.Context) {
+	tick := time.NewTicker(maxLag)
+	defer tick.Stop()
+	for {
+		seen := s.viewed.Load()
+		resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+			return s.kv.Get(ctx, s.prefix)
+		})
+		if err != nil {
+			return
+		}
+		if resp.Header.Revision < seen {
+			s.requestRebuild(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// requestRebuild has the view read again.
+func (s *Etcd) requestRebuild(reason error) {
+	select {
+	case s.rebuilt <- reason:
+	default: // it is requested already
+	}
+}
+
+// snapshot reads all keys at one revision.
+func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err error) {
+	for {
+		state, revision = NewState(), 0
+		state.done.load()
+		// The windows first: what a record means depends on them.
+		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
+			if revision, err = s.readRange(ctx, state, prefix, revision); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
+			state.done.endLoad()
+			return state, revision, err
+		}
+		// The revision is too old, or from before etcd was restored from a backup.
+	}
+}
+
+// readRange applies all keys with a prefix to state, page by page, at a revision;
+// 0: at the latest, which it returns.
+func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revision int64) (int64, error) {
+	type answer struct {
+		page *clientv3.GetResponse
+		err  error
+	}
+	read := func(from string, limit int64) <-chan answer {
+		answers := make(chan answer, 1)
+		go func() {
+			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+				return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
+			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
+			answers <- answer{page, err}
+		}()
+		return answers
+	}
+	told, limit := time.Now(), int64(100)
+	for next := read(prefix, limit); next != nil; {
+		a := <-next
+		if a.err != nil {
+			return 0, a.err
+		}
+		if revision == 0 {
+			revision = a.page.Header.Revision
+		}
+		events, size, last := make([]Event, len(a.page.Kvs)), int64(1), ""
+		for i, kv := range a.page.Kvs {
+			events[i] = s.event(kv)
+			size += int64(len(kv.Key) + len(kv.Value))
+			last = string(kv.Key)
+		}
+		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
+		next = nil
+		if a.page.More {
+			next = read(last+"\x00", limit) // while this page is applied
+		}
+		if err := state.Apply(events, func(string) {}); err != nil {
+			s.logUnreadable(err)
+		}
+		if time.Since(told) > progressTime {
+			told = time.Now()
+			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
+		}
+	}
+	return revision, nil
+}

@@ -1,0 +1,362 @@
+package claim
+
+import (
+	"slices"
+	"time"
+)
+
+// The limits of a write. etcd's own are 128 operations, unless --max-txn-ops says
+// otherwise, and 1.5 MiB.
+const (
+	maxOps     = 48
+	maxClaims  = maxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
+	maxList    = 64 << 10   // bytes of JSON of a new claim, and of a record
+	maxRewrite = 128 << 10  // of the claims that are written again
+)
+
+// A record of few ids costs etcd far more than its ids do. So maxMerged records
+// of fewer than maxMergedIDs ids together are replaced by one.
+const (
+	maxMerged    = 64
+	maxMergedIDs = 4096
+)
+
+// Write is one transaction of a session:
+//
+//	If    version(session/<s>) = N-1
+//	Then  put session/<s>, and each of the following that is there
+//	      put window/<w>, once for a window
+//	      put claim/<s>/<N> = Claim
+//	      put claim/<s>/<m> = ids that are left, or delete it, for each m of Left
+//	      put done/<w>/<s>/<N> = Done, and delete done/<w>/<s>/<MergedFrom> up to it
+//
+// It is sent until its outcome is known, always with the same content: a copy that
+// arrives late does not meet the condition.
+type Write struct {
+	Session    string
+	N          int64
+	Claim      []string
+	Left       []Left // earlier claims, some of whose ids have ended
+	Window     Window
+	NewWindow  bool // its key is to be put
+	Done       []string
+	MergedFrom int64 // 0: the record replaces none
+
+	recorded []*entry // those that wait for this record
+	checks   []*waiter
+}
+
+// Left is an earlier claim of the session with the ids that are left on it.
+type Left struct {
+	N   int64
+	IDs []string // empty: the key is to be deleted
+}
+
+// Window is a window that ids are recorded in. Its records expire together.
+type Window struct {
+	Name  string // the lease in hex, or Forever; "": none
+	Lease int64
+	Until time.Time // no ids are recorded in it after that; zero: for ever
+	Room  int       // ids that may still be recorded in it
+}
+
+// Forever is the window of ids that are never forgotten.
+const Forever = "forever"
+
+// writer composes the writes of one session.
+type writer struct {
+	session  string
+	last     int64  // number of the last write that is known to be committed
+	pending  *Write // under way
+	window   Window
+	known    bool // the window's key exists
+	wanted   []*entry
+	finished []*entry   // granted to us, worked on, to be recorded
+	dirty    []*listing // some of their ids have ended
+	small    []small    // records that may be merged, of this session and window
+	smallIDs int
+}
+
+// listing is one claim key of the session.
+type listing struct {
+	write   int64
+	entries []*entry
+	bytes   int
+	dirty   bool // among the writer's dirty
+}
+
+func (w *writer) markDirty(l *listing) {
+	if !l.dirty {
+		l.dirty = true
+		w.dirty = append(w.dirty, l)
+	}
+}
+
+type small struct {
+	write int64
+	ids   []string
+}
+
+// needsWindow reports whether ids wait to be recorded and there is no window to
+// record them in.
+func (c *Claimer) needsWindow(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.writer.window
+	return len(c.writer.finished) > 0 && (w.Name == "" || w.Room <= 0 || !w.Until.IsZero() && !now.Before(w.Until))
+}
+
+// setWindow has ids recorded in a window from now on. A write under way that was
+// refused because its window has ended is moved to the new one.
+func (c *Claimer) setWindow(w Window) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.writer.use(w)
+	if p := c.writer.pending; p != nil && len(p.recorded) > 0 {
+		p.Window, p.NewWindow = w, true
+		p.Done, p.MergedFrom = ids(p.recorded), 0
+		c.writer.window.Room -= len(p.Done)
+	}
+}
+
+func (w *writer) use(window Window) {
+	w.window, w.known = window, false
+	w.small, w.smallIDs = nil, 0
+}
+
+// next returns the next write of the session, or nil if there is nothing to
+// write. The previous one must have been answered.
+func (c *Claimer) next() *Write {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := &c.writer
+	if w.session == "" || w.pending != nil {
+		return nil
+	}
+	n := &Write{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
+	rewritten := c.record(n)
+	c.rewrite(n, rewritten)
+	if c.held.Err() == nil {
+		c.list(n)
+	}
+	if len(n.Claim)+len(n.Left)+len(n.Done)+len(n.checks) == 0 {
+		return nil
+	}
+	c.checks = nil
+	w.pending = n
+	return n
+}
+
+// record takes finished ids into the write. It returns the claims that list them.
+func (c *Claimer) record(n *Write) (rewritten []*listing) {
+	w := &c.writer
+	bytes, rewrite := 0, 0
+	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
+		e := w.finished[0]
+		if bytes += jsonSize(e.id); bytes > maxList {
+			break
+		}
+		if !slices.Contains(rewritten, e.listing) {
+			rewrite += e.listing.bytes
+			if len(rewritten) == maxClaims || rewrite > maxRewrite {
+				break
+			}
+			rewritten = append(rewritten, e.listing)
+		}
+		e.queued, e.recording = false, true
+		n.recorded = append(n.recorded, e)
+		w.finished = w.finished[1:]
+	}
+	if len(n.recorded) == 0 {
+		return nil
+	}
+	w.window.Room -= len(n.recorded)
+	n.NewWindow = !w.known
+	n.Done = ids(n.recorded)
+	if merged := w.merge(n.Done); merged != nil {
+		n.Done, n.MergedFrom = merged, w.small[0].write
+	}
+	return rewritten
+}
+
+// merge returns the ids of the small records and of the next one, if it is time
+// to merge them.
+func (w *writer) merge(next []string) (merged []string) {
+	if len(w.small) < maxMerged-1 || w.smallIDs+len(next) >= maxMergedIDs {
+		return nil
+	}
+	bytes := 0
+	for _, s := range append(slices.Clip(w.small), small{ids: next}) {
+		merged = append(merged, s.ids...)
+		for _, id := range s.ids {
+			bytes += jsonSize(id)
+		}
+	}
+	if bytes > maxList {
+		return nil
+	}
+	return merged
+}
+
+// rewrite takes ended ids off their claims: first those that are recorded by this
+// same write, then those that no delivery wants any more.
+func (c *Claimer) rewrite(n *Write, listings []*listing) {
+	w := &c.writer
+	bytes := 0
+	for _, l := range listings {
+		bytes += l.bytes
+	}
+	for _, l := range w.dirty {
+		if slices.Contains(listings, l) {
+			continue
+		}
+		if bytes += l.bytes; len(listings) == maxClaims || bytes > maxRewrite {
+			break
+		}
+		listings = append(listings, l)
+	}
+	for _, l := range listings {
+		n.Left = append(n.Left, c.compact(l))
+	}
+	w.dirty = slices.DeleteFunc(w.dirty, func(l *listing) bool { return !l.dirty })
+}
+
+// compact removes the entries that have ended from a listing.
+func (c *Claimer) compact(l *listing) Left {
+	left := Left{N: l.write}
+	l.bytes, l.dirty = 0, false
+	l.entries = slices.DeleteFunc(l.entries, func(e *entry) bool {
+		switch {
+		case e.recording: // by this write: it remains an entry until the answer
+		case !e.wanted():
+			delete(c.entries, e.id)
+		default:
+			left.IDs = append(left.IDs, e.id)
+			l.bytes += jsonSize(e.id)
+			return false
+		}
+		return true
+	})
+	return left
+}
+
+// list asks for ids that deliveries want.
+func (c *Claimer) list(n *Write) {
+	w := &c.writer
+	l := &listing{write: n.N}
+	for len(w.wanted) > 0 {
+		e := w.wanted[0]
+		size := jsonSize(e.id)
+		if l.bytes+size > maxList {
+			break
+		}
+		w.wanted = w.wanted[1:]
+		if c.entries[e.id] != e || e.listing != nil || !e.wanted() { // withdrawn meanwhile
+			continue
+		}
+		e.listing = l
+		l.entries = append(l.entries, e)
+		l.bytes += size
+		n.Claim = append(n.Claim, e.id)
+	}
+}
+
+// committed notes that the pending write was committed.
+func (c *Claimer) committed() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := &c.writer
+	p := w.pending
+	w.pending, w.last = nil, p.N
+	for _, check := range p.checks {
+		check.answer(nil)
+	}
+	if len(p.recorded) > 0 && p.Window.Name == w.window.Name {
+		w.known = true
+		w.countSmall(p)
+	}
+	c.recordedAll(p)
+}
+
+// recordedAll tells the deliveries of a write that their ids are recorded.
+func (c *Claimer) recordedAll(p *Write) {
+	for _, e := range p.recorded {
+		e.recording, e.listing = false, nil
+		c.end(e, nil)
+	}
+}
+
+// countSmall remembers a record that may be merged. Records that are merged, or
+// large enough together, are left alone.
+func (w *writer) countSmall(p *Write) {
+	if p.MergedFrom == 0 {
+		w.small = append(w.small, small{p.N, p.Done})
+		w.smallIDs += len(p.Done)
+	}
+	if p.MergedFrom > 0 || w.smallIDs >= maxMergedIDs || len(w.small) >= maxMerged {
+		w.small, w.smallIDs = nil, 0
+	}
+}
+
+// resolve tells the outcome of the pending write from the version of the session's
+// key.
+func (c *Claimer) resolve(version int64) outcome {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch version {
+	case c.writer.pending.N:
+		return wasCommitted
+	case c.writer.pending.N - 1:
+		return notYet
+	}
+	return sessionOver
+}
+
+// pending returns the write that is under way, or nil.
+func (c *Claimer) pending() *Write {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writer.pending
+}
+
+// outcome is the outcome of a write.
+type outcome int
+
+const (
+	wasCommitted outcome = iota
+	notYet               // send it again
+	sessionOver          // the session has ended; whether the write was committed before is unknown
+)
+
+// recordExists notes, after the end of a session, that the record of its pending
+// write exists: the write had been committed before.
+func (c *Claimer) recordExists() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.recordedAll(c.writer.pending)
+	c.writer.pending = nil
+}
+
+func ids(entries []*entry) []string {
+	ids := make([]string, len(entries))
+	for i, e := range entries {
+		ids[i] = e.id
+	}
+	return ids
+}
+
+// jsonSize bounds the length of an id in a JSON array, without encoding it.
+func jsonSize(id string) int {
+	n := len(`"",`)
+	for _, b := range []byte(id) {
+		switch {
+		case b < ' ' || b == '"' || b == '\\' || b == 0x7f:
+			n += len(`\u0000`)
+		case b < 0x7f:
+			n++
+		default: // the longest escape of three bytes is \u2028
+			n += 2
+		}
+	}
+	return n
+}

@@ -1,0 +1,126 @@
+package claim
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// write sends the writes of the session, one at a time, until the session is over.
+func (s *Etcd) write(ctx context.Context, ses *session) error {
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for {
+			runtime.Gosched() // let other goroutines join this write
+			if s.needsWindow(time.Now()) {
+				if err := s.openWindow(ctx); err != nil {
+					return err
+				}
+			}
+			w := s.next()
+			if w == nil {
+				break
+			}
+			if err := s.commit(ctx, ses, w); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// commit sends a write until its outcome is known. A crash here: if the write was
+// committed, its claims expire after CLAIM_TTL, and its records stay.
+func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
+	for {
+		resp, err := s.send(ctx, ses, w)
+		switch {
+		case errors.Is(err, rpctypes.ErrLeaseNotFound):
+			// The session lives, so it is the window that has ended: nothing of the
+			// write was carried out.
+			if len(w.Done) == 0 || w.Window.Lease == 0 {
+				return fmt.Errorf("write %d: %w", w.N, err)
+			}
+			if err := s.openWindow(ctx); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("write %d: %w", w.N, err)
+		case !resp.Succeeded: // an earlier copy was committed, or the session is over
+			var version int64
+			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+				version = kvs[0].Version
+			}
+			switch s.resolve(version) {
+			case notYet:
+				continue
+			case sessionOver:
+				return fmt.Errorf("write %d: its key has version %d", w.N, version)
+			}
+		}
+		s.committed()
+		return nil
+	}
+}
+
+// send sends a write, again and again until it is answered.
+func (s *Etcd) send(ctx context.Context, ses *session, w *Write) (*clientv3.TxnResponse, error) {
+	key := s.prefix + "session/" + w.Session
+	underSession := clientv3.WithLease(ses.lease)
+	ops := []clientv3.Op{clientv3.OpPut(key, s.value, underSession)}
+	if len(w.Done) > 0 {
+		underWindow := clientv3.WithLease(clientv3.LeaseID(w.Window.Lease))
+		if w.NewWindow {
+			ops = append(ops, clientv3.OpPut(s.prefix+"window/"+w.Window.Name, s.o.Window.String(), underWindow))
+		}
+		record := s.recordKey(w, w.N)
+		ops = append(ops, clientv3.OpPut(record, listJSON(w.Done), underWindow))
+		if w.MergedFrom > 0 {
+			ops = append(ops, clientv3.OpDelete(s.recordKey(w, w.MergedFrom), clientv3.WithRange(record)))
+		}
+	}
+	for _, left := range w.Left {
+		if len(left.IDs) == 0 {
+			ops = append(ops, clientv3.OpDelete(s.claimKey(w, left.N)))
+		} else {
+			ops = append(ops, clientv3.OpPut(s.claimKey(w, left.N), listJSON(left.IDs), underSession))
+		}
+	}
+	if len(w.Claim) > 0 {
+		ops = append(ops, clientv3.OpPut(s.claimKey(w, w.N), listJSON(w.Claim), underSession))
+	}
+	return call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.kv.Txn(ctx).
+			If(clientv3.Compare(clientv3.Version(key), "=", w.N-1)).
+			Then(ops...).
+			Else(clientv3.OpGet(key)).Commit()
+	}, rpctypes.ErrLeaseNotFound)
+}
+
+func (s *Etcd) claimKey(w *Write, n int64) string {
+	return fmt.Sprintf("%sclaim/%s/%016d", s.prefix, w.Session, n)
+}
+
+func (s *Etcd) recordKey(w *Write, n int64) string {
+	return fmt.Sprintf("%sdone/%s/%s/%016d", s.prefix, w.Window.Name, w.Session, n)
+}
+
+// listJSON is a JSON array, without the escapes that only HTML needs.
+func listJSON(ids []string) string {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.Encode(ids) // strings are never refused
+	return string(bytes.TrimRight(b.Bytes(), "\n"))
+}

@@ -1,0 +1,53 @@
+package consume_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/consume"
+)
+
+// A pipeline of one role, without a broker and without etcd.
+func Example() {
+	processOrder := func(ctx context.Context, job consume.Job) error {
+		fmt.Printf("order %s, attempt %d\n", job.ID, job.Attempt)
+		return nil
+	}
+	pipeline := &consume.Pipeline{
+		Handlers: map[string]consume.Handler{"new_order": processOrder},
+		Claims:   claim.NoDedup{}, // *claim.Etcd processes each id once
+		Counter:  printCounter{}, Log: slog.New(slog.DiscardHandler),
+		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 32),
+	}
+	ctx := context.Background()
+	pipeline.Handle(ctx, ctx, message(`{"type":"new_order","id":"123"}`))
+	pipeline.Handle(ctx, ctx, message(`{"type":"login"}`))
+	pipeline.Handle(ctx, ctx, message(`not an event`))
+	// Output:
+	// order 123, attempt 1
+	// count new_order_ok
+	// acknowledged
+	// count ignored
+	// acknowledged
+	// dead letter: malformed
+	// acknowledged
+	// count malformed
+}
+
+type printCounter struct{}
+
+func (printCounter) Count(name string) { fmt.Println("count", name) }
+
+// message is a Delivery.
+type message string
+
+func (m message) Body() []byte { return []byte(m) }
+func (m message) Ack()         { fmt.Println("acknowledged") }
+
+func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
+	fmt.Println("dead letter:", l.Reason)
+	return nil
+}

@@ -1,0 +1,189 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// deliveries consumes from the role's queue with the prefetch of the service.
+func (m *measurement) deliveries() (<-chan amqp.Delivery, func()) {
+	conn, err := amqp.Dial(m.directAMQP)
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	ch, err := conn.Channel()
+	if err == nil {
+		err = ch.Qos(1000, 0, false)
+	}
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	deliveries, err := ch.Consume("orders-queue", "", false, false, false, false, nil)
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	return deliveries, func() { conn.Close() }
+}
+
+// bare acknowledges each message and does nothing else.
+func (m *measurement) bare(n int) float64 {
+	m.publishBodies(m.fresh(n)...)
+	deliveries, stop := m.deliveries()
+	defer stop()
+	first := <-deliveries
+	began := time.Now()
+	first.Ack(false)
+	for range n - 1 {
+		d := <-deliveries
+		d.Ack(false)
+	}
+	return float64(n-1) / time.Since(began).Seconds()
+}
+
+// naive claims and completes each id in transactions of its own, so many events
+// at once.
+func (m *measurement) naive(n, parallel int) float64 {
+	m.publishBodies(m.fresh(n)...)
+	deliveries, stop := m.deliveries()
+	defer stop()
+	began := time.Now()
+	var wg sync.WaitGroup
+	work := make(chan amqp.Delivery)
+	for range parallel {
+		wg.Go(func() {
+			for d := range work {
+				key := "/naive/" + string(d.Body)
+				absent := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+				owned := clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
+				for _, txn := range []clientv3.Txn{
+					m.env.etcd.Txn(context.Background()).If(absent).Then(clientv3.OpPut(key, "claimed")),
+					m.env.etcd.Txn(context.Background()).If(owned).Then(clientv3.OpPut(key, "done")),
+				} {
+					if _, err := txn.Commit(); err != nil {
+						m.b.Error(err)
+					}
+				}
+				d.Ack(false)
+			}
+		})
+	}
+	for range n {
+		work <- <-deliveries
+	}
+	close(work)
+	wg.Wait()
+	return float64(n) / time.Since(began).Seconds()
+}
+
+// drain is how waiting events are drained by the real program.
+type drain struct {
+	bodies   []string
+	skipped  bool // they are duplicates
+	replicas int  // 0: one
+	vars     []string
+}
+
+// drain starts the replicas, stops them while the events gather in the queue,
+// and then lets them go on. It returns the events a second from the first that
+// were counted.
+func (m *measurement) drain(d drain) float64 {
+	m.b.Helper()
+	counter, n := "orders_new_order_ok", len(d.bodies)
+	if d.skipped {
+		counter = "orders_new_order_skipped"
+	}
+	var replicas []*service
+	var health []string
+	for range max(d.replicas, 1) {
+		port, err := stack.ReservePort()
+		m.must(err)
+		defer port.Close()
+		log, err := os.Create(filepath.Join(m.b.TempDir(), "log"))
+		m.must(err)
+		defer log.Close()
+		began := time.Now()
+		s := m.startLogging("orders", log, append([]string{"ENABLE_ETCD=true", "CLAIM_TTL=60s", "HEALTH_ADDR=" + port.Addr()}, d.vars...)...)
+		m.until(time.Millisecond, func() bool {
+			resp, err := http.Get("http://" + port.Addr() + "/readyz")
+			if err != nil {
+				return false
+			}
+			resp.Body.Close()
+			return resp.StatusCode == http.StatusOK
+		})
+		m.toConsuming = time.Since(began)
+		replicas, health = append(replicas, s), append(health, "http://"+port.Addr())
+	}
+	for _, s := range replicas {
+		s.signal(syscall.SIGSTOP)
+	}
+	m.publishBodies(d.bodies...)
+	used := func() (service time.Duration) {
+		for _, s := range replicas {
+			service += s.cpu()
+		}
+		return service
+	}
+	service, etcd, broker := used(), m.spent(m.server.Server), m.spent(shared.rabbit.Server)
+	for _, s := range replicas {
+		s.signal(syscall.SIGCONT)
+	}
+	var first, last time.Time
+	counted, before := 0, 0 // before: at first
+	m.until(5*time.Millisecond, func() bool {
+		counted = 0
+		for _, at := range health {
+			var stats map[string]float64
+			get(m.b, at+"/stats", &stats)
+			counted += int(stats[counter])
+		}
+		last = time.Now()
+		if before == 0 {
+			first, before = last, counted
+		}
+		return counted >= n
+	})
+	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
+	m.cpu = costs{each(used() - service), each(m.spent(m.server.Server) - etcd), each(m.spent(shared.rabbit.Server) - broker)}
+	for _, s := range replicas {
+		var kB int
+		fmt.Sscan(strings.SplitAfter(readFile(m.b, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)), "VmHWM:")[1], &kB)
+		m.resident = float64(kB) * 1024
+		s.stop()
+	}
+	return float64(counted-before) / last.Sub(first).Seconds()
+}
+
+// until asks ok again and again until it is true.
+func (m *measurement) until(pause time.Duration, ok func() bool) {
+	m.b.Helper()
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	for timeout := time.After(patience); !ok(); {
+		select {
+		case <-tick.C:
+		case <-timeout:
+			m.b.Fatal("it takes too long")
+		}
+	}
+}
+
+// spent is the processor time that a server has used.
+func (m *measurement) spent(s *stack.Server) time.Duration {
+	d, err := s.CPU()
+	if err != nil {
+		m.b.Fatal(err)
+	}
+	return d
+}

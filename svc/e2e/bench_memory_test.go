@@ -1,0 +1,112 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// BenchmarkRecorded compares an etcd that has many ids recorded with an empty
+// one: the throughput of new ids, how long a replica takes from its start until
+// it consumes, and the memory of the replica and of etcd.
+func BenchmarkRecorded(b *testing.B) {
+	n := *benchEvents
+	m := newMeasurement(b)
+	full := startEtcd(b)
+	client, err := full.Client()
+	m.must(err)
+	defer client.Close()
+	began := time.Now()
+	m.must(fillRecords(context.Background(), client, *benchRecorded, 500))
+	b.Logf("recorded %d ids in %v", *benchRecorded, time.Since(began))
+	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd")
+	for round := range *benchRounds {
+		empty := startEtcd(b)
+		names := map[*stack.Etcd]string{empty: "empty", full: "recorded"}
+		turns := []*stack.Etcd{empty, full}
+		if round%2 == 1 { // the machine's drift meets both alike
+			slices.Reverse(turns)
+		}
+		rates, heaps := make(map[*stack.Etcd]float64), make(map[*stack.Etcd]float64)
+		for _, etcd := range turns {
+			m.server = etcd
+			at := "ETCD_ENDPOINTS=" + etcd.Endpoint()
+			rates[etcd] = m.add(names[etcd], m.drain(drain{bodies: m.fresh(n), vars: []string{at}}))
+			m.addCosts(names[etcd])
+			m.add("MB-resident-service-"+names[etcd], m.resident/1e6)
+			m.add("ms-to-consuming-"+names[etcd], m.toConsuming.Seconds()*1e3)
+			heaps[etcd] = m.heap(at)
+		}
+		m.ratio("recorded/empty", rates[full], rates[empty])
+		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded+round*n)) // those of earlier rounds, too
+		m.must(empty.Close())
+	}
+	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd-in-the-end")
+	m.report("/s")
+}
+
+// heap is the live heap in bytes of a replica that has read all records.
+func (m *measurement) heap(vars ...string) (bytes float64) {
+	m.b.Helper()
+	// A collection whenever the heap has grown by a twentieth, and its figures.
+	s := m.start("orders", append(vars, "ENABLE_ETCD=true", "GOGC=5", "GODEBUG=gctrace=1")...)
+	s.waitLog("msg=consuming")
+	s.stop()
+	for _, sizes := range regexp.MustCompile(`\d+->\d+->(\d+) MB`).FindAllStringSubmatch(s.log.String(), -1) {
+		fmt.Sscan(sizes[1], &bytes)
+	}
+	return bytes * (1 << 20)
+}
+
+// BenchmarkRecordSize reports what a recorded id of ten bytes takes of etcd's
+// quota, compacted and defragmented: recorded from a full queue, and one at a
+// time.
+func BenchmarkRecordSize(b *testing.B) {
+	m := newMeasurement(b)
+	id := func(i int) string { return fmt.Sprintf("%010d", i) }
+	event := func(i int) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id(i)) }
+	empty := m.size()
+	n := *benchEvents
+	bodies := make([]string, n)
+	for i := range bodies {
+		bodies[i] = event(i)
+	}
+	m.drain(drain{bodies: bodies})
+	bulk := m.size()
+	b.ReportMetric((bulk-empty)/float64(n), "B/id-in-bulk")
+
+	lone := n / 5
+	s := m.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=error")
+	recorded := m.watchRecords()
+	publish, stop := m.publisher("events")
+	defer stop()
+	for i := n; i < n+lone; i++ {
+		publish(event(i))
+		recorded(id(i))
+	}
+	s.stop()
+	b.ReportMetric((m.size()-bulk)/float64(lone), "B/id-one-at-a-time")
+	b.ReportMetric(0, "ns/op")
+}
+
+// size is what etcd counts against its quota, in bytes, after a compaction and a
+// defragmentation.
+func (m *measurement) size() float64 {
+	m.b.Helper()
+	ctx, endpoint := context.Background(), m.server.Endpoint()
+	status, err := m.env.etcd.Status(ctx, endpoint)
+	m.must(err)
+	_, err = m.env.etcd.Compact(ctx, status.Header.Revision, clientv3.WithCompactPhysical())
+	m.must(err)
+	_, err = m.env.etcd.Defragment(ctx, endpoint)
+	m.must(err)
+	status, err = m.env.etcd.Status(ctx, endpoint)
+	m.must(err)
+	return float64(status.DbSize)
+}

@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+// newBroker is an env without etcd, in a virtual host of its own on the shared
+// broker.
+func newBroker(t *testing.T) (e *env, vhost string) {
+	t.Helper()
+	t.Parallel() // it shares nothing
+	vhost = newVhost(t)
+	e = newBrokerEnv(t, vhost, "orders")
+	e.amqpURL = e.directAMQP
+	return e, vhost
+}
+
+// ctl runs rabbitmqctl on the shared broker.
+func ctl(t *testing.T, args ...string) {
+	t.Helper()
+	if _, err := shared.rabbit.Ctl(context.WithoutCancel(t.Context()), args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// waitDepth waits until that many messages wait in a queue, see depth.
+func (e *env) waitDepth(queue string, n int) {
+	e.t.Helper()
+	eventually(e.t, fmt.Sprintf("%d messages in %s", n, queue), func() error {
+		if depth := e.depth(queue); depth != n {
+			return fmt.Errorf("%d wait", depth)
+		}
+		return nil
+	})
+}
+
+// relay passes on what clients and the shared broker send each other, and counts
+// the connections. The broker's answer to a login takes loginDelay more.
+type relay struct {
+	net.Listener
+	accepted   atomic.Int32
+	loginDelay time.Duration
+}
+
+// newRelay makes the services of e use a relay.
+func newRelay(e *env, loginDelay time.Duration) *relay {
+	e.t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	e.must(err)
+	r := &relay{Listener: l, loginDelay: loginDelay}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			r.accepted.Add(1)
+			go r.pass(client)
+		}
+	}()
+	e.t.Cleanup(func() { l.Close(); <-ended })
+	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), l.Addr().String(), 1)
+	return r
+}
+
+// pass serves one connection until either side closes it.
+func (r *relay) pass(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", shared.rabbit.Port()))
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() {
+		defer server.Close()
+		io.Copy(server, client)
+	}()
+	start := make([]byte, 64<<10) // connection.start, in one piece
+	n, err := server.Read(start)
+	if err != nil {
+		return
+	}
+	client.Write(start[:n])
+	<-time.After(r.loginDelay)
+	io.Copy(client, server)
+}
+
+// oddChannel returns a channel that can publish and read oddMessage.
+func (e *env) oddChannel() *amqp.Channel {
+	e.t.Helper()
+	uri, err := amqp.ParseURI(e.directAMQP)
+	e.must(err)
+	raw, err := net.Dial("tcp", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
+	e.must(err)
+	conn, err := amqp.Open(swapConn{raw}, amqp.Config{SASL: []amqp.Authentication{uri.PlainAuth()}, Vhost: uri.Vhost})
+	e.must(err)
+	e.t.Cleanup(func() { conn.Close() })
+	ch, err := conn.Channel()
+	e.must(err)
+	return ch
+}
+
+// oddMessage has a header that the services' client library cannot read.
+func oddMessage(id string) amqp.Publishing {
+	m := plumber(fmt.Sprintf(`{"type":"new_order","id":%q}`, id))
+	m.Headers = amqp.Table{"odd": int16(7)}
+	return m
+}

@@ -1,0 +1,186 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+// wantStored checks that each of these messages is in the dead queue once, and
+// nothing else, and returns them by body.
+func (e *env) wantStored(bodies ...string) map[string]amqp.Delivery {
+	e.t.Helper()
+	stored, times := make(map[string]amqp.Delivery), make(map[string]int)
+	for _, l := range e.deadLetters("orders") {
+		stored[string(l.Body)] = l
+		times[string(l.Body)]++
+	}
+	for _, body := range bodies {
+		if times[body] != 1 {
+			e.t.Errorf("%.50q is stored %d times", body, times[body])
+		}
+		delete(times, body)
+	}
+	for body := range times {
+		e.t.Errorf("%.50q is stored, too", body)
+	}
+	return stored
+}
+
+// Dead letters that the broker refuses, here for their size, concern nobody else:
+// the others are stored, each once, and events are processed. The log names each
+// event and the broker's reason once. They are tried again, on the same
+// connection, until they are stored.
+func TestDeadLettersTooLarge(t *testing.T) {
+	// Not parallel: the limit is the whole broker's.
+	e := newBrokerEnv(t, newVhost(t), "orders")
+	e.amqpURL = e.directAMQP
+	relay := newRelay(e, 0)
+	var large, bodies []string
+	for i := range 3 {
+		large = append(large, fmt.Sprintf(`{"type":"new_order","id":"large%d","pad":"%s"}`, i, strings.Repeat("x", 5000)))
+		bodies = append(bodies, large[i])
+		for j := range 33 {
+			bodies = append(bodies, fmt.Sprint("poison ", i, " ", j))
+		}
+	}
+	e.publishBodies(bodies...)
+	e.publishBodies(orders("good", 20)...)
+	limit := func(bytes int) {
+		broker(t, fmt.Sprintf("application:set_env(rabbit, max_message_size, %d), persistent_term:put(max_message_size, %[1]d)", bytes))
+	}
+	limit(4096)
+	t.Cleanup(func() { limit(128 << 20) })
+
+	sink := newSink(t, func(p post) int {
+		if strings.HasPrefix(p.id, "large") {
+			return 400
+		}
+		return 200
+	})
+	s := e.start("orders", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0", "PREFETCH=10", "CONCURRENCY=4")
+	s.waitLogs(99, "msg=dead-lettered")
+	s.waitLogs(20, "msg=processed")
+	for i := range large {
+		s.waitLog("level=WARN", "the broker refuses a dead letter", fmt.Sprint("id=large", i), "larger than configured max size 4096", "hint=", "max_message_size")
+	}
+	s.waitReady("dead_letters")
+	<-time.After(4 * time.Second) // each is tried again after 1.5 s at most, and after 2.25 s more
+	if n := s.log.count("level=WARN"); n != len(large) {
+		t.Errorf("%d warnings, want %d", n, len(large))
+	}
+	if n := relay.accepted.Load(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
+	}
+	limit(128 << 20)
+	s.waitLogs(102, "msg=dead-lettered")
+	s.waitReady()
+	s.stop()
+	if n := relay.accepted.Load(); n != 2 {
+		t.Errorf("%d connections in all, want 2", n)
+	}
+	e.wantStored(bodies...)
+}
+
+// A dead queue that is full refuses its letters. When those fill the prefetch no
+// event is delivered any more: the log says that, too. With room in the queue
+// everything goes on.
+func TestDeadQueueFull(t *testing.T) {
+	e, vhost := newBroker(t)
+	e.publishBodies("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
+	e.publishBodies(orders("behind", 3)...)
+	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":2,"overflow":"reject-publish"}`)
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0", "PREFETCH=3")
+	s.waitLogs(2, "msg=dead-lettered")
+	s.waitLogs(3, "level=WARN", "the broker refuses a dead letter", "basic.nack", "hint=", "max-length")
+	s.waitLog("level=WARN", "no events are delivered", "prefetch=3", "hint=")
+	s.waitReady("dead_letters")
+	if n := s.log.count("msg=processed"); n > 0 {
+		t.Error("an event came past a full prefetch")
+	}
+	ctl(t, "clear_policy", "--vhost", vhost, "full")
+	s.waitLogs(5, "msg=dead-lettered")
+	s.waitLogs(3, "msg=processed")
+	s.waitReady()
+	s.stop()
+	if n := s.log.count("level=WARN"); n != 4 {
+		t.Errorf("%d warnings, want 4", n)
+	}
+	e.wantStored("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
+}
+
+// One of several brokers may refuse what another stores: each is asked once, and
+// that is no outage.
+func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
+	e, vhost := newBroker(t)
+	other := newBrokerEnv(t, newVhost(t), "orders")
+	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
+	e.amqpURL += "," + other.directAMQP
+	e.publishBodies("poison")
+	s := e.start("orders")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	other.wantStored("poison")
+	e.wantStored()
+	if n := s.log.count("level=WARN"); n > 0 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// A stop does not wait for what the broker refuses; it is delivered again.
+func TestStopWithRefusedDeadLetter(t *testing.T) {
+	e, vhost := newBroker(t)
+	e.publishBodies("poison")
+	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
+	s := e.start("orders")
+	s.waitLog("the broker refuses a dead letter")
+	s.stopWithin(syscall.SIGTERM, 2*time.Second)
+	e.waitDepth("orders-queue", 1)
+	e.wantStored()
+}
+
+// A dead letter that is published again, straight to the queue, and dies again
+// keeps where it was published first.
+func TestDeadLetterDiesAgain(t *testing.T) {
+	e, _ := newBroker(t)
+	s := e.start("orders")
+	s.waitLog("msg=consuming")
+	e.publishBodies("poison")
+	s.waitLog("msg=dead-lettered")
+	first := e.wantStored("poison")["poison"].Headers
+	e.channel(func(ch *amqp.Channel) error {
+		return ch.Publish("", "orders-queue", false, false, amqp.Publishing{Body: []byte("poison"), Headers: first, DeliveryMode: amqp.Persistent})
+	})
+	s.waitLogs(2, "msg=dead-lettered")
+	s.stop()
+	again := e.wantStored("poison")["poison"].Headers
+	if again["x-exchange"] != "events" || again["x-routing-key"] != "foo" {
+		t.Errorf("it was published first to %q with key %q", again["x-exchange"], again["x-routing-key"])
+	}
+	if again["x-failed-at"] == first["x-failed-at"] {
+		t.Error("x-failed-at is of the first death")
+	}
+}
+
+// A message that wants its answer by direct reply is stored, with the address
+// that the broker has made of it.
+func TestDeadLetterOfDirectReply(t *testing.T) {
+	e, _ := newBroker(t)
+	s := e.start("orders")
+	s.waitLog("msg=consuming")
+	e.channel(func(ch *amqp.Channel) error {
+		if _, err := ch.Consume("amq.rabbitmq.reply-to", "", true, false, false, false, nil); err != nil {
+			return err
+		}
+		return ch.Publish("events", "foo", false, false, amqp.Publishing{Body: []byte("poison"), ReplyTo: "amq.rabbitmq.reply-to"})
+	})
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	if l := e.wantStored("poison")["poison"]; !strings.HasPrefix(l.ReplyTo, "amq.rabbitmq.reply-to.") {
+		t.Errorf("reply_to is %q", l.ReplyTo)
+	}
+}

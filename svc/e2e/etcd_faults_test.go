@@ -1,0 +1,236 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestFrozenFollower(t *testing.T) { testFrozenMember(t, false) }
+func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
+
+// testFrozenMember freezes one of three members of etcd for twice CLAIM_TTL:
+// the others do the work, and no session ends, whose renewals and watches may
+// be on the frozen one.
+func testFrozenMember(t *testing.T, leader bool) {
+	const ttl = 10 * time.Second
+	w := newWorldOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
+	w.publishSteadily()
+	w.healthy()
+	frozen := w.etcdLeader()
+	if !leader {
+		others := slices.DeleteFunc(slices.Clone(w.members), func(m *stack.Etcd) bool { return m == frozen })
+		if frozen = others[0]; w.watchers(others[1]) > w.watchers(others[0]) {
+			frozen = others[1]
+		}
+	}
+	watchers, sessions := w.watchers(frozen), w.keys("orders").sessions
+
+	w.must(frozen.Pause())
+	from := time.Now()
+	over := time.After(2 * ttl)
+	took, _ := w.goneOn(from)
+	w.healthy()
+	both := time.Since(from)
+	<-over
+	w.must(frozen.Resume())
+	resumed := time.Now()
+	if silence := longestSilence(w.sink.all(), from, resumed); silence > ttl {
+		t.Errorf("nothing was begun for %v while one member of three was frozen", silence)
+	}
+	w.healthy()
+	t.Logf("it had %v watches; an event published after it was frozen was done after %v, 20 by each replica after %v; nothing was begun for up to %v",
+		watchers, took.Round(time.Millisecond), both.Round(time.Millisecond), longestSilence(w.sink.all(), from, time.Now()).Round(time.Millisecond))
+	w.wantSessions(sessions)
+	w.settle()
+}
+
+// watchers is how many watches are on a member.
+func (w *world) watchers(m *stack.Etcd) float64 {
+	return metric(w.t, m, "etcd_debugging_mvcc_watcher_total")
+}
+
+// metric reads a figure that etcd publishes about itself.
+func metric(t testing.TB, m *stack.Etcd, name string) (value float64) {
+	t.Helper()
+	resp, err := http.Get("http://" + m.Endpoint() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "\n"+name+" ")
+	if _, err := fmt.Sscan(rest, &value); !found || err != nil {
+		t.Fatalf("etcd does not tell its %s: %v", name, err)
+	}
+	return value
+}
+
+// wantSessions checks that the replicas have the sessions that they had.
+func (e *env) wantSessions(before map[string]*mvccpb.KeyValue) {
+	e.t.Helper()
+	had, have := slices.Sorted(maps.Keys(before)), slices.Sorted(maps.Keys(e.keys("orders").sessions))
+	if diff := cmp.Diff(had, have); diff != "" {
+		e.t.Errorf("sessions (-before +after):\n%s", diff)
+	}
+}
+
+// A watch that brings nothing any more, although writes go through, is noticed
+// and replaced, first that of one replica, then that of the other.
+func TestWatchCutOff(t *testing.T) {
+	members := startMembers(t, 1, stack.EtcdOptions{})
+	p := newWatchProxy(t, members[0].Endpoint())
+	w := newWorldOn(t, members, nil, "ETCD_ENDPOINTS="+p.addr)
+	w.publishSteadily()
+	w.healthy()
+	sessions := w.keys("orders").sessions
+	for range w.replicas {
+		if !p.cutOldest() {
+			t.Fatal("there is no watch")
+		}
+		cut := time.Now()
+		w.healthy() // both
+		took := time.Since(cut)
+		if took > 6*time.Second {
+			t.Errorf("20 events were done by each replica %v after a watch was cut off", took)
+		}
+		t.Logf("20 events were done by each replica %v after a watch was cut off", took.Round(time.Millisecond))
+	}
+	w.wantSessions(sessions)
+	w.settle()
+}
+
+// While replicas run, etcd is restored from a backup, with revisions that go
+// back or with a jump in them. What the backup has is skipped; what was
+// recorded later is unknown and done again when it is published again; new
+// events are done.
+func TestEtcdRestored(t *testing.T) {
+	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			ctx := deadline(t)
+			w.publishSteadily()
+			w.progress(200)
+			recorded := w.keys("orders").done()
+			saved, backup := time.Now(), filepath.Join(t.TempDir(), "backup")
+			w.must(w.etcdServer.Save(ctx, backup))
+			w.progress(200)
+
+			w.must(w.etcdServer.Kill())
+			w.must(w.etcdServer.Restore(backup, bump))
+			w.must(w.etcdServer.Start(ctx))
+			restored := time.Now()
+			w.long = append(w.long, span{saved, restored}) // not in the backup
+			took, _ := w.goneOn(restored)
+			w.healthy()
+			both := time.Since(restored)
+			if both > 10*time.Second {
+				t.Errorf("both replicas work %v after the restore", both)
+			}
+			t.Logf("%d ids in the backup; an event published after the restore was done after %v, 20 by each replica after %v",
+				len(recorded), took.Round(time.Millisecond), both.Round(time.Millisecond))
+
+			w.stopPublishing()
+			w.publishing.Wait()
+			w.publishBodies(orders("w", w.published)...)
+			w.settle()
+			for _, p := range w.sink.all() {
+				if recorded[p.id] && p.began.After(restored) {
+					t.Errorf("%s was in the backup and done again", p.id)
+				}
+			}
+		})
+	}
+}
+
+// A replica that writes nothing keeps its session across a restore, and its
+// watch waits for revisions that are there again soon, with another history: it
+// must not take up there. What another replica has recorded meanwhile is skipped.
+func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
+	const saved, lost = 200, 400
+	b := newBrink(t)
+	ctx := deadline(t)
+	sink := newSink(t, nil)
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=60s", "HEALTH_ADDR=127.0.0.1:0"}
+	idle := b.start("orders", vars...)
+	idle.waitLog("msg=consuming")
+	b.toRabbit.cut() // it is idle from now on
+	busy := b.start("orders", append(vars, "AMQP_URL="+b.directAMQP)...)
+	busy.waitLog("msg=consuming")
+	b.publishLone("saved", saved)
+	b.waitCounts(map[string]int64{"orders_new_order_ok": saved})
+	backup := filepath.Join(t.TempDir(), "backup")
+	b.must(b.etcdServer.Save(ctx, backup))
+	b.publishLone("lost", lost)
+	b.waitCounts(map[string]int64{"orders_new_order_ok": saved + lost})
+	b.waitRemembered(idle)
+	revision := func() int64 {
+		resp, err := b.etcd.Get(ctx, "/")
+		b.must(err)
+		return resp.Header.Revision
+	}
+	last := revision()
+
+	b.must(b.etcdServer.Kill())
+	b.must(b.etcdServer.Restore(backup, 0))
+	b.must(b.etcdServer.Start(ctx))
+	var bodies []string // recorded after the restore, until the revisions are there again
+	for part := 0; revision() <= last; part++ {
+		prefix := fmt.Sprintf("again%d-", part)
+		b.publishLone(prefix, 100)
+		bodies = append(bodies, orders(prefix, 100)...)
+		b.waitCounts(map[string]int64{"orders_new_order_ok": saved + lost + int64(len(bodies))})
+	}
+	again := len(bodies)
+	busy.stop()
+	b.toRabbit.mend()
+	b.publishBodies(append(orders("saved", saved), bodies...)...)
+	eventually(t, "an empty queue", func() error { return b.settled("orders", saved+again) })
+	idle.stop()
+	if n := len(sink.all()); n != saved+lost+again {
+		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
+	}
+}
+
+// An etcd that allows half the operations a transaction that it does by default
+// is enough, for a full load and for many small records.
+func TestFewOperations(t *testing.T) {
+	const ids = 4000
+	w := newWorldWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
+	var puts []clientv3.Op
+	for i := range 65 {
+		puts = append(puts, clientv3.OpPut(fmt.Sprint("/probe", i), ""))
+	}
+	if _, err := w.etcd.Txn(deadline(t)).Then(puts...).Commit(); !errors.Is(err, rpctypes.ErrTooManyOps) {
+		t.Fatalf("65 operations: %v", err)
+	}
+	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
+	eventually(t, "everything done", func() error { return w.settled("orders", ids) })
+	if lost, twice := w.sink.accounts("full", ids); lost > 0 || twice > 0 {
+		t.Errorf("%d ids were lost, %d done twice", lost, twice)
+	}
+	w.publishLone("lone", 1000)
+	eventually(t, "everything done", func() error { return w.settled("orders", ids+1000) })
+	for _, s := range w.replicas {
+		s.stop()
+		if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
+			t.Errorf("%d warnings:\n%s", n, s.log.tail(20))
+		}
+	}
+}

@@ -1,0 +1,131 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// fencing is a receiver that refuses a token older than one that it has seen.
+type fencing struct {
+	mu     sync.Mutex
+	newest map[string]int64
+}
+
+func (f *fencing) refuses(p post) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.newest == nil {
+		f.newest = make(map[string]int64)
+	}
+	f.newest[p.id] = max(f.newest[p.id], p.token)
+	return p.token < f.newest[p.id]
+}
+
+// A replica is cut off from etcd and loses its claim without knowing. Its receiver,
+// which has seen the newer token of another replica, refuses its own: it finds out
+// that the claim has gone, and skips the event instead of dead-lettering it.
+func TestWebhookRefusesAnOlderToken(t *testing.T) {
+	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			b := newBrink(t)
+			var receiver fencing
+			var first atomic.Int64 // the token of the replica that is cut off
+			sink := newSink(t, func(p post) int {
+				first.CompareAndSwap(0, p.token)
+				switch {
+				case receiver.refuses(p):
+					return status
+				case p.token == first.Load():
+					return http.StatusServiceUnavailable // so that it is posted again
+				}
+				return http.StatusOK
+			})
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
+			cutOff := b.start("orders", vars...)
+			cutOff.waitLog("msg=consuming")
+			b.publishBodies(orders("f", 1)...)
+			sink.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
+			other := b.start("orders", append(vars, "ETCD_ENDPOINTS="+b.etcdServer.Endpoint())...)
+			other.waitLog("msg=consuming")
+			b.publishBodies(orders("f", 1)...) // the first replica has all that it may hold
+
+			sessions := b.sessions("orders")
+			b.toEtcd.cut()
+			for key, lease := range sessions {
+				if claims, err := b.etcd.Get(t.Context(), "/service/orders/claim/"+key, clientv3.WithPrefix()); err != nil {
+					t.Fatal(err)
+				} else if claims.Count > 0 && claims.Kvs[0].CreateRevision == first.Load() {
+					_, err := b.etcd.Revoke(t.Context(), lease)
+					b.must(err)
+				}
+			}
+			other.waitLog("msg=processed", "id=f0")
+			sink.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].status == status })
+			b.toEtcd.mend()
+			cutOff.waitLog("msg=skipped", "id=f0")
+			cutOff.stop()
+			other.stop()
+			b.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 1, "orders_new_order_failed": 0})
+			if letters := b.deadLetters("orders"); len(letters) > 0 {
+				t.Errorf("dead-lettered: %v", letters)
+			}
+		})
+	}
+}
+
+// sessions returns the leases of a role's sessions by name.
+func (e *env) sessions(role string) map[string]clientv3.LeaseID {
+	e.t.Helper()
+	prefix := "/service/" + role + "/session/"
+	resp, err := e.etcd.Get(e.t.Context(), prefix, clientv3.WithPrefix())
+	e.must(err)
+	sessions := make(map[string]clientv3.LeaseID)
+	for _, kv := range resp.Kvs {
+		sessions[string(kv.Key[len(prefix):])] = clientv3.LeaseID(kv.Lease)
+	}
+	return sessions
+}
+
+// A final failure is dead-lettered when the claim is known to be still ours, not
+// while etcd is unreachable.
+func TestFinalFailureWaitsForEtcd(t *testing.T) {
+	b := newBrink(t)
+	answer := make(chan int)
+	sink := newSink(t, func(post) int { return <-answer })
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "CLAIM_TTL=60s")
+	s.waitLog("msg=consuming")
+	b.publishBodies(orders("f", 1)...)
+	b.waitClaimed("orders")
+	b.toEtcd.cut()
+	answer <- http.StatusPreconditionFailed
+	s.waitLog("etcd is unreachable")
+	if n := s.log.count("dead-lettered"); n > 0 {
+		t.Error("it was dead-lettered while nobody could say whose the claim is")
+	}
+	b.toEtcd.mend()
+	s.waitLog("msg=dead-lettered", "reason=failed", "412")
+	s.stop()
+	if letters := b.deadLetters("orders"); len(letters) != 1 || letters[0].Headers["x-attempts"] != int32(1) {
+		t.Errorf("dead letters: %v", letters)
+	}
+}
+
+// waitClaimed waits for the first claim of a role.
+func (e *env) waitClaimed(role string) {
+	e.t.Helper()
+	eventually(e.t, "a claim", func() error {
+		resp, err := e.etcd.Get(e.t.Context(), "/service/"+role+"/claim/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return err
+		}
+		if resp.Count == 0 {
+			return errNotYet
+		}
+		return nil
+	})
+}

@@ -1,0 +1,272 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+)
+
+// roleKeys are the keys that a role has in etcd at one revision.
+type roleKeys struct {
+	sessions map[string]*mvccpb.KeyValue // by session
+	windows  map[string]*mvccpb.KeyValue // by window
+	claims   []batch
+	records  []batch
+}
+
+// batch is a claim or a record: a key whose value lists ids.
+type batch struct {
+	*mvccpb.KeyValue
+	session string
+	write   int64 // of the session
+	ids     []string
+}
+
+// keys reads all keys of a role. Each must be as the claim protocol has it.
+func (e *env) keys(role string) roleKeys {
+	e.t.Helper()
+	prefix := "/service/" + role + "/"
+	resp, err := e.etcd.Get(deadline(e.t), prefix, clientv3.WithPrefix())
+	e.must(err)
+	keys, err := parseKeys(prefix, resp.Kvs)
+	e.must(err)
+	return keys
+}
+
+var keyShapes = struct{ session, window, claim, record *regexp.Regexp }{
+	session: regexp.MustCompile(`^session/([0-9a-f]{16})$`),
+	window:  regexp.MustCompile(`^window/([0-9a-f]{16}|forever)$`),
+	claim:   regexp.MustCompile(`^claim/([0-9a-f]{16})/(0[0-9]{7,19})$`),
+	record:  regexp.MustCompile(`^done/([0-9a-f]{16}|forever)/([0-9a-f]{16})/(0[0-9]{7,19})$`),
+}
+
+// parseKeys reads a role's keys and checks what the table of keys says of them:
+// their names, values and leases.
+func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
+	k := roleKeys{sessions: make(map[string]*mvccpb.KeyValue), windows: make(map[string]*mvccpb.KeyValue)}
+	records := make(map[string][]batch) // by window
+	number := func(s string) int64 { n, _ := strconv.ParseInt(s, 10, 64); return n }
+	for _, kv := range kvs {
+		name := strings.TrimPrefix(string(kv.Key), prefix)
+		b := batch{KeyValue: kv}
+		ok := true
+		if m := keyShapes.session.FindStringSubmatch(name); m != nil {
+			k.sessions[m[1]] = kv
+			ok = kv.Lease != 0 && len(kv.Value) > 0
+		} else if m := keyShapes.window.FindStringSubmatch(name); m != nil {
+			k.windows[m[1]] = kv
+			_, err := time.ParseDuration(string(kv.Value))
+			ok = err == nil && leaseName(kv.Lease) == m[1]
+		} else if m := keyShapes.claim.FindStringSubmatch(name); m != nil {
+			ok = b.list() && kv.Lease != 0
+			b.session, b.write = m[1], number(m[2])
+			k.claims = append(k.claims, b)
+		} else if m := keyShapes.record.FindStringSubmatch(name); m != nil {
+			ok = b.list() && leaseName(kv.Lease) == m[1]
+			b.session, b.write = m[2], number(m[3])
+			records[m[1]] = append(records[m[1]], b)
+		} else {
+			ok = false
+		}
+		if !ok {
+			return k, fmt.Errorf("key %s (lease %x, version %d) is not as it should be: %.300q", kv.Key, kv.Lease, kv.Version, kv.Value)
+		}
+	}
+	for window := range k.windows { // the others have ended
+		k.records = append(k.records, records[window]...)
+	}
+	for _, c := range k.claims {
+		if s := k.sessions[c.session]; s == nil || s.Lease != c.Lease {
+			return k, fmt.Errorf("claim %s has lease %x, its session is %v", c.Key, c.Lease, s)
+		}
+	}
+	return k, nil
+}
+
+// leaseName is what a window with that lease is called.
+func leaseName(lease int64) string {
+	if lease == 0 {
+		return "forever"
+	}
+	return fmt.Sprintf("%016x", lease)
+}
+
+// list reads the ids. It reports whether the value is an array of one id or
+// more, in JSON that people can read.
+func (b *batch) list() bool {
+	if json.Unmarshal(b.Value, &b.ids) != nil || len(b.ids) == 0 {
+		return false
+	}
+	return bytes.Equal(b.Value, listIDs(b.ids))
+}
+
+// listIDs is the value of a claim or a record.
+func listIDs(ids []string) []byte {
+	var value bytes.Buffer
+	e := json.NewEncoder(&value)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(ids); err != nil {
+		panic(err) // strings cannot fail
+	}
+	return bytes.TrimSpace(value.Bytes())
+}
+
+// done returns the ids that are recorded under living windows.
+func (k roleKeys) done() map[string]bool { return union(k.records) }
+
+// claimed returns the ids that claims list.
+func (k roleKeys) claimed() map[string]bool { return union(k.claims) }
+
+func union(batches []batch) map[string]bool {
+	ids := make(map[string]bool)
+	for _, b := range batches {
+		for _, id := range b.ids {
+			ids[id] = true
+		}
+	}
+	return ids
+}
+
+// settled reports what is missing until n ids are done, none claimed, and the
+// queue is empty.
+func (e *env) settled(role string, n int) error {
+	keys := e.keys(role)
+	if done, claimed := len(keys.done()), len(keys.claimed()); done != n || claimed > 0 {
+		return fmt.Errorf("%d of %d ids are done, %d claimed", done, n, claimed)
+	}
+	if depth := e.depth(role + "-queue"); depth != 0 {
+		return fmt.Errorf("%d messages wait", depth)
+	}
+	return nil
+}
+
+// wantAllDone checks that n ids are done and none is claimed.
+func (e *env) wantAllDone(role string, n int) {
+	e.t.Helper()
+	keys := e.keys(role)
+	if done, claimed := keys.done(), keys.claimed(); len(done) != n || len(claimed) > 0 {
+		e.t.Errorf("%s: %d ids are done, want %d; claimed: %.300q", role, len(done), n, fmt.Sprint(claimed))
+	}
+}
+
+// fillRecords records n ids, old0 and on, as done orders: so many a record, and
+// a million a window. No window ends within a day.
+func fillRecords(ctx context.Context, etcd *clientv3.Client, n, perRecord int) error {
+	const perWindow, perTxn, session = 1_000_000, 100, "00000000000000ff"
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(4)
+	write := 0
+	for first := 0; first < n; first += perWindow {
+		lease, err := etcd.Grant(ctx, 25*3600)
+		if err != nil {
+			return err
+		}
+		window := leaseName(int64(lease.ID))
+		if _, err := etcd.Put(ctx, "/service/orders/window/"+window, "24h0m0s", clientv3.WithLease(lease.ID)); err != nil {
+			return err
+		}
+		ids := make([]string, min(perWindow, n-first))
+		for i := range ids {
+			ids[i] = fmt.Sprint("old", first+i)
+		}
+		var puts []clientv3.Op
+		for record := range slices.Chunk(ids, perRecord) {
+			write++
+			key := fmt.Sprintf("/service/orders/done/%s/%s/%016d", window, session, write)
+			puts = append(puts, clientv3.OpPut(key, string(listIDs(record)), clientv3.WithLease(lease.ID)))
+		}
+		for puts := range slices.Chunk(puts, perTxn) {
+			group.Go(func() error {
+				_, err := etcd.Txn(ctx).Then(puts...).Commit()
+				return err
+			})
+		}
+	}
+	return group.Wait()
+}
+
+// deadline returns a context for what a test waits for.
+func deadline(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// What `etcdctl get --prefix /service/orders/` shows is what the table of keys
+// says, for odd ids, too; the token is the revision of the claim.
+func TestKeys(t *testing.T) {
+	b := newBrink(t)
+	release := make(chan struct{})
+	sink := newSink(t, func(p post) int {
+		if p.id == "slow" {
+			<-release
+		}
+		return http.StatusOK
+	})
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "DEDUP_WINDOW=90m")
+	s.waitLog("msg=consuming")
+	publish := func(ids ...string) {
+		t.Helper()
+		var bodies []string
+		for _, id := range ids {
+			bodies = append(bodies, fmt.Sprintf(`{"type":"new_order","id":%s}`, quoteJSON(id)))
+		}
+		b.publishBodies(bodies...)
+	}
+	publish("<a&b>", `"q"`, "注文", "line\nbreak")
+	b.waitCounts(map[string]int64{"orders_new_order_ok": 4})
+	publish("slow")
+	var keys roleKeys
+	eventually(t, "a claim", func() error {
+		if keys = b.keys("orders"); !maps.Equal(keys.claimed(), map[string]bool{"slow": true}) {
+			return fmt.Errorf("claimed are %v", keys.claimed())
+		}
+		return nil
+	})
+	if want := map[string]bool{"<a&b>": true, `"q"`: true, "注文": true, "line\nbreak": true}; !maps.Equal(keys.done(), want) {
+		t.Errorf("done are %v", keys.done())
+	}
+	claim := keys.claims[0]
+	for session, kv := range keys.sessions {
+		if session != claim.session || !strings.Contains(string(kv.Value), fmt.Sprint(s.cmd.Process.Pid)) {
+			t.Errorf("session %s is of %s, the claim is of %s", session, kv.Value, claim.session)
+		}
+		for _, b := range append(keys.claims, keys.records...) {
+			if b.session != session || b.write > kv.Version {
+				t.Errorf("%s is no write of session %s, which made %d", b.Key, session, kv.Version)
+			}
+		}
+	}
+	for window, kv := range keys.windows {
+		if string(kv.Value) != "1h30m0s" {
+			t.Errorf("window %s is of %s", window, kv.Value)
+		}
+	}
+	if len(keys.sessions) != 1 || len(keys.claims) != 1 || len(keys.windows) != 1 {
+		t.Errorf("%d sessions, %d claims, %d windows, want one of each", len(keys.sessions), len(keys.claims), len(keys.windows))
+	}
+	close(release)
+	s.stop()
+	keys = b.keys("orders")
+	if len(keys.done()) != 5 || len(keys.sessions) != 0 || len(keys.claims) != 0 || len(keys.windows) != 1 {
+		t.Errorf("after a stop: %d ids done, %d sessions, %d claims, %d windows", len(keys.done()), len(keys.sessions), len(keys.claims), len(keys.windows))
+	}
+	for _, p := range sink.all() {
+		if unescape(t, p.id) == "slow" && p.token != claim.CreateRevision {
+			t.Errorf("the token is %d, the claim's revision %d", p.token, claim.CreateRevision)
+		}
+	}
+}

@@ -1,0 +1,83 @@
+package e2e
+
+import (
+	"encoding/json"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// With LOG_FORMAT=json each line is an object of single values: the role in each,
+// attribute names that need no quoting, and durations as text.
+func TestLogForMachines(t *testing.T) {
+	b := newBrink(t)
+	var unavailable atomic.Bool
+	sink := newSink(t, func(p post) int {
+		switch {
+		case p.id == "bad0":
+			return http.StatusBadRequest
+		case unavailable.Load():
+			return http.StatusServiceUnavailable
+		}
+		return http.StatusOK
+	})
+	b.toEtcd.cut()
+	b.toRabbit.cut()
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "LOG_FORMAT=json", "LOG_LEVEL=debug", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitLog("etcd is unreachable")
+	b.toEtcd.mend()
+	s.waitLog("no connection to the broker")
+	b.toRabbit.mend()
+	b.publishBodies(append(append(orders("good", 1), orders("bad", 1)...), "malformed", `{"type":"other"}`)...)
+	s.waitLogs(2, "dead-lettered")
+	s.waitLog("ignored")
+	unavailable.Store(true)
+	b.publishBodies(orders("later", 1)...)
+	s.waitLog("the webhook is unreachable")
+	unavailable.Store(false)
+	s.waitLog("processed", "later0")
+	b.toRabbit.cut()
+	s.waitLogs(2, "no connection to the broker")
+	b.toRabbit.mend()
+	b.publishBodies(orders("good", 1)...)
+	s.waitLog("skipped")
+	s.stop()
+
+	name := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
+	for line := range strings.Lines(s.log.String()) {
+		var attrs map[string]any
+		if err := json.Unmarshal([]byte(line), &attrs); err != nil {
+			t.Errorf("%v: %s", err, line)
+			continue
+		}
+		if attrs["service"] != "orders" {
+			t.Errorf("no service in %s", line)
+		}
+		for key, value := range attrs {
+			if !name.MatchString(key) {
+				t.Errorf("the name %q in %s", key, line)
+			}
+			switch value.(type) {
+			case string, float64, bool:
+			default:
+				t.Errorf("%s is no single value in %s", key, line)
+			}
+		}
+		for _, key := range []string{"took", "after", "ttl"} {
+			if value, ok := attrs[key]; ok {
+				text, _ := value.(string)
+				if _, err := time.ParseDuration(text); err != nil {
+					t.Errorf("%s is no readable duration in %s", key, line)
+				}
+			}
+		}
+	}
+	for _, msg := range []string{"starting", "cache warmed", "consuming", "processed", "skipped", "ignored", "dead-lettered", "stopped"} {
+		if s.log.count(`"msg":"`+msg+`"`) == 0 {
+			t.Errorf("no line %q", msg)
+		}
+	}
+}

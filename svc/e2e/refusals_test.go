@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+// A refusal that passes by itself, or when somebody ends its cause, is waited
+// for, from the start: the log names the virtual host, the broker's reason and
+// what to do.
+func TestRefusedForAWhile(t *testing.T) {
+	tests := map[string]struct {
+		refuse     func(t *testing.T, e *env, vhost string) (end func())
+		says, hint string
+	}{
+		"virtual host down": {func(t *testing.T, _ *env, vhost string) func() {
+			ctl(t, "eval", fmt.Sprintf(`rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
+			return func() { ctl(t, "restart_vhost", "--vhost", vhost) }
+		}, "is down", "rabbitmqctl restart_vhost"},
+		"connection limit": {func(t *testing.T, _ *env, vhost string) func() {
+			ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-connections":0}`)
+			return func() { ctl(t, "clear_vhost_limits", "--vhost", vhost) }
+		}, "connection limit (0) is reached", "raise the limit"},
+		"queue limit": {func(t *testing.T, _ *env, vhost string) func() {
+			ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-queues":1}`)
+			return func() { ctl(t, "clear_vhost_limits", "--vhost", vhost) }
+		}, "queue limit in vhost", "raise the limit"},
+		"exclusive use": {func(t *testing.T, e *env, _ string) func() {
+			conn, err := amqp.Dial(e.directAMQP)
+			e.must(err)
+			t.Cleanup(func() { conn.Close() })
+			ch, err := conn.Channel()
+			e.must(err)
+			_, err = ch.Consume("orders-queue", "", false, true, false, false, nil)
+			e.must(err)
+			return func() { conn.Close() }
+		}, "in exclusive use", "stop the other consumer"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			e, vhost := newBroker(t)
+			end := tt.refuse(t, e, vhost)
+			s := e.start("orders")
+			// More often than a refusal has to be repeated to be believed.
+			s.waitLogs(7, "no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
+			s.alive()
+			end()
+			s.waitLog("msg=consuming")
+			e.publishBodies(orders("r", 1)...)
+			s.waitLog("msg=processed", "id=r0")
+			s.stop()
+		})
+	}
+}
+
+// A broker that takes longer to log us in than to accept a connection is slow,
+// and nothing else: its users may be in a directory far away. The dead letters
+// have a login of their own.
+func TestSlowLogin(t *testing.T) {
+	e, _ := newBroker(t)
+	newRelay(e, 7*time.Second)
+	s := e.start("orders")
+	s.waitLog("msg=consuming")
+	e.publishBodies("poison")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	if n := s.log.count("level=WARN"); n > 0 {
+		t.Errorf("%d warnings", n)
+	}
+}
+
+// A login that never ends is given up, named, and tried again.
+func TestLoginWithoutEnd(t *testing.T) {
+	e, vhost := newBroker(t)
+	e.amqpURL = strings.Replace(e.amqpURL, "guest:guest", "guest:wrong", 1) // for which it would be fatal
+	newRelay(e, time.Hour)
+	s := e.start("orders")
+	s.waitLogs(2, "no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), "did not finish the login within 15s", "authentication backend")
+	s.alive()
+	s.stop()
+}
+
+// A queue that gets other arguments under a service that has consumed does not
+// end it.
+func TestOtherArgumentsLater(t *testing.T) {
+	e, _ := newBroker(t)
+	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
+	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	s := e.start("orders")
+	s.waitLog("msg=consuming")
+	way.cut()
+	remove := func(ch *amqp.Channel) error {
+		_, err := ch.QueueDelete("orders-queue", false, false, false)
+		return err
+	}
+	e.channel(remove)
+	e.channel(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+		return err
+	})
+	way.mend()
+	s.waitLogs(3, "no connection to the broker", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	s.alive()
+	e.channel(remove)
+	s.waitLogs(2, "msg=consuming")
+	s.stop()
+}

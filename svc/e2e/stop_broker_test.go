@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+// A stop is on time while a broker that has stopped reading keeps large dead
+// letters waiting.
+func TestStopWithUnreadDeadLetters(t *testing.T) {
+	// Not parallel: the alarm is the whole broker's.
+	e := newBrokerEnv(t, newVhost(t), "orders")
+	e.amqpURL = e.directAMQP
+	const letters, most = 4, 5 * time.Second
+	for i := range letters {
+		e.publishBodies(fmt.Sprint("poison ", i, strings.Repeat(" ", 8<<20)))
+	}
+	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
+	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	s := e.start("orders", "SHUTDOWN_TIMEOUT="+most.String(), "HEALTH_ADDR=127.0.0.1:0")
+	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
+	s.waitReady("dead_letters")
+	<-time.After(time.Second) // the socket is full
+	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, most).Round(time.Millisecond))
+	e.waitDepth("orders-queue", letters)
+}
+
+// The broker's answer to the end of consuming may come late, behind a full
+// prefetch. The connection is there until the handlers have finished, and what
+// they have done is acknowledged.
+func TestStopBehindFullPrefetch(t *testing.T) {
+	const events, concurrency = 1000, 4
+	e, _ := newBroker(t)
+	var bodies []string
+	for i := range events {
+		bodies = append(bodies, fmt.Sprintf(`{"type":"new_order","id":"%d","pad":"%s"}`, i, strings.Repeat("x", 10_000)))
+	}
+	e.publishBodies(bodies...)
+	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
+	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	way.toxic(`{"name":"narrow","type":"bandwidth","stream":"downstream","attributes":{"rate":100}}`)
+
+	began, finish := make(chan post, events), make(chan struct{})
+	sink := newSink(t, func(p post) int { began <- p; <-finish; return http.StatusOK })
+	s := e.start("orders", "WEBHOOK_URL="+sink.URL, fmt.Sprint("CONCURRENCY=", concurrency), "SHUTDOWN_TIMEOUT="+shutdown.String())
+	for range concurrency {
+		<-began
+	}
+	// Longer than anything that is closed may take.
+	time.AfterFunc(shutdown/3, func() { close(finish) })
+	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
+	if n := len(sink.all()); n != concurrency {
+		t.Errorf("%d were done, want %d", n, concurrency)
+	}
+	e.waitDepth("orders-queue", events-concurrency)
+}
+
+// What ends the process does so while etcd is unreachable, too, and is logged
+// first.
+func TestCannotGoOnWithoutEtcd(t *testing.T) {
+	b := newBrink(t)
+	b.toRabbit.cut()
+	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+	s.waitLog("no connection to the broker")
+	b.toEtcd.cut()
+	b.channel(func(ch *amqp.Channel) error {
+		if _, err := ch.QueueDelete("orders-queue", false, false, false); err != nil {
+			return err
+		}
+		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+		return err
+	})
+	b.toRabbit.mend()
+	s.waitLog("level=ERROR", "cannot go on", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	logged := time.Now()
+	s.wantExit(1)
+	if took := time.Since(logged); took > shutdown {
+		t.Errorf("it ended %v after it said so", took)
+	}
+}

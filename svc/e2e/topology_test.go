@@ -1,0 +1,89 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+// While the binding is missing, the broker drops every event without an error.
+// It is there again within 10 s, whoever took it away, and the log says so.
+func TestTopologyLost(t *testing.T) {
+	tests := map[string]struct {
+		lose func(*amqp.Channel) error
+		said int
+	}{
+		"exchange deleted": {func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) }, 1},
+		"exchange deleted and declared": {func(ch *amqp.Channel) error {
+			if err := ch.ExchangeDelete("events", false, false); err != nil {
+				return err
+			}
+			return ch.ExchangeDeclare("events", "topic", true, false, false, false, nil)
+		}, 0},
+		"binding removed": {func(ch *amqp.Channel) error { return ch.QueueUnbind("orders-queue", "#", "events", nil) }, 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			e, _ := newBroker(t)
+			s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+			s.waitReady()
+			e.channel(tt.lose)
+			lost := time.Now()
+			for i := 0; s.log.count("msg=processed") == 0; i++ {
+				if time.Since(lost) > patience {
+					t.Fatal("nothing comes")
+				}
+				// To an exchange that does not exist nothing can be published.
+				e.tryPublish(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
+				<-time.After(100 * time.Millisecond)
+			}
+			took := time.Since(lost)
+			if took > 10*time.Second {
+				t.Errorf("events come %v after the loss", took)
+			}
+			<-time.After(4 * time.Second) // it is looked at again
+			if n := s.log.count("topology restored"); n != tt.said {
+				t.Errorf("the log says so %d times, want %d", n, tt.said)
+			}
+			if n := s.log.count("msg=consuming"); n != 1 {
+				t.Errorf("consuming %d times", n)
+			}
+			t.Logf("events come %v after the loss", took.Round(time.Millisecond))
+			s.stop()
+		})
+	}
+}
+
+// tryPublish publishes an event and does not wait for a confirm.
+func (e *env) tryPublish(body string) {
+	e.t.Helper()
+	e.channel(func(ch *amqp.Channel) error {
+		return ch.Publish("events", "foo", false, false, plumber(body))
+	})
+}
+
+// A topology that cannot be restored is said once, and the service is not ready.
+func TestTopologyNotRestored(t *testing.T) {
+	e, _ := newBroker(t)
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
+	e.channel(func(ch *amqp.Channel) error {
+		if err := ch.ExchangeDelete("events", false, false); err != nil {
+			return err
+		}
+		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
+	})
+	s.waitLog("the topology cannot be declared", "inequivalent arg 'type'", "hint=", "delete the exchange")
+	s.waitReady("consumer")
+	<-time.After(4 * time.Second)
+	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
+	s.waitReady()
+	if n, m := s.log.count("cannot be declared"), s.log.count("topology restored"); n != 1 || m != 1 {
+		t.Errorf("the log says %d times that it cannot be declared and %d times that it is restored", n, m)
+	}
+	e.publishBodies(orders("r", 1)...)
+	s.waitLog("msg=processed")
+	s.stop()
+}

@@ -1,0 +1,69 @@
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A message that the client library cannot read ends the connection, whatever
+// was delivered with it. No event before it is worked on more than twice, it is
+// found one message at a time and then named, and when it is gone the others go
+// through.
+func TestUnreadableBehindOthers(t *testing.T) {
+	const before, behind = 50, 20
+	e, _ := newBroker(t)
+	relay := newRelay(e, 0)
+	odd := e.oddChannel()
+	e.publishBodies(orders("before", before)...)
+	e.must(odd.Publish("events", "foo", false, false, oddMessage("odd")))
+	e.waitDepth("orders-queue", before+1)
+	e.publishBodies(orders("behind", behind)...)
+
+	sink := newSink(t, func(post) int { <-time.After(300 * time.Millisecond); return http.StatusOK })
+	s := e.start("orders", "WEBHOOK_URL="+sink.URL)
+	s.waitLog("no connection to the broker", "one of the first 1000 messages", "taken one at a time")
+	s.waitLog("no connection to the broker", "head of the queue cannot be read", "hint=", "remove it")
+	if n := relay.accepted.Load(); n > 3 {
+		t.Errorf("%d connections before it is found, want 2, or 3 with the next try", n)
+	}
+	connections := relay.accepted.Load()
+	<-time.After(5 * time.Second)
+	if n := relay.accepted.Load() - connections; n < 2 || n > 6 {
+		t.Errorf("%d tries in 5 s", n)
+	}
+	posts := make(map[string]int)
+	for _, p := range sink.all() {
+		posts[p.id]++
+	}
+	for id, n := range posts {
+		if n > 2 || strings.HasPrefix(id, "behind") {
+			t.Errorf("%s was worked on %d times", id, n)
+		}
+	}
+	if len(posts) != before {
+		t.Errorf("%d of %d before it were worked on", len(posts), before)
+	}
+	if n := s.log.count("hint=") - s.log.count("head of the queue"); n != 0 {
+		t.Errorf("%d hints about something else", n)
+	}
+
+	eventually(t, "the message between two tries", func() error {
+		d, ok, err := odd.Get("orders-queue", false)
+		e.must(err)
+		if !ok {
+			return errNotYet
+		}
+		if !strings.Contains(string(d.Body), `"odd"`) {
+			t.Fatalf("at the head is %s", d.Body)
+		}
+		return d.Ack(false)
+	})
+	for i := range behind {
+		s.waitLog("msg=processed", fmt.Sprintf("id=behind%d", i))
+	}
+	e.waitDepth("orders-queue", 0)
+	s.stop()
+}

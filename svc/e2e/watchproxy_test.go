@@ -1,0 +1,135 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+)
+
+// watchProxy forwards gRPC calls to a member of etcd, and can cut off watches
+// and nothing else: their streams stay open and bring no more, as when the
+// member that a watch is on has lost the others without knowing it.
+type watchProxy struct {
+	addr     string
+	upstream *grpc.ClientConn
+	requests sync.WaitGroup
+
+	mu      sync.Mutex
+	watches []chan struct{} // the open ones, oldest first; closing one cuts it off
+}
+
+func newWatchProxy(t *testing.T, upstream string) *watchProxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(upstream, grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.ForceCodec(asIs{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &watchProxy{addr: listener.Addr().String(), upstream: conn}
+	server := grpc.NewServer(grpc.ForceServerCodec(asIs{}), grpc.UnknownServiceHandler(p.forward))
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(listener) }) // until Stop
+	t.Cleanup(func() {
+		server.Stop()
+		conn.Close()
+		serving.Wait()
+		p.requests.Wait()
+	})
+	return p
+}
+
+// cutOldest cuts off the watch that has been open for longest. It reports
+// whether there was one.
+func (p *watchProxy) cutOldest() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.watches) == 0 {
+		return false
+	}
+	close(p.watches[0])
+	p.watches = p.watches[1:]
+	return true
+}
+
+// opened adds a watch.
+func (p *watchProxy) opened() (cut chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cut = make(chan struct{})
+	p.watches = append(p.watches, cut)
+	return cut
+}
+
+// ended removes a watch that has not been cut off.
+func (p *watchProxy) ended(cut chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, w := range p.watches {
+		if w == cut {
+			p.watches = append(p.watches[:i], p.watches[i+1:]...)
+			return
+		}
+	}
+}
+
+// forward handles one call, of whatever kind.
+func (p *watchProxy) forward(_ any, client grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(client)
+	received, _ := metadata.FromIncomingContext(client.Context())
+	ctx, cancel := context.WithCancel(metadata.NewOutgoingContext(client.Context(), received))
+	defer cancel()
+	server, err := p.upstream.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method)
+	if err != nil {
+		return err
+	}
+	var cut chan struct{} // nil: never
+	if method == "/etcdserverpb.Watch/Watch" {
+		cut = p.opened()
+		defer p.ended(cut)
+	}
+	// It ends with the call at the latest, after forward has returned.
+	p.requests.Go(func() {
+		defer server.CloseSend()
+		var message []byte
+		for client.RecvMsg(&message) == nil && server.SendMsg(&message) == nil {
+		}
+	})
+	for {
+		var message []byte
+		if err := server.RecvMsg(&message); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		select {
+		case <-cut:
+		default:
+			if err := client.SendMsg(&message); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// asIs is the codec of messages that nobody has to understand.
+type asIs struct{}
+
+func (asIs) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }
+
+func (asIs) Unmarshal(data []byte, v any) error {
+	*v.(*[]byte) = append([]byte(nil), data...)
+	return nil
+}
+
+func (asIs) Name() string { return "proto" }

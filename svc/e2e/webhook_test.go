@@ -1,0 +1,124 @@
+package e2e
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// A proxy accepts and closes while its backend is down. That is an outage: no event
+// counts an attempt, changes its token or is dead-lettered, however long it takes.
+func TestWebhookConnectionLost(t *testing.T) {
+	const events = 10
+	tests := map[string]func(http.ResponseWriter, *http.Request){
+		"at once": func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() },
+		"after half of an answer": func(w http.ResponseWriter, _ *http.Request) {
+			conn := hijack(w)
+			fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Le")
+			conn.Close()
+		},
+		"by a reset": func(w http.ResponseWriter, _ *http.Request) {
+			conn := hijack(w)
+			conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+		},
+	}
+	for name, lose := range tests {
+		t.Run(name, func(t *testing.T) {
+			b := newBrink(t)
+			var down atomic.Bool
+			down.Store(true)
+			sink := newSink(t, nil)
+			sink.Config.Handler = losing(sink.Config.Handler, &down, lose)
+			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "MAX_ATTEMPTS=1")
+			b.publishBodies(orders("lost", events)...)
+			s.waitLogs(events, "event retried without an answer", "times=10", "hint=")
+			down.Store(false)
+			s.waitLogs(events, "msg=processed")
+			s.stop()
+			for _, p := range sink.all() {
+				if p.attempt != 1 {
+					t.Errorf("%s was posted as attempt %d", p.id, p.attempt)
+				}
+			}
+			if lost, twice := sink.accounts("lost", events); lost+twice > 0 {
+				t.Errorf("%d events were lost, %d done under two tokens", lost, twice)
+			}
+			if n := s.log.count("the webhook is unreachable"); n != 1 {
+				t.Errorf("the outage is logged %d times", n)
+			}
+			b.waitCounts(map[string]int64{"orders_new_order_ok": events, "orders_new_order_failed": 0})
+		})
+	}
+}
+
+// A stop does not wait for a webhook that loses its connections: the event is
+// delivered again to the next process.
+func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
+	b := newBrink(t)
+	var down atomic.Bool
+	down.Store(true)
+	sink := newSink(t, nil)
+	sink.Config.Handler = losing(sink.Config.Handler, &down, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+	s := b.start("orders", vars...)
+	b.publishBodies(orders("lost", 1)...)
+	s.waitLog("the webhook is unreachable")
+	s.stopWithin(syscall.SIGTERM, shutdown)
+	down.Store(false)
+	s = b.start("orders", vars...)
+	s.waitLog("msg=processed", "id=lost0")
+	s.stop()
+}
+
+// hijack takes the connection of a request over.
+func hijack(w http.ResponseWriter) net.Conn {
+	conn, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	return conn
+}
+
+// losing is a handler that loses its connections while down is true.
+func losing(up http.Handler, down *atomic.Bool, lose http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if down.Load() {
+			lose(w, r)
+			return
+		}
+		up.ServeHTTP(w, r)
+	})
+}
+
+// Each handler keeps its connection.
+func TestWebhookKeepsConnections(t *testing.T) {
+	const concurrency, rounds = 300, 3
+	b := newBrink(t)
+	var together [rounds]*barrier
+	for i := range together {
+		together[i] = newBarrier(concurrency)
+	}
+	var posts, conns atomic.Int32
+	sink := newSink(t, func(post) int {
+		together[(posts.Add(1)-1)/concurrency].wait()
+		return http.StatusOK
+	})
+	sink.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	s := b.start("orders", "WEBHOOK_URL="+sink.URL, fmt.Sprint("CONCURRENCY=", concurrency))
+	for round := range rounds {
+		b.publishBodies(orders(fmt.Sprint("r", round, "-"), concurrency)...)
+		s.waitLogs((round+1)*concurrency, "msg=processed")
+	}
+	s.stop()
+	if n := conns.Load(); n > concurrency {
+		t.Errorf("%d connections for %d handlers", n, concurrency)
+	}
+}

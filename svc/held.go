@@ -1,0 +1,34 @@
+package main
+
+import "time"
+
+// maxWait bounds how long a delivery waits for its handler. RabbitMQ closes a
+// channel on which a delivery is not acknowledged within consumer_timeout, 30
+// minutes by default, and delivers all of them again.
+const maxWait = 20 * time.Minute
+
+// held returns how many deliveries the broker sends before their
+// acknowledgement: PREFETCH, but no more than the handlers finish within maxWait
+// when each takes all of HANDLER_TIMEOUT.
+func held(cfg Config) int {
+	turns := int(maxWait / cfg.HandlerTimeout)
+	if cfg.Concurrency == 1 {
+		turns /= cfg.MaxAttempts // those behind wait for all attempts
+	}
+	turns = max(turns, 1)
+	if turns >= cfg.Prefetch || cfg.Concurrency >= cfg.Prefetch {
+		return cfg.Prefetch
+	}
+	return min(cfg.Concurrency*turns, cfg.Prefetch)
+}
+
+// maxInFlight returns how many deliveries are processed at once. That is twice
+// those held: when a connection is lost, its deliveries are finished while they
+// are already delivered again on the next. With CONCURRENCY=1 it is one, which
+// keeps the order.
+func maxInFlight(cfg Config, held int) int {
+	if cfg.Concurrency == 1 {
+		return 1
+	}
+	return 2 * held
+}

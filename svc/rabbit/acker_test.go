@@ -1,0 +1,317 @@
+package rabbit
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// broker is a channel as the broker sees it. It does what the broker punishes
+// with closing the channel: it complains.
+type broker struct {
+	t *testing.T
+
+	mu      sync.Mutex
+	last    uint64          // delivered
+	open    map[uint64]bool // delivered and not acknowledged; true: finished
+	singles []uint64        // tags acknowledged singly
+}
+
+func newBroker(t *testing.T) *broker { return &broker{t: t, open: make(map[uint64]bool)} }
+
+func (b *broker) deliver(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for range n {
+		b.last++
+		b.open[b.last] = false
+	}
+}
+
+// finish notes that the handlers of these deliveries have finished.
+func (b *broker) finish(tags ...uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, tag := range tags {
+		b.open[tag] = true
+	}
+}
+
+func (b *broker) ack(tag uint64, multiple bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, open := b.open[tag]; !open {
+		b.t.Errorf("tag %d is acknowledged twice", tag)
+	}
+	if !multiple {
+		b.singles = append(b.singles, tag)
+		b.forget(tag)
+		return nil
+	}
+	for other := range b.open {
+		if other <= tag {
+			b.forget(other)
+		}
+	}
+	return nil
+}
+
+func (b *broker) forget(tag uint64) {
+	if !b.open[tag] {
+		b.t.Errorf("tag %d is acknowledged before it is finished", tag)
+	}
+	delete(b.open, tag)
+}
+
+// unfinished returns the tags whose handlers run.
+func (b *broker) unfinished() (tags []uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for tag, finished := range b.open {
+		if !finished {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags
+}
+
+// owed returns the tags that are finished and not acknowledged.
+func (b *broker) owed() (tags []uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for tag, finished := range b.open {
+		if finished {
+			tags = append(tags, tag)
+		}
+	}
+	slices.Sort(tags)
+	return tags
+}
+
+// Whatever the order in which deliveries are finished: each is acknowledged
+// once, none before it is finished, and none is forgotten.
+func TestAckOrder(t *testing.T) {
+	for seed := range uint64(50) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			rnd := rand.New(rand.NewPCG(seed, 0))
+			b, prefetch := newBroker(t), 1+rnd.IntN(50)
+			slow := rnd.IntN(10) // of ten deliveries
+			var order ackOrder
+			look := func(overdue bool, tags ...uint64) {
+				b.finish(tags...)
+				order.add(tags)
+				if tag, ok := order.prefix(); ok {
+					b.ack(tag, true)
+				}
+				if tag, ok := order.prefix(); ok {
+					t.Fatalf("the prefix up to %d is given twice", tag)
+				}
+				if overdue {
+					for _, tag := range order.outOfOrder() {
+						b.ack(tag, false)
+					}
+					if owed := b.owed(); len(owed) > 0 {
+						t.Fatalf("%v are not acknowledged", owed)
+					}
+				} else if owed, open := b.owed(), b.unfinished(); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
+					t.Fatalf("%d is not acknowledged though all before it are finished; %v are not", owed[0], open)
+				}
+			}
+			for range 400 {
+				if len(b.open) < prefetch {
+					b.deliver(1 + rnd.IntN(prefetch-len(b.open)))
+				}
+				var tags []uint64
+				for _, tag := range b.unfinished() {
+					if tag%10 >= uint64(slow) && rnd.IntN(3) == 0 || rnd.IntN(200) == 0 {
+						tags = append(tags, tag)
+					}
+				}
+				rnd.Shuffle(len(tags), func(i, j int) { tags[i], tags[j] = tags[j], tags[i] })
+				look(rnd.IntN(4) == 0, tags...)
+			}
+			look(false, b.unfinished()...)
+			if len(b.open) > 0 {
+				t.Errorf("%v are not acknowledged", slices.Sorted(maps.Keys(b.open)))
+			}
+		})
+	}
+}
+
+// A delivery may be away for very long, with all that is delivered meanwhile
+// behind it: what is kept must not grow with their number.
+func TestAckOrderBehindOneThatWaits(t *testing.T) {
+	const rounds, prefetch = 300, 1000
+	var order ackOrder
+	tags := make([]uint64, 0, prefetch)
+	look := func(first uint64) {
+		tags = tags[:0]
+		for tag := first; tag < first+prefetch-1; tag++ {
+			tags = append(tags, tag)
+		}
+		order.add(tags)
+		if tag, ok := order.prefix(); ok {
+			t.Fatalf("tag 1 is acknowledged with %d", tag)
+		}
+		if n := len(order.outOfOrder()); n != prefetch-1 {
+			t.Fatalf("%d of %d are acknowledged", n, prefetch-1)
+		}
+	}
+	next := uint64(2)
+	round := func() {
+		look(next)
+		next += prefetch - 1
+	}
+	round()
+	before := heap()
+	for range rounds {
+		round()
+	}
+	if grown := heap() - before; grown > 256<<10 {
+		t.Errorf("%d deliveries that were acknowledged long ago take %d KiB", next-2, grown>>10)
+	}
+	order.add([]uint64{1})
+	if tag, ok := order.prefix(); !ok || tag != 1 {
+		t.Errorf("the last acknowledgement is %d, %v; want 1", tag, ok)
+	}
+	runtime.KeepAlive(order)
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// startAcker returns a acker that acknowledges to b.
+func startAcker(ack func(uint64, bool) error) *acker {
+	s := &acker{ack: ack, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	go s.run()
+	return s
+}
+
+func TestAckerAcknowledgesTheContiguousAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker(t)
+		s := startAcker(b.ack)
+		defer s.close()
+		b.deliver(1000)
+		var wg sync.WaitGroup
+		for tag := range uint64(1000) {
+			wg.Go(func() {
+				b.finish(tag + 1)
+				s.finish(tag + 1)
+			})
+		}
+		wg.Wait()
+		synctest.Wait()
+		if len(b.open) > 0 || len(b.singles) > 0 {
+			t.Errorf("%d are not acknowledged, %d were singly; want all of them together", len(b.open), len(b.singles))
+		}
+	})
+}
+
+func TestAckerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker(t)
+		s := startAcker(b.ack)
+		defer s.close()
+		b.deliver(10)
+		finish := func(tags ...uint64) {
+			b.finish(tags...)
+			for _, tag := range tags {
+				s.finish(tag)
+			}
+			synctest.Wait()
+		}
+		owes := func(want ...uint64) {
+			t.Helper()
+			synctest.Wait()
+			if diff := cmp.Diff(want, b.owed()); diff != "" {
+				t.Errorf("finished and not acknowledged (-want +got):\n%s", diff)
+			}
+		}
+		finish(2, 4)
+		<-time.After(ackDelay - 1)
+		owes(2, 4)
+		finish(3)
+		<-time.After(1)
+		owes()
+		finish(6)
+		owes(6)
+		<-time.After(ackDelay)
+		owes()
+		<-time.After(time.Hour)
+		finish(1) // up to 4
+		owes()
+		finish(7)
+		owes(7)
+		finish(5) // and 6, 7 with it
+		owes()
+		if diff := cmp.Diff([]uint64{2, 3, 4, 6}, slices.Sorted(slices.Values(b.singles))); diff != "" {
+			t.Errorf("acknowledged singly (-want +got):\n%s", diff)
+		}
+		if diff := cmp.Diff([]uint64{8, 9, 10}, b.unfinished()); diff != "" {
+			t.Errorf("still open (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestAckerCloseFlushes(t *testing.T) {
+	tests := map[string][]uint64{"nothing": nil, "contiguous": {1, 2, 3}, "outOfOrder": {5, 3}, "both": {1, 4, 2, 6}}
+	for name, tags := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBroker(t)
+				s := startAcker(b.ack)
+				b.deliver(6)
+				b.finish(tags...)
+				for _, tag := range tags {
+					s.finish(tag)
+				}
+				begin := time.Now()
+				s.close()
+				if owed := b.owed(); len(owed) > 0 || time.Since(begin) > 0 {
+					t.Errorf("%v are not acknowledged after %v", owed, time.Since(begin))
+				}
+				s.finish(99) // of a handler that ends later: lost with its channel
+				s.finish(98)
+			})
+		})
+	}
+}
+
+// A broker that does not read holds up no handler.
+func TestFinishNeverBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBroker(t)
+		reads := make(chan struct{})
+		s := startAcker(func(tag uint64, multiple bool) error {
+			<-reads
+			return b.ack(tag, multiple)
+		})
+		b.deliver(1000)
+		for tag := range uint64(1000) {
+			b.finish(tag + 1)
+			s.finish(tag + 1)
+		}
+		close(reads)
+		s.close()
+		if len(b.open) > 0 {
+			t.Errorf("%d are not acknowledged", len(b.open))
+		}
+	})
+}

@@ -1,0 +1,187 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/event"
+	"github.com/streamdal/gophercon2021/svc/outage"
+)
+
+// A message that the broker refuses is tried again after minRefused at first, and
+// after maxRefused in the end.
+const minRefused, maxRefused = time.Second, 30 * time.Second
+
+// DeadLetters publishes to a role's dead queue, one message at a time: what the
+// broker answers is about that message and no other. One that it refuses is
+// tried again later and does not hold up those behind it.
+//
+// Its connection is opened when it is first needed and is not the consumer's:
+// while the broker is short of memory or disk it stops reading from connections
+// that publish, and acknowledgements must still get through.
+type DeadLetters struct {
+	prefetch int
+	status   Status
+	log      *slog.Logger
+	outage   *outage.Log
+
+	turn      chan struct{} // held while using the following
+	publisher publisher
+	wait      *backoff.ExponentialBackOff
+
+	mu      sync.Mutex
+	refused int   // messages that wait because the broker refuses them
+	last    error // the last refusal
+	down    error // why nothing can be published; nil: it can, or nothing has to be
+}
+
+// NewDeadLetters connects to nothing yet. prefetch is the consumer's: that many
+// refused messages stop it.
+func NewDeadLetters(server Server, topology Topology, prefetch int, status Status, log *slog.Logger) *DeadLetters {
+	d := &DeadLetters{
+		prefetch: prefetch, status: status, log: log,
+		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
+		turn:   make(chan struct{}, 1), wait: newBackoff(),
+	}
+	d.publisher = publisher{server: server, topology: topology, onBlocked: d.setBlocked}
+	status.Set(PartDeadLetters, nil)
+	return d
+}
+
+// Close closes the connection. No publish may be under way or follow.
+func (d *DeadLetters) Close() { d.publisher.close() }
+
+// publish returns when the broker has confirmed that the message is in the dead
+// queue. It fails only when ctx ends.
+func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
+	pace := &backoff.ExponentialBackOff{
+		InitialInterval: minRefused, Multiplier: 2, MaxInterval: maxRefused, RandomizationFactor: 0.5,
+	}
+	// One of several brokers may be cut off from those that would store the
+	// message, so each gets to answer once.
+	others := len(d.publisher.server.URLs) - 1
+	for first := true; ; first, others = false, 0 {
+		err := d.publishInTurn(ctx, msg, others)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		if first {
+			d.logRefused(msg, err)
+			d.addRefused(1, err)
+			defer d.addRefused(-1, err)
+		}
+		select {
+		case <-time.After(pace.NextBackOff()):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// publishInTurn publishes while no other message is being published. It waits
+// for a connection, and returns when a broker has stored the message, when it and
+// as many others have refused it, or when ctx ends.
+func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, others int) error {
+	select {
+	case d.turn <- struct{}{}:
+		defer func() { <-d.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer d.setDown(nil)
+	for returned := false; ctx.Err() == nil; {
+		began := time.Now()
+		err := d.publisher.connect(ctx)
+		if err == nil {
+			err = d.publisher.publish(ctx, msg)
+			switch {
+			case err == nil:
+				d.wait.Reset()
+				d.outage.Answered(time.Now())
+				return nil
+			case errors.Is(err, errReturned) && !returned:
+				returned = true // the next channel declares the queue
+				continue
+			case refuses(err) && others > 0:
+				others--
+				d.publisher.close()
+				continue
+			case refuses(err):
+				d.outage.Answered(time.Now())
+				return err
+			}
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		d.outage.Failed(began, err, Hint(err))
+		d.setDown(err)
+		select {
+		case <-time.After(d.wait.NextBackOff()):
+		case <-ctx.Done():
+		}
+	}
+	return fmt.Errorf("dead-letter to %s: %w", d.publisher.topology.DeadQueue(), context.Cause(ctx))
+}
+
+// logRefused logs the broker's answer to a message.
+func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
+	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
+	attrs := []any{"id", e.ID, "reason", msg.Headers["x-reason"], "error", err}
+	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged", append(attrs, hintAttrs(refusalHint(err))...)...)
+}
+
+// refusalHint says what to do about a dead letter that the broker refuses.
+func refusalHint(err error) string {
+	switch {
+	case errors.Is(err, errNacked):
+		return "make room in the dead queue, or raise its max-length"
+	case denied(err):
+		return checkAccess + ": dead letters go through the exchange amq.default"
+	}
+	return Hint(err)
+}
+
+// addRefused counts the messages that wait because the broker refuses them.
+func (d *DeadLetters) addRefused(n int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.refused += n
+	d.last = err
+	d.report()
+	if n > 0 && d.refused == d.prefetch {
+		d.log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",
+			"prefetch", d.prefetch, "hint", "see the refused dead letters for the cause; a higher PREFETCH lets events through until then")
+	}
+}
+
+// setBlocked notes that the broker takes no messages, or takes them again.
+func (d *DeadLetters) setBlocked(why error) {
+	if why != nil {
+		d.outage.Failed(time.Now(), why, "")
+	} else {
+		d.outage.Answered(time.Now())
+	}
+	d.setDown(why)
+}
+
+func (d *DeadLetters) setDown(err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.down = err
+	d.report()
+}
+
+// report tells the status. mu is held.
+func (d *DeadLetters) report() {
+	err := d.down
+	if err == nil && d.refused > 0 {
+		err = fmt.Errorf("the broker refuses %d dead letters: %w", d.refused, d.last)
+	}
+	d.status.Set(PartDeadLetters, err)
+}

@@ -1,0 +1,89 @@
+package rabbit
+
+import (
+	"context"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/consume"
+)
+
+// maxErrorLen bounds the header x-error, in bytes.
+const maxErrorLen = 1 << 10
+
+// Delivery is a consume.Delivery.
+type Delivery struct {
+	msg         amqp.Delivery
+	acker       *acker
+	deadLetters *DeadLetters
+}
+
+// Body returns the message as it was published.
+func (d *Delivery) Body() []byte { return d.msg.Body }
+
+// Ack has the delivery acknowledged on the channel that brought it.
+func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
+
+// DeadLetter publishes a copy to the dead queue and waits for the broker's
+// confirmation.
+func (d *Delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
+	return d.deadLetters.publish(ctx, deadLetter(d.msg, l, time.Now()))
+}
+
+// directReplyTo stands for the publisher's own channel, which must consume from
+// it: the broker refuses the message from anyone else.
+const directReplyTo = "amq.rabbitmq.reply-to"
+
+// deadLetter returns the message unchanged but for the headers that say why it
+// is dead. It is persistent, and what would make the broker refuse, copy or drop
+// it is moved to headers x-original-….
+func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publishing {
+	headers := make(amqp.Table, len(msg.Headers)+6)
+	maps.Copy(headers, msg.Headers)
+	moveAside := func(name string, value any, set bool) {
+		if set {
+			headers["x-original-"+name] = value
+		}
+	}
+	moveAside("user_id", msg.UserId, msg.UserId != "")
+	moveAside("expiration", msg.Expiration, msg.Expiration != "")
+	replyTo := msg.ReplyTo
+	if replyTo == directReplyTo {
+		moveAside("reply_to", replyTo, true)
+		replyTo = ""
+	}
+	for _, name := range []string{"CC", "BCC"} {
+		value, set := headers[name]
+		moveAside(name, value, set)
+		delete(headers, name)
+	}
+	// A dead letter that was published again keeps where it came from first.
+	if headers["x-failed-at"] == nil || headers["x-exchange"] == nil || headers["x-routing-key"] == nil {
+		headers["x-exchange"] = msg.Exchange
+		headers["x-routing-key"] = msg.RoutingKey
+	}
+	headers["x-reason"] = l.Reason
+	headers["x-error"] = truncate(l.Err.Error(), maxErrorLen)
+	headers["x-attempts"] = int32(l.Attempts)
+	headers["x-failed-at"] = now.UTC().Format(time.RFC3339Nano)
+	return amqp.Publishing{
+		Headers: headers, Body: msg.Body, DeliveryMode: amqp.Persistent,
+		ContentType: msg.ContentType, ContentEncoding: msg.ContentEncoding, Priority: msg.Priority,
+		CorrelationId: msg.CorrelationId, ReplyTo: replyTo, MessageId: msg.MessageId,
+		Timestamp: msg.Timestamp, Type: msg.Type, AppId: msg.AppId,
+	}
+}
+
+// truncate makes at most n bytes of valid UTF-8 of s, which may quote anything.
+func truncate(s string, n int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	if len(s) <= n {
+		return s
+	}
+	for n > 0 && s[n]&0xC0 == 0x80 { // in the middle of a character
+		n--
+	}
+	return s[:n]
+}

@@ -1,0 +1,212 @@
+package rabbit
+
+import (
+	"errors"
+	"maps"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/consume"
+)
+
+var (
+	boom     = consume.Failure{Reason: consume.ReasonFailed, Err: errors.New("boom"), Attempts: 3}
+	failedAt = time.Date(2021, 12, 8, 10, 30, 0, 123456789, time.FixedZone("", -6*60*60))
+)
+
+// added are the headers that every letter of boom has.
+func added(more amqp.Table) amqp.Table {
+	headers := amqp.Table{
+		"x-reason": "failed", "x-error": "boom", "x-attempts": int32(3),
+		"x-exchange": "", "x-routing-key": "", "x-failed-at": "2021-12-08T16:30:00.123456789Z",
+	}
+	maps.Copy(headers, more)
+	return headers
+}
+
+func TestLetter(t *testing.T) {
+	stamp := time.Unix(1638900000, 0)
+	tests := map[string]struct {
+		msg    amqp.Delivery
+		letter consume.Failure
+		want   amqp.Publishing
+	}{
+		"as plumber publishes": {
+			msg: amqp.Delivery{
+				Body: []byte(`{"type":"new_order","id":"123"}`), DeliveryMode: amqp.Persistent, AppId: "plumber",
+				Exchange: "events", RoutingKey: "foo", DeliveryTag: 7, Redelivered: true, ConsumerTag: "svc",
+			},
+			letter: boom,
+			want: amqp.Publishing{
+				Body: []byte(`{"type":"new_order","id":"123"}`), DeliveryMode: amqp.Persistent, AppId: "plumber",
+				Headers: added(amqp.Table{"x-exchange": "events", "x-routing-key": "foo"}),
+			},
+		},
+		"all properties": {
+			msg: amqp.Delivery{
+				Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Persistent, Priority: 9,
+				CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
+			},
+			letter: boom,
+			want: amqp.Publishing{
+				Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Persistent, Priority: 9,
+				CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
+				Headers: added(nil),
+			},
+		},
+		"a transient message is made persistent": {
+			msg:    amqp.Delivery{DeliveryMode: amqp.Transient},
+			letter: boom,
+			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(nil)},
+		},
+		"what the broker would act on": {
+			msg: amqp.Delivery{
+				UserId: "guest", Expiration: "1000",
+				Headers: amqp.Table{"CC": []any{"other-queue"}, "BCC": []any{"hidden"}, "cc": "kept", "trace": "1"},
+			},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-original-user_id": "guest", "x-original-expiration": "1000",
+				"x-original-CC": []any{"other-queue"}, "x-original-BCC": []any{"hidden"}, "cc": "kept", "trace": "1",
+			})},
+		},
+		"an empty CC": {
+			msg:    amqp.Delivery{Headers: amqp.Table{"CC": nil}},
+			letter: boom,
+			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{"x-original-CC": nil})},
+		},
+		"headers of all kinds": {
+			msg: amqp.Delivery{Headers: amqp.Table{
+				"nil": nil, "bool": true, "long": int64(-1), "double": 1.5, "bytes": []byte("x"), "time": stamp,
+				"list": []any{"a", int32(1)}, "table": amqp.Table{"CC": "inside is not the broker's"},
+			}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"nil": nil, "bool": true, "long": int64(-1), "double": 1.5, "bytes": []byte("x"), "time": stamp,
+				"list": []any{"a", int32(1)}, "table": amqp.Table{"CC": "inside is not the broker's"},
+			})},
+		},
+		"a letter that was published again": {
+			msg: amqp.Delivery{Exchange: "", RoutingKey: "orders-queue", Headers: amqp.Table{
+				"x-reason": "malformed", "x-error": "old", "x-attempts": int32(9), "x-exchange": "events", "x-routing-key": "first",
+				"x-failed-at": "old", "x-original-expiration": "1000",
+			}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "first", "x-original-expiration": "1000",
+			})},
+		},
+		"a publisher's own x-exchange": {
+			msg:    amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{"x-exchange": "mine"}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo",
+			})},
+		},
+		"reply_to of a direct reply": {
+			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to"},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-original-reply_to": "amq.rabbitmq.reply-to",
+			})},
+		},
+		"reply_to of a direct reply that the broker has rewritten": {
+			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy"},
+			letter: boom,
+			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy", Headers: added(nil)},
+		},
+		"malformed": {
+			msg:    amqp.Delivery{Body: []byte("new_order 1")},
+			letter: consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New("body is not a JSON event")},
+			want: amqp.Publishing{Body: []byte("new_order 1"), DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-reason": "malformed", "x-error": "body is not a JSON event", "x-attempts": int32(0),
+			})},
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			before := maps.Clone(tt.msg.Headers)
+			got := deadLetter(tt.msg, tt.letter, failedAt)
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("letter (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(before, tt.msg.Headers); diff != "" {
+				t.Errorf("the delivery's own headers have changed (-was +is):\n%s", diff)
+			}
+			if err := got.Headers.Validate(); err != nil {
+				t.Errorf("the library cannot send it: %v", err)
+			}
+		})
+	}
+}
+
+func TestLetterCutsTheError(t *testing.T) {
+	tests := map[string]struct {
+		err  string
+		want int // bytes
+	}{
+		"short":                    {"boom", 4},
+		"empty":                    {"", 0},
+		"as long as it may be":     {strings.Repeat("x", 1024), 1024},
+		"longer":                   {strings.Repeat("x", 1025), 1024},
+		"much longer":              {strings.Repeat("x", 1<<20), 1024},
+		"two bytes at the cut":     {strings.Repeat("x", 1023) + "é", 1023},
+		"two bytes to the cut":     {strings.Repeat("x", 1022) + "é", 1024},
+		"three bytes at the cut":   {strings.Repeat("x", 1022) + "注", 1022},
+		"four bytes at the cut":    {strings.Repeat("x", 1021) + "😀", 1021},
+		"four bytes all the way":   {strings.Repeat("😀", 300), 1024},
+		"a character after a cut":  {strings.Repeat("x", 1024) + "é", 1024},
+		"characters are not split": {"x" + strings.Repeat("😀", 300), 1021},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			text := cutError(t, tt.err)
+			if len(text) != tt.want || !strings.HasPrefix(tt.err, text) || !utf8.ValidString(text) {
+				t.Errorf("%d bytes became %d, valid UTF-8: %v; want the first %d", len(tt.err), len(text), utf8.ValidString(text), tt.want)
+			}
+		})
+	}
+}
+
+// An error may quote what somebody else has sent.
+func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
+	tests := map[string]string{
+		"short":              "the answer was \xff\xfe",
+		"at the cut":         strings.Repeat("x", 1020) + "\xff\xff\xff\xff\xff\xff",
+		"continuation bytes": "boom" + strings.Repeat("\x80", 2000),
+	}
+	for name, err := range tests {
+		t.Run(name, func(t *testing.T) {
+			text := cutError(t, err)
+			if len(text) > 1024 || len(text) < 4 || text[:4] != err[:4] || !utf8.ValidString(text) {
+				t.Errorf("%d bytes became %d, valid UTF-8: %v", len(err), len(text), utf8.ValidString(text))
+			}
+		})
+	}
+}
+
+func cutError(t *testing.T, text string) string {
+	t.Helper()
+	l := deadLetter(amqp.Delivery{}, consume.Failure{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
+	cut, ok := l.Headers["x-error"].(string)
+	if !ok {
+		t.Fatalf("x-error is %v", l.Headers["x-error"])
+	}
+	return cut
+}
+
+func TestDeliveryFinishesItsTag(t *testing.T) {
+	s := &acker{wake: make(chan struct{}, 1)}
+	d := &Delivery{msg: amqp.Delivery{DeliveryTag: 42, Body: []byte("body")}, acker: s}
+	if string(d.Body()) != "body" {
+		t.Errorf("body is %q", d.Body())
+	}
+	d.Ack()
+	if diff := cmp.Diff([]uint64{42}, s.tags); diff != "" {
+		t.Errorf("finished (-want +got):\n%s", diff)
+	}
+}

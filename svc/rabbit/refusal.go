@@ -1,0 +1,102 @@
+package rabbit
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/streadway/amqp"
+)
+
+// denied reports whether the broker has answered that the user may not do what
+// we ask: a wrong password, a virtual host that does not exist, a missing right.
+// The same codes also mean a virtual host that is down, a connection limit, or
+// another consumer's exclusive use of the queue; only the text tells.
+func denied(err error) bool {
+	var e *amqp.Error
+	if !errors.As(err, &e) || !e.Server {
+		return false
+	}
+	right := strings.Contains(e.Reason, "refused for user '") && strings.HasSuffix(e.Reason, "'")
+	switch e.Code {
+	case amqp.AccessRefused:
+		return right || strings.Contains(e.Reason, "Login was refused")
+	case amqp.NotAllowed:
+		return right || strings.Contains(e.Reason, "vhost") && strings.HasSuffix(e.Reason, "not found")
+	}
+	return false
+}
+
+// unreadable reports whether the library has met a message that it cannot read.
+// It ends the connection before anyone sees the delivery.
+func unreadable(err error) bool {
+	var e *amqp.Error
+	return errors.As(err, &e) && e.Code == amqp.FrameError && !e.Server && e.Reason == amqp.ErrSyntax.Error()
+}
+
+// errUnreadableHead is a message that nothing can be consumed past.
+var errUnreadableHead = errors.New("the message at the head of the queue cannot be read by this client, probably for a header of an unusual type")
+
+// mismatch is a queue or exchange that exists, but is not as it was declared. It
+// stays so until someone deletes it.
+type mismatch struct {
+	kind, name string
+	err        error
+}
+
+func (m *mismatch) Error() string {
+	return fmt.Sprintf("the %s %s exists with other arguments: %v", m.kind, m.name, m.err)
+}
+
+func (m *mismatch) Unwrap() error { return m.err }
+
+const checkAccess = "check the user, the password and the virtual host in AMQP_URL, and the user's permissions (rabbitmqctl list_permissions)"
+
+// Hint says what to do about an error that does not pass by itself; it is empty
+// for others.
+func Hint(err error) string {
+	var m *mismatch
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &m) && m.kind == "queue":
+		return "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue " + m.name + " --if-empty)"
+	case errors.As(err, &m):
+		return "delete the exchange at the broker"
+	case denied(err):
+		return checkAccess
+	case errors.Is(err, errUnreadableHead):
+		return "remove it (management UI, Get messages) to let the others through"
+	}
+	for _, h := range hints {
+		if strings.Contains(err.Error(), h.text) {
+			return h.hint
+		}
+	}
+	return ""
+}
+
+// hints are what to do about errors that contain a text.
+var hints = []struct{ text, hint string }{
+	{"tls: ", checkTLS},
+	{"x509: ", checkTLS},
+	{amqp.ErrFrame.Reason, "check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"},
+	{`' is down"`, "see the broker's log for the cause, then start the virtual host again (rabbitmqctl restart_vhost)"},
+	{"connection limit", "close other connections, or raise the limit (rabbitmqctl set_vhost_limits, set_user_limits)"},
+	{"queue limit", "delete queues that are not used, or raise the limit (rabbitmqctl set_vhost_limits)"},
+	{"in exclusive use", "stop the other consumer of the queue (rabbitmqctl list_consumers)"},
+	{"message size", "raise max_message_size at the broker"},
+	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
+	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
+	{errNoReason.Error(), "see the log of the broker, which may be down behind a proxy"},
+}
+
+const checkTLS = "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
+
+// hintAttrs are Hint's attributes of a log line.
+func hintAttrs(hint string) []any {
+	if hint == "" {
+		return nil
+	}
+	return []any{"hint", hint}
+}

@@ -1,0 +1,137 @@
+package rabbit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/streadway/amqp"
+)
+
+var (
+	errStopping = errors.New("stopping")
+	// errPastUnreadable ends a session in which deliveries came one at a time.
+	errPastUnreadable = errors.New("the unreadable message is gone: taking many deliveries at once again")
+)
+
+// pastHead is how many deliveries have to come in place of an unreadable head
+// until it counts as gone. Another replica may have it for a moment.
+const pastHead = 10
+
+// session is one connection, from dialing to its end. It reports whether any
+// delivery came, and why it ended.
+//
+// A message that the library cannot read ends the connection, and all that were
+// prefetched with it come again. From then on they come one at a time: those
+// before it are finished and acknowledged, and when the connection ends again
+// the unreadable one is at the head of the queue.
+func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
+	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer", writeTimeout, c.from)
+	if err != nil {
+		return false, err
+	}
+	defer conn.close()
+	c.Status.Set(PartBroker, nil)
+	prefetch := c.Prefetch
+	if c.oneByOne > 0 {
+		prefetch = 1
+	}
+	var ch *amqp.Channel
+	var deliveries <-chan amqp.Delivery
+	var closed <-chan error
+	if err := conn.within(ctx, func() (err error) {
+		ch, deliveries, closed, err = c.open(conn, prefetch)
+		return err
+	}); err != nil {
+		// A node that is cut off from its cluster lets us in, and that is all.
+		c.from = conn.next
+		return false, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+	}
+	c.consumed, c.from = true, 0
+	c.Status.Set(PartConsumer, nil)
+	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
+
+	acker := newAcker(ch)
+	alive, cancel := context.WithCancel(ctx)
+	defer cancel()
+	c.watching.Go(func() { c.verifyTopology(alive, conn) })
+	progress, err = c.dispatch(alive, deliveries, closed, acker)
+	if ctx.Err() != nil {
+		c.Status.Set(PartConsumer, errStopping)
+		c.drain(ch, deliveries)
+	}
+	cancel()
+	force := time.AfterFunc(c.Server.CloseTimeout, func() { conn.raw.Close() })
+	defer force.Stop()
+	acker.close()
+	if unreadable(err) && prefetch == 1 {
+		c.oneByOne = pastHead
+		err = fmt.Errorf("%w: %w", errUnreadableHead, err)
+	} else if unreadable(err) {
+		c.oneByOne = prefetch
+		err = fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", prefetch, err)
+	}
+	return progress, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+}
+
+const consumerTag = "svc"
+
+// open sets up a channel that consumes. Why the channel ended, whatever the
+// cause, is received from closed.
+func (c *Consumer) open(conn *connection, prefetch int) (*amqp.Channel, <-chan amqp.Delivery, <-chan error, error) {
+	ch, err := conn.Channel()
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("open a channel: %w", err)
+	}
+	closed := c.watch(ch)
+	if err := c.Topology.declare(ch); err != nil {
+		return nil, nil, nil, err
+	}
+	if err := ch.Qos(prefetch, 0, false); err != nil {
+		return nil, nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+	}
+	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+	}
+	return ch, deliveries, closed, nil
+}
+
+// watch receives the library's notice of a channel's end. The library sends it
+// while it holds its locks, so something must always receive.
+func (c *Consumer) watch(ch *amqp.Channel) <-chan error {
+	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
+	cancels := ch.NotifyCancel(make(chan string, 1))
+	closed := make(chan error, 2)
+	c.watching.Go(func() {
+		for closes != nil || cancels != nil {
+			select {
+			case err, ok := <-closes:
+				if ok {
+					closed <- err
+				}
+				closes = nil
+			case _, ok := <-cancels:
+				if ok {
+					closed <- errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
+				}
+				cancels = nil
+			}
+		}
+	})
+	return closed
+}
+
+// drain stops taking deliveries and waits for the handlers that run. Deliveries
+// that were not begun are delivered again. The broker may answer the
+// cancellation late, with a full prefetch on its way: nothing waits for that
+// answer, and the connection stays open for the acknowledgements.
+func (c *Consumer) drain(ch *amqp.Channel, deliveries <-chan amqp.Delivery) {
+	c.watching.Go(func() { ch.Cancel(consumerTag, false) })
+	c.watching.Go(func() {
+		for range deliveries {
+		}
+	})
+	c.handling.Wait()
+}

@@ -1,0 +1,105 @@
+package webhook
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"io"
+	"net"
+	"net/http/httptest"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// frame is a frame of HTTP/2 on a stream, with the payload that follows.
+func frame(kind byte, stream uint32, payload ...byte) []byte {
+	head := []byte{0, 0, byte(len(payload)), kind, 0}
+	return append(binary.BigEndian.AppendUint32(head, stream), payload...)
+}
+
+// The frames' kinds, and what they say.
+const (
+	headersFrame, resetFrame, settingsFrame, goAwayFrame = 1, 3, 4, 7
+	refusedStream                                        = 7
+)
+
+// http2Server answers the headers of each request with the bytes that answer
+// returns, and nothing else: no ping, for one. It ends with the connection.
+func http2Server(certificate tls.Certificate, answer func(stream uint32) []byte) func(context.Context) (net.Conn, error) {
+	return func(context.Context) (net.Conn, error) {
+		client, server := net.Pipe()
+		go func() {
+			defer server.Close()
+			conn := tls.Server(server, &tls.Config{
+				Certificates: []tls.Certificate{certificate}, NextProtos: []string{"h2"},
+				SessionTicketsDisabled: true, // nothing reads the ticket before the client has written
+			})
+			if _, err := io.ReadFull(conn, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))); err != nil {
+				return
+			}
+			answers := make(chan []byte, 100) // a pipe has no buffer: reading must not wait for writing
+			defer close(answers)
+			go func() {
+				for a := range answers {
+					conn.Write(a)
+				}
+			}()
+			answers <- frame(settingsFrame, 0)
+			for head := make([]byte, 9); ; {
+				if _, err := io.ReadFull(conn, head); err != nil {
+					return
+				}
+				size := int64(head[0])<<16 | int64(head[1])<<8 | int64(head[2])
+				if _, err := io.CopyN(io.Discard, conn, size); err != nil {
+					return
+				}
+				if head[3] == headersFrame {
+					answers <- answer(binary.BigEndian.Uint32(head[5:]))
+				}
+			}
+		}()
+		return client, nil
+	}
+}
+
+// HTTP/2 has ways of its own to lose a request.
+func TestHTTP2(t *testing.T) {
+	template := httptest.NewUnstartedServer(nil)
+	template.StartTLS()
+	template.Close()
+	goAway := func(stream uint32) []byte { return frame(goAwayFrame, 0, 0, 0, 0, 0, 0, 0, 0, 0) }
+	tests := map[string]struct {
+		answer func(stream uint32) []byte
+		within time.Duration // of HANDLER_TIMEOUT
+	}{
+		"refused stream": {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, refusedStream) }, 0},
+		"reset stream":   {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, 2) }, 0},
+		"GOAWAY":         {goAway, 0},
+		"silence":        {func(uint32) []byte { return nil }, 2 * pingTimeout},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var err error
+			synctest.Test(t, func(t *testing.T) {
+				p, conns := newPoster(t, "https://127.0.0.1"), 0
+				p.http().TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+				dial := http2Server(template.TLS.Certificates[0], tt.answer)
+				p.useDialer(func(ctx context.Context) (net.Conn, error) { conns++; return dial(ctx) })
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				began := time.Now()
+				err = p.Handle(ctx, order("1"))
+				if took := time.Since(began); took > tt.within {
+					t.Errorf("it took %v, want %v", took, tt.within)
+				}
+				p.Handle(ctx, order("1"))
+				if conns != 2 {
+					t.Errorf("two posts on %d connections: the first one was lost", conns)
+				}
+				p.Close()
+			})
+			expect(t, err, isOutage)
+		})
+	}
+}
