@@ -247,7 +247,6 @@ func recordLate(s *servers) {
 		records, others := b.records()
 		resp, err := b.send(others)
 		if err == nil && resp.Succeeded && len(records) > 0 {
-			time.Sleep(20 * time.Millisecond)
 			_, err = b.kv.Txn(b.ctx).Then(records...).Commit()
 		}
 		return resp, err

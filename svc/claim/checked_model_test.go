@@ -107,6 +107,8 @@ var model = porcupine.Model{
 type history struct {
 	began time.Time
 
+	changed chan struct{} // receives when operations were added
+
 	mu    sync.Mutex
 	ops   map[string][]operation
 	total int
@@ -115,7 +117,7 @@ type history struct {
 }
 
 func newHistory() *history {
-	return &history{began: time.Now(), ops: make(map[string][]operation), count: make(map[kind]int)}
+	return &history{began: time.Now(), changed: make(chan struct{}, 1), ops: make(map[string][]operation), count: make(map[kind]int)}
 }
 
 func (h *history) now() time.Duration { return time.Since(h.began) }
@@ -128,6 +130,10 @@ func (h *history) add(id string, o operation) {
 		h.total++
 	}
 	h.count[o.kind]++
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
 }
 
 // newHold numbers a grant.

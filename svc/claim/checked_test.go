@@ -176,8 +176,11 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 			}
 		})
 	}
-	for !enough() && r.t.Context().Err() == nil {
-		time.Sleep(20 * time.Millisecond)
+	for !enough() && ctx.Err() == nil {
+		select {
+		case <-r.changed:
+		case <-ctx.Done():
+		}
 	}
 	r.ending.Store(true)
 	cancel()

@@ -45,7 +45,7 @@ func (x *pair) lose(p *simProcess) {
 }
 
 func TestSessionLost(t *testing.T) {
-	t.Run("nobody else came", func(t *testing.T) {
+	t.Run("no other delivery came", func(t *testing.T) {
 		x := newPair(t, "1", "2")
 		working, worked := x.a.c.ask("1"), x.a.c.ask("2")
 		x.settle()

@@ -90,7 +90,7 @@ func (s *stage) seen(role string) (ok, skipped int64) {
 // settle waits until a service has counted that many events. If it never does,
 // the numbers will show it: that is no error here.
 func (s *stage) settle(ctx context.Context, role string, events int64) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	s.statsd.Wait(ctx, func(counts map[string]int64) bool {
 		return s.show.since(counts, role+"_new_order_ok")+s.show.since(counts, role+"_new_order_skipped") >= events
@@ -100,7 +100,7 @@ func (s *stage) settle(ctx context.Context, role string, events int64) {
 // until waits until a number of the sink or a queue is reached, asking now and
 // then; these do not tell when they change.
 func (s *stage) until(ctx context.Context, reached func() bool) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	for !reached() && ctx.Err() == nil {
 		s.beat(ctx, 20*time.Millisecond)

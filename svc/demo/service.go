@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// patience is how long the demo waits for what should take a moment.
-const patience = 20 * time.Second
+// maxWait is how long the demo waits for what should take a moment.
+const maxWait = 20 * time.Second
 
 // service is one process of svc.
 type service struct {
@@ -45,7 +45,7 @@ func (s *stage) start(ctx context.Context, role string, vars ...string) (*servic
 		defer close(p.exited)
 		p.cmd.Wait() // the status is in ProcessState
 	}()
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	select {
 	case <-p.log.consuming:
@@ -61,7 +61,7 @@ func (s *stage) start(ctx context.Context, role string, vars ...string) (*servic
 func (p *service) stop(ctx context.Context) error {
 	p.ordered = true
 	p.cmd.Process.Signal(syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	select {
 	case <-p.exited:

@@ -170,7 +170,7 @@ func (m *measurement) until(pause time.Duration, ok func() bool) {
 	m.b.Helper()
 	tick := time.NewTicker(pause)
 	defer tick.Stop()
-	for timeout := time.After(patience); !ok(); {
+	for timeout := time.After(maxWait); !ok(); {
 		select {
 		case <-tick.C:
 		case <-timeout:

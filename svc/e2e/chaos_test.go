@@ -186,7 +186,7 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 	}
 	c.deck = c.deck[len(faults):]
 	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	var group errgroup.Group
 	for i, f := range faults {
@@ -422,12 +422,12 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	b.publishBodies(orders("al", 1)...)
 	select {
 	case <-lost:
-	case <-time.After(patience):
+	case <-time.After(maxWait):
 		t.Fatal("no sixth post")
 	}
 	b.toRabbit.cut()
 	s.waitLog("no connection to the broker")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	eventually(t, "it is done", func() error { return b.settled("orders", 1) })
 	s.stop()
 	tokens := make(map[int64]int)

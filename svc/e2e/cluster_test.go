@@ -24,7 +24,7 @@ type cluster struct {
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	members := startMembers(t, 3, stack.EtcdOptions{})
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*maxWait)
 	defer cancel()
 	dir := t.TempDir()
 	first, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbit0"), stack.RabbitOptions{})

@@ -31,7 +31,7 @@ func (e *env) wantStored(bodies ...string) map[string]amqp.Delivery {
 	return stored
 }
 
-// Dead letters that the broker refuses, here for their size, concern nobody else:
+// Dead letters that the broker refuses, here for their size, do not hold up others:
 // the others are stored, each once, and events are processed. The log names each
 // event and the broker's reason once. They are tried again, on the same
 // connection, until they are stored.

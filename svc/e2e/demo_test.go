@@ -209,7 +209,7 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
-// A broker that will never have us ends the process, with a way to mend it.
+// A broker that refuses the login for good ends the process, with a hint.
 func TestCannotGoOn(t *testing.T) {
 	t.Run("queue with other arguments", func(t *testing.T) {
 		e := newEnv(t)

@@ -69,7 +69,7 @@ func (e *env) must(err error) {
 // clear forgets what earlier tests have left.
 func (e *env) clear() {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	if _, err := e.etcd.Delete(ctx, "/", clientv3.WithPrefix()); err != nil {
 		e.t.Fatal(err)
@@ -150,7 +150,7 @@ func (e *env) publish(msgs ...amqp.Publishing) {
 				if !ok || !c.Ack {
 					return fmt.Errorf("a message was not confirmed (%v, %v)", c, ok)
 				}
-			case <-time.After(patience):
+			case <-time.After(maxWait):
 				return fmt.Errorf("a confirm did not come")
 			}
 		}
@@ -203,7 +203,7 @@ func (e *env) depth(queue string) int {
 // waitCounts waits until statsd has these sums.
 func (e *env) waitCounts(want map[string]int64) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	err := e.statsd.Wait(ctx, func(counts map[string]int64) bool {
 		for name, n := range want {
@@ -237,7 +237,7 @@ func (e *env) deadLetters(role string) []amqp.Delivery {
 // waitPrimed waits until statsd has heard of a counter.
 func (e *env) waitPrimed(name string) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { _, ok := counts[name]; return ok }); err != nil {
 		e.t.Fatalf("%s was not primed: %v", name, e.statsd.Counts())

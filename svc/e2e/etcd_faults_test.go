@@ -199,7 +199,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	}
 	again := len(bodies)
 	busy.stop()
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	b.publishBodies(append(orders("saved", saved), bodies...)...)
 	eventually(t, "an empty queue", func() error { return b.settled("orders", saved+again) })
 	idle.stop()

@@ -34,7 +34,7 @@ func TestBrokerFaults(t *testing.T) {
 		name   string
 		break_ func()
 	}{
-		{"connections cut", func() { w.toRabbit.cut(); w.toRabbit.mend() }},
+		{"connections cut", func() { w.toRabbit.cut(); w.toRabbit.reconnect() }},
 		{"connections closed by the broker", func() {
 			_, err := w.rabbit.Ctl(ctx, "close_all_connections", "a test")
 			w.must(err)
@@ -47,7 +47,7 @@ func TestBrokerFaults(t *testing.T) {
 			w.replicas[0].waitLogs(before+1, "no connection to the broker") // heartbeats are missed
 			w.toRabbit.heal()
 			w.toRabbit.cut()
-			w.toRabbit.mend()
+			w.toRabbit.reconnect()
 		}},
 	}
 	for _, f := range faults {
@@ -146,7 +146,7 @@ func TestEtcdFaults(t *testing.T) {
 		{"killed", func() { w.must(w.etcdServer.Kill()) }, func() { w.must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
 		{"stopped", func() { w.must(w.etcdServer.Stop(ctx)) }, func() { w.must(w.etcdServer.Start(ctx)) }, 2 * time.Second, false},
 		{"frozen", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, false},
-		{"cut off", w.toEtcd.cut, w.toEtcd.mend, 2 * time.Second, false},
+		{"cut off", w.toEtcd.cut, w.toEtcd.reconnect, 2 * time.Second, false},
 		{"frozen for longer than CLAIM_TTL", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, true},
 		{"packets swallowed for longer than CLAIM_TTL", w.toEtcd.swallow, w.toEtcd.heal, 2 * time.Second, true},
 	}
@@ -206,7 +206,7 @@ func TestSlowEtcd(t *testing.T) {
 // A full etcd is an outage that somebody has to end.
 func TestEtcdFull(t *testing.T) {
 	w := newWorldWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	w.publishSteadily()
 	w.progress(50)
@@ -306,7 +306,7 @@ func TestReconnectsLeakNothing(t *testing.T) {
 	before := s.descriptors()
 	for i := range 200 {
 		p.cut()
-		p.mend()
+		p.reconnect()
 		s.waitLogs(i+2, "msg=consuming")
 		// A connection that brings something resets the backoff.
 		e.publishBodies(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))

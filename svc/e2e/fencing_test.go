@@ -66,7 +66,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 			}
 			other.waitLog("msg=processed", "id=f0")
 			sink.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].status == status })
-			b.toEtcd.mend()
+			b.toEtcd.reconnect()
 			cutOff.waitLog("msg=skipped", "id=f0")
 			cutOff.stop()
 			other.stop()
@@ -105,9 +105,9 @@ func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	answer <- http.StatusPreconditionFailed
 	s.waitLog("etcd is unreachable")
 	if n := s.log.count("dead-lettered"); n > 0 {
-		t.Error("it was dead-lettered while nobody could say whose the claim is")
+		t.Error("it was dead-lettered while the owner of the claim was unknown")
 	}
-	b.toEtcd.mend()
+	b.toEtcd.reconnect()
 	s.waitLog("msg=dead-lettered", "reason=failed", "412")
 	s.stop()
 	if letters := b.deadLetters("orders"); len(letters) != 1 || letters[0].Headers["x-attempts"] != int32(1) {

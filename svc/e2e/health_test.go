@@ -54,7 +54,7 @@ func (s *service) waitReady(notReady ...string) {
 		}
 		for _, name := range notReady {
 			p := answer.Parts[name]
-			if p.Ready || p.Error == "" || p.Since.IsZero() || time.Since(p.Since) > patience {
+			if p.Ready || p.Error == "" || p.Since.IsZero() || time.Since(p.Since) > maxWait {
 				return wrong
 			}
 			delete(answer.Parts, name)
@@ -83,11 +83,11 @@ func TestHealth(t *testing.T) {
 	s.waitReady("broker", "consumer", "cache") // warming
 	b.toEtcd.heal()
 	s.waitReady("broker", "consumer")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	s.waitReady()
 	b.toEtcd.cut()
 	s.waitReady("etcd")
-	b.toEtcd.mend()
+	b.toEtcd.reconnect()
 	s.waitReady()
 	b.etcdServer.Pause()
 	s.waitReady("etcd")
@@ -95,7 +95,7 @@ func TestHealth(t *testing.T) {
 	s.waitReady()
 	b.toRabbit.cut()
 	s.waitReady("broker", "consumer")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	s.waitReady()
 
 	b.publishBodies(orders("h", 1)...)

@@ -200,7 +200,7 @@ func fillRecords(ctx context.Context, etcd *clientv3.Client, n, perRecord int) e
 
 // deadline returns a context for what a test waits for.
 func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -20,7 +20,7 @@ func TestLateBroker(t *testing.T) {
 	s.waitLogs(4, "level=WARN", "no connection to the broker", "connection refused", "retry_in=")
 	s.alive()
 	tries := s.log.count("level=WARN")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	back := time.Now()
 	s.waitLog("msg=consuming")
 	took := time.Since(back)
@@ -42,7 +42,7 @@ func TestLateBrokerOfTwo(t *testing.T) {
 	b.toRabbit.cut()
 	s := b.start("orders")
 	s.waitLogs(2, "no connection to the broker")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	s.waitLog("msg=consuming", "broker="+b.toRabbit.Listen)
 	s.stop()
 }
@@ -54,7 +54,7 @@ func TestLateEtcd(t *testing.T) {
 		begin, end func(*brink)
 		within     time.Duration
 	}{
-		"refused": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, 2 * time.Second},
+		"refused": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.reconnect() }, 2 * time.Second},
 		"frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, 2 * time.Second},
 	}
 	for name, tt := range tests {
@@ -113,10 +113,10 @@ func TestLateEverything(t *testing.T) {
 	b.statsd.Close()
 	s := b.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("etcd is unreachable")
-	b.toEtcd.mend()
+	b.toEtcd.reconnect()
 	s.waitLog(`msg="cache warmed"`)
 	s.waitLogs(2, "no connection to the broker")
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	s.waitLogs(3, "msg=processed")
 	b.listen(addr)
 	b.publishBodies(orders("more", 3)...)
@@ -139,7 +139,7 @@ func (e *env) listen(addr string) {
 // away may be lost or not: nobody confirms a packet.
 func (e *env) waitAtLeast(name string, n int64) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { return counts[name] >= n }); err != nil {
 		e.t.Fatalf("counters are %v, want %d of %s", e.statsd.Counts(), n, name)
@@ -189,7 +189,7 @@ func TestUnresolvableStatsd(t *testing.T) {
 func TestCompaction(t *testing.T) {
 	w := newWorld(t)
 	w.publishSteadily()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	for range 10 {
 		w.progress(100)
@@ -214,7 +214,7 @@ func TestCompaction(t *testing.T) {
 // restart of etcd forgets.
 func TestEtcdTokens(t *testing.T) {
 	b := newBrinkWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders")
 

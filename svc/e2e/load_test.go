@@ -241,7 +241,7 @@ func (w *world) underWay() int {
 // follow.
 func (w *world) etcdLeader() (leader *stack.Etcd) {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(w.t.Context(), maxWait)
 	defer cancel()
 	eventually(w.t, "a leader of etcd", func() error {
 		leaders := make(map[uint64]bool)

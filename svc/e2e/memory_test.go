@@ -132,7 +132,7 @@ func TestFlood(t *testing.T) {
 	})
 	t.Logf("%d ids in %v; up to %v remembered, %d in the end", ids, took.Round(time.Millisecond), most, n)
 
-	// Young ones are skipped. Then old ones are done again: nobody knows them.
+	// Young ones are skipped. Then old ones are done again: they are forgotten.
 	keys := b.keys("orders")
 	done := keys.done()
 	newest := slices.MaxFunc(keys.records, func(a, b batch) int { return int(a.ModRevision - b.ModRevision) })

@@ -45,9 +45,9 @@ func (p *proxy) must(err error) {
 	}
 }
 
-// cut closes all connections and refuses new ones, until mend.
-func (p *proxy) cut()  { p.Stop() }
-func (p *proxy) mend() { p.t.Helper(); p.must(p.reopen()) }
+// cut closes all connections and refuses new ones, until reconnect.
+func (p *proxy) cut()       { p.Stop() }
+func (p *proxy) reconnect() { p.t.Helper(); p.must(p.reopen()) }
 
 // reopen listens again. A process that another test was just starting when the
 // port was closed still holds it, until it has become that program.

@@ -102,7 +102,7 @@ func TestOtherArgumentsLater(t *testing.T) {
 		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
 		return err
 	})
-	way.mend()
+	way.reconnect()
 	s.waitLogs(3, "no connection to the broker", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
 	s.alive()
 	e.channel(remove)

@@ -21,7 +21,7 @@ import (
 // at; the service waits meanwhile, as for any server that is not there yet.
 func TestTLS(t *testing.T) {
 	t.Parallel() // it shares nothing
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	ours, theirs := newAuthority(t), newAuthority(t)
 	good := ours.issue("good", time.Now().Add(time.Hour))
@@ -112,7 +112,7 @@ func TestTLS(t *testing.T) {
 		t.Helper()
 		ours.issue("broker", until) // in the same files
 		// A deadline of its own: the parallel tests above may have waited long.
-		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 		defer cancel()
 		if _, err := rabbit.Ctl(ctx, "eval", "ssl:clear_pem_cache()."); err != nil {
 			t.Fatal(err)
@@ -232,7 +232,7 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	} {
 		broker(t, tt.withdraw)
 		way.cut()
-		way.mend()
+		way.reconnect()
 		s.waitLogs(tt.lines, "no connection to the broker", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
 		s.alive()
 		broker(t, tt.giveBack)
@@ -320,7 +320,7 @@ func (b *brink) demandUsers(ctx context.Context, roles ...string) {
 // prefix, and nothing else.
 func TestEtcdPermissions(t *testing.T) {
 	b := newBrinkWith(t, quickLogins)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders", "notify")
 	b.wantHealthcheck(ctx)
@@ -362,14 +362,14 @@ func TestEtcdPermissions(t *testing.T) {
 	stranger.waitReady("broker", "consumer", "etcd", "cache")
 	stranger.stop()
 
-	nobody := b.start("orders", append(vars, "ETCD_USERNAME=orders", "ETCD_PASSWORD=wr0ng")...)
-	nobody.wantExit(1)
-	nobody.waitLog("level=ERROR", `log in to etcd as \"orders\"`, "check ETCD_USERNAME and ETCD_PASSWORD")
+	wrongPassword := b.start("orders", append(vars, "ETCD_USERNAME=orders", "ETCD_PASSWORD=wr0ng")...)
+	wrongPassword.wantExit(1)
+	wrongPassword.waitLog("level=ERROR", `log in to etcd as \"orders\"`, "check ETCD_USERNAME and ETCD_PASSWORD")
 
 	anonymous := b.start("orders", "ENABLE_ETCD=true")
 	anonymous.waitLog("etcd refuses a call", "set ETCD_USERNAME and ETCD_PASSWORD")
 	anonymous.stop()
-	for _, s := range []*service{s, next, stranger, nobody, anonymous} {
+	for _, s := range []*service{s, next, stranger, wrongPassword, anonymous} {
 		s.wantNoSecrets("s3cret", "wr0ng", "r00t")
 	}
 }
@@ -393,7 +393,7 @@ func (b *brink) wantHealthcheck(ctx context.Context) {
 // to do, and goes on when that is done.
 func TestEtcdAccessWithdrawn(t *testing.T) {
 	b := newBrinkWith(t, quickLogins)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders")
 	const prefix = "/service/orders/"

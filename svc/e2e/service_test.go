@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// patience is how long a test waits for anything.
-const patience = 60 * time.Second
+// maxWait is how long a test waits for anything.
+const maxWait = 60 * time.Second
 
 // service is one running process of svc.
 type service struct {
@@ -92,7 +92,7 @@ func (s *service) wantExit(code int) {
 	s.t.Helper()
 	select {
 	case <-s.exited:
-	case <-time.After(patience):
+	case <-time.After(maxWait):
 		s.t.Fatalf("%s does not stop", s.name)
 	}
 	if got := s.cmd.ProcessState.ExitCode(); got != code {
@@ -103,7 +103,7 @@ func (s *service) wantExit(code int) {
 // waitLog waits for a line that contains all parts, and returns it.
 func (s *service) waitLog(parts ...string) string {
 	s.t.Helper()
-	line, err := s.log.wait(patience, 1, parts)
+	line, err := s.log.wait(maxWait, 1, parts)
 	if err != nil {
 		s.t.Fatalf("%s: %v", s.name, err)
 	}
@@ -113,7 +113,7 @@ func (s *service) waitLog(parts ...string) string {
 // waitLogs waits for n such lines.
 func (s *service) waitLogs(n int, parts ...string) {
 	s.t.Helper()
-	if _, err := s.log.wait(patience, n, parts); err != nil {
+	if _, err := s.log.wait(maxWait, n, parts); err != nil {
 		s.t.Fatalf("%s: %v", s.name, err)
 	}
 }
@@ -228,7 +228,7 @@ func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	timeout := time.After(patience)
+	timeout := time.After(maxWait)
 	for {
 		err := f()
 		if err == nil {
@@ -237,7 +237,7 @@ func eventually(t testing.TB, what string, f func() error) {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			t.Fatalf("%s: still not after %v: %v", what, patience, err)
+			t.Fatalf("%s: still not after %v: %v", what, maxWait, err)
 		}
 	}
 }

@@ -89,7 +89,7 @@ func (s *sink) all() []post {
 // wait waits until ok is true of the posts so far.
 func (s *sink) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	t.Helper()
-	timeout := time.After(patience)
+	timeout := time.After(maxWait)
 	for {
 		s.mu.Lock()
 		good, changed := ok(s.posts), s.changed

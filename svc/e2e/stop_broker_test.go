@@ -76,7 +76,7 @@ func TestCannotGoOnWithoutEtcd(t *testing.T) {
 		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
 		return err
 	})
-	b.toRabbit.mend()
+	b.toRabbit.reconnect()
 	s.waitLog("level=ERROR", "cannot go on", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
 	logged := time.Now()
 	s.wantExit(1)

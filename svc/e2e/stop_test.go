@@ -173,19 +173,19 @@ func TestStopDuringOutage(t *testing.T) {
 		noticed    string // what the log says when it is noticed; none: it is not, for long
 		noEtcd     bool
 	}{
-		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.mend() }, "etcd is unreachable", true},
+		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.reconnect() }, "etcd is unreachable", true},
 		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
 		"etcd frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, "", true},
 		"etcd's packets swallowed": {
-			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.mend() }, "", true},
-		"broker away": {func(b *brink) { b.toRabbit.cut() }, func(b *brink) { b.toRabbit.mend() }, broker, false},
+			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
+		"broker away": {func(b *brink) { b.toRabbit.cut() }, func(b *brink) { b.toRabbit.reconnect() }, broker, false},
 		"broker's packets swallowed": {
-			func(b *brink) { b.toRabbit.swallow() }, func(b *brink) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.mend() }, "", false},
+			func(b *brink) { b.toRabbit.swallow() }, func(b *brink) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
 		"both cut off": {
-			func(b *brink) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *brink) { b.toRabbit.mend(); b.toEtcd.mend() }, broker, true},
+			func(b *brink) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *brink) { b.toRabbit.reconnect(); b.toEtcd.reconnect() }, broker, true},
 		"both frozen": {
 			func(b *brink) { b.toRabbit.swallow(); b.etcdServer.Pause() },
-			func(b *brink) { b.etcdServer.Resume(); b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.mend() }, "", true},
+			func(b *brink) { b.etcdServer.Resume(); b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -207,7 +207,7 @@ func TestStopDuringOutage(t *testing.T) {
 			took := s.stopWithin(syscall.SIGTERM, shutdown)
 			tt.end(b)
 			b.toEtcd.Stop() // whatever was still on its way is gone
-			b.toEtcd.mend()
+			b.toEtcd.reconnect()
 
 			keys := b.keys("orders")
 			done, claims := len(keys.done()), len(keys.claimed())
@@ -277,24 +277,24 @@ func newSilence(t *testing.T) *silence {
 
 // A stop before anything is connected.
 func TestStopBeforeTheFirstConnection(t *testing.T) {
-	const nobody = "127.0.0.1:1"
+	const unusedAddr = "127.0.0.1:1"
 	tests := map[string]struct {
 		vars   []string
 		silent string // the variable that gets the address of a silent listener
 		log    string // what is waited for before the stop; none: a connection to the silent listener
 	}{
-		"no broker":             {[]string{"AMQP_URL=amqp://" + nobody + "/"}, "", "no connection to the broker"},
-		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + nobody + "/", "ENABLE_ETCD=true"}, "", "no connection to the broker"},
+		"no broker":             {[]string{"AMQP_URL=amqp://" + unusedAddr + "/"}, "", "no connection to the broker"},
+		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + unusedAddr + "/", "ENABLE_ETCD=true"}, "", "no connection to the broker"},
 		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "no connection to the broker"},
 		"silent broker":         {nil, "AMQP_URL", ""},
 		"silent broker, etcd":   {[]string{"ENABLE_ETCD=true"}, "AMQP_URL", ""},
-		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
+		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + unusedAddr, "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
 		"etcd without a host":   {[]string{"ETCD_ENDPOINTS=nowhere.invalid:2379", "ENABLE_ETCD=true"}, "", "etcd is unreachable"},
 		"silent etcd":           {[]string{"ENABLE_ETCD=true"}, "ETCD_ENDPOINTS", ""},
-		"no etcd with users":    {[]string{"ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "", "msg=starting"},
+		"no etcd with users":    {[]string{"ETCD_ENDPOINTS=" + unusedAddr, "ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "", "msg=starting"},
 		"silent etcd with users": {
 			[]string{"ENABLE_ETCD=true", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"}, "ETCD_ENDPOINTS", ""},
-		"nothing at all": {[]string{"AMQP_URL=amqp://" + nobody + "/", "ETCD_ENDPOINTS=" + nobody, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is unreachable"},
+		"nothing at all": {[]string{"AMQP_URL=amqp://" + unusedAddr + "/", "ETCD_ENDPOINTS=" + unusedAddr, "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125"}, "", "etcd is unreachable"},
 	}
 	for name, tt := range tests {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -321,7 +321,7 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 				} else {
 					select {
 					case <-silence.accepted:
-					case <-time.After(patience):
+					case <-time.After(maxWait):
 						t.Fatal("it does not connect")
 					}
 				}

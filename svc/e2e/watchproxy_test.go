@@ -122,7 +122,7 @@ func (p *watchProxy) forward(_ any, client grpc.ServerStream) error {
 	}
 }
 
-// asIs is the codec of messages that nobody has to understand.
+// asIs is the codec of messages that are passed on undecoded.
 type asIs struct{}
 
 func (asIs) Marshal(v any) ([]byte, error) { return *v.(*[]byte), nil }

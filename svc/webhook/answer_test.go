@@ -184,7 +184,7 @@ func TestRedirectToNowhere(t *testing.T) {
 	}
 }
 
-// Nobody can fill the memory with an answer, or the log with what it says.
+// An answer can fill neither the memory nor the log.
 func TestHugeAnswer(t *testing.T) {
 	tests := map[string]struct {
 		code int
@@ -210,7 +210,7 @@ func TestHugeAnswer(t *testing.T) {
 				t.Errorf("the error has %d bytes", len(err.Error()))
 			}
 			select {
-			case <-hungUp: // only because nobody reads
+			case <-hungUp: // only because the answer is not read
 			case <-patient(t).Done():
 				t.Error("the answer is read for ever")
 			}

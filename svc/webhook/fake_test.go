@@ -73,7 +73,7 @@ func expect(t *testing.T, err error, want string) {
 	}
 }
 
-// nothing is a delivery, and a counter, that nobody looks at.
+// nothing is a delivery, and a counter, that the test does not look at.
 type nothing struct{}
 
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }

@@ -37,19 +37,19 @@ const answerTimeout = time.Minute
 // what open returns makes one more process that shares them.
 func Contract(t *testing.T, open func(t *testing.T) (process func() Process)) {
 	tests := map[string]func(*testing.T, func() Process){
-		"an absent id is granted, and done once it is completed": completed,
-		"a second delivery waits":                                secondWaits,
-		"a released id goes to the next":                         releasedToNext,
-		"the token grows from process to process":                tokenGrows,
-		"a delivery that leaves is told why, and blocks nobody":  withdrawn,
-		"a suspended claim goes on under its token":              suspended,
-		"a lost claim has another token":                         lost,
-		"a lost claim may be another's":                          lostToAnother,
-		"work that had finished is recorded when it can be":      finishedThenLost,
-		"a check tells whether the claim is held":                checked,
-		"the end of the process ends the waiting":                closed,
-		"ids that differ are not one":                            distinctIDs,
-		"one of many is granted":                                 race,
+		"an absent id is granted, and done once it is completed":  completed,
+		"a second delivery waits":                                 secondWaits,
+		"a released id goes to the next":                          releasedToNext,
+		"the token grows from process to process":                 tokenGrows,
+		"a delivery that leaves is told why, and blocks no other": withdrawn,
+		"a suspended claim goes on under its token":               suspended,
+		"a lost claim has another token":                          lost,
+		"a lost claim may be another's":                           lostToAnother,
+		"work that had finished is recorded when it can be":       finishedThenLost,
+		"a check tells whether the claim is held":                 checked,
+		"the end of the process ends the waiting":                 closed,
+		"ids that differ are not one":                             distinctIDs,
+		"one of many is granted":                                  race,
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
