@@ -95,12 +95,15 @@ func (e *env) sessions(role string) map[string]clientv3.LeaseID {
 // while etcd is unreachable.
 func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	b := newBrink(t)
-	answer := make(chan int)
-	sink := newSink(t, func(post) int { return <-answer })
+	began, answer := make(chan struct{}), make(chan int)
+	sink := newSink(t, func(post) int {
+		close(began) // there is one post
+		return <-answer
+	})
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "CLAIM_TTL=60s")
 	s.waitLog("msg=consuming")
 	b.publishBodies(orders("f", 1)...)
-	b.waitClaimed("orders")
+	<-began
 	b.toEtcd.cut()
 	answer <- http.StatusPreconditionFailed
 	s.waitLog("etcd is unreachable")
@@ -113,19 +116,4 @@ func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	if letters := b.deadLetters("orders"); len(letters) != 1 || letters[0].Headers["x-attempts"] != int32(1) {
 		t.Errorf("dead letters: %v", letters)
 	}
-}
-
-// waitClaimed waits for the first claim of a role.
-func (e *env) waitClaimed(role string) {
-	e.t.Helper()
-	eventually(e.t, "a claim", func() error {
-		resp, err := e.etcd.Get(e.t.Context(), "/service/"+role+"/claim/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-		if err != nil {
-			return err
-		}
-		if resp.Count == 0 {
-			return errNotYet
-		}
-		return nil
-	})
 }

@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 )
@@ -117,34 +116,15 @@ func TestSlowHandler(t *testing.T) {
 // A crashed process's claim is free after CLAIM_TTL, and not before.
 func TestClaimOutlivesCrash(t *testing.T) {
 	e := newBrink(t)
-	var mu sync.Mutex
-	first := true
-	hang := make(chan struct{})
-	sink := newSink(t, func(post) int {
-		mu.Lock()
-		hangs := first
-		first = false
-		mu.Unlock()
-		if hangs {
-			<-hang
-			return http.StatusTeapot
-		}
-		return http.StatusOK
-	})
-	t.Cleanup(func() { close(hang) })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s"}
-	a := e.start("orders", vars...)
+	hang, began := newHang(t)
+	sink := newSink(t, nil)
+	a := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "CLAIM_TTL=3s")
 	a.waitLog("msg=consuming")
 	e.publishBodies(orders("x", 1)...)
-	eventually(t, "a claim", func() error {
-		if !e.keys("orders").claimed()["x0"] {
-			return errNotYet
-		}
-		return nil
-	})
+	<-began
 	a.kill()
 	crashed := time.Now()
-	b := e.start("orders", vars...)
+	b := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "CLAIM_TTL=3s")
 	b.waitLog("msg=processed", "id=x0")
 	// The lease was renewed at most a third of it before the crash.
 	if took := time.Since(crashed); took < 1500*time.Millisecond || took > 3*time.Second+4*time.Second {
