@@ -3,12 +3,14 @@ package claim_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -72,8 +74,22 @@ func newLinks(t *testing.T, etcd []*stack.Etcd) (links [claimers][]*link) {
 func (l *link) open(t *testing.T) {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	l.proxy = toxiproxy.NewProxy(server, l.upstream, l.address, l.upstream)
-	if err := l.proxy.Start(); err != nil {
+	if err := listen(l.proxy); err != nil {
 		t.Error(err)
+	}
+}
+
+// listen starts a proxy on a port that was closed before. A member of etcd that was
+// being started at that time holds a copy of the listening socket until it has
+// executed its program.
+func listen(p *toxiproxy.Proxy) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for {
+		err = p.Start()
+		if !errors.Is(err, syscall.EADDRINUSE) || !pause(ctx, 10*time.Millisecond) {
+			return err
+		}
 	}
 }
 

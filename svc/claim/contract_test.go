@@ -257,7 +257,7 @@ func (p *proxied) Expire() {
 }
 
 func (p *proxied) Resume() {
-	if err := p.proxy.Start(); err != nil {
+	if err := listen(p.proxy); err != nil {
 		p.t.Error(err)
 	}
 }
