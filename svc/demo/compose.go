@@ -19,7 +19,7 @@ var composeServers = servers{"amqp://guest:guest@localhost:5672/", "localhost:23
 
 // useCompose takes the servers of docker-compose, if they answer and nobody else
 // uses the queues.
-func (s *stage) useCompose(ctx context.Context) error {
+func (s *env) useCompose(ctx context.Context) error {
 	at := s.opts.servers
 	b := broker{url: at.amqp}
 	defer b.close()

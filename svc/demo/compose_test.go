@@ -18,13 +18,13 @@ func TestCompose(t *testing.T) {
 	defer cancel()
 	dir := t.TempDir()
 	rabbit, err := stack.StartRabbit(ctx, filepath.Join(dir, "rabbitmq"), stack.RabbitOptions{})
-	check(t, err)
+	must(t, err)
 	defer rabbit.Close()
 	etcd, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{})
-	check(t, err)
+	must(t, err)
 	defer etcd.Close()
 	statsd, err := stack.StartStatsd()
-	check(t, err)
+	must(t, err)
 	defer statsd.Close()
 	opts := options{compose: true, servers: servers{rabbit.URL(), etcd.Endpoint(), statsd.Addr()}}
 
@@ -52,11 +52,11 @@ func TestCompose(t *testing.T) {
 	// What is in the queues is someone's.
 	b := broker{url: rabbit.URL()}
 	defer b.close()
-	check(t, b.publish(ctx, []string{event("not-ours")}))
+	must(t, b.publish(ctx, []string{event("not-ours")}))
 	plays(1, cannotBegin)
 	if n, _, err := b.inspect("orders-queue"); n != 1 || err != nil {
 		t.Errorf("%d messages are left, %v", n, err)
 	}
-	check(t, rabbit.Close())
+	must(t, rabbit.Close())
 	plays(1, cannotBegin)
 }

@@ -33,21 +33,21 @@ type demo struct {
 func startDemo(t *testing.T, args ...string) *demo {
 	t.Helper()
 	exe, err := os.Executable()
-	check(t, err)
+	must(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	d := &demo{t: t, cmd: exec.CommandContext(ctx, exe, args...), dir: t.TempDir()}
 	// All processes that come of the demo inherit an end of this pipe, as they
 	// close nothing they do not know.
 	family, inherited, err := os.Pipe()
-	check(t, err)
+	must(t, err)
 	d.family = family
 	d.cmd.Env = append(os.Environ(), mainVar+"=1", "TMPDIR="+d.dir)
 	d.cmd.ExtraFiles = []*os.File{inherited}
 	d.cmd.Stderr = &d.stderr
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	stdout, err := d.cmd.StdoutPipe()
-	check(t, err)
-	check(t, d.cmd.Start())
+	must(t, err)
+	must(t, d.cmd.Start())
 	inherited.Close()
 	d.output = bufio.NewScanner(stdout)
 	t.Cleanup(func() {
@@ -91,12 +91,12 @@ func (d *demo) wantEnd(status int) {
 	if got := d.cmd.ProcessState.ExitCode(); got != status {
 		d.t.Errorf("the exit status is %d (%v), want %d", got, d.cmd.ProcessState, status)
 	}
-	check(d.t, d.family.SetReadDeadline(time.Now().Add(10*time.Second)))
+	must(d.t, d.family.SetReadDeadline(time.Now().Add(10*time.Second)))
 	if _, err := io.ReadAll(d.family); err != nil {
 		d.t.Errorf("a process has outlived the demo: %v", err)
 	}
 	left, err := os.ReadDir(d.dir)
-	check(d.t, err)
+	must(d.t, err)
 	if len(left) > 0 {
 		d.t.Errorf("%d folders are left behind: %v", len(left), left)
 	}
@@ -110,7 +110,7 @@ func runInTest(t *testing.T, opts options, out io.Writer, live bool) (status int
 	return run(ctx, opts, openScreen(out, live), strings.NewReader(""))
 }
 
-func check(t *testing.T, err error) {
+func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -4,7 +4,7 @@ import "context"
 
 // hold keeps both services running until ctrl-c. The counters go on where the
 // last scene has left them.
-func (s *stage) hold(ctx context.Context) error {
+func (s *env) hold(ctx context.Context) error {
 	s.services = nil
 	for _, role := range roles {
 		if _, err := s.start(ctx, role, "ENABLE_ETCD=true"); err != nil {

@@ -48,14 +48,14 @@ func openBrowser(t *testing.T, url string) browser {
 
 func (b browser) do(steps ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
-	check(b.t, chromedp.Do(b.ctx, steps...))
+	must(b.t, chromedp.Do(b.ctx, steps...))
 }
 
 // value is what a script in the page evaluates to.
 func value[T any](b browser, script string) T {
 	b.t.Helper()
 	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](script))
-	check(b.t, err)
+	must(b.t, err)
 	return v
 }
 
@@ -70,8 +70,8 @@ func (b browser) saves(variable, text string) {
 	b.do(chromedp.Poll[chromedp.Void](fmt.Sprintf("document.body.innerText.includes(%q)", text)),
 		chromedp.Sleep(4500*time.Millisecond))
 	picture, err := chromedp.Run(b.ctx, chromedp.CaptureScreenshot())
-	check(b.t, err)
-	check(b.t, os.WriteFile(path, picture, 0o644))
+	must(b.t, err)
+	must(b.t, os.WriteFile(path, picture, 0o644))
 }
 
 // wants waits until the page shows these numbers and a chart, and then what is
@@ -91,7 +91,7 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 			break
 		}
 		hand := broker{url: amqpURL}
-		check(b.t, hand.publish(b.ctx, []string{event("by-hand")}))
+		must(b.t, hand.publish(b.ctx, []string{event("by-hand")}))
 		hand.close()
 		for i := range ends {
 			if round == 0 {

@@ -59,12 +59,12 @@ func (s *screen) prompts(commands []string) (lines []string) {
 	return lines
 }
 
-// facts writes what a scene is judged by: what is right in two columns, what is
+// checks writes what a scene is judged by: what is right in two columns, what is
 // wrong on a line of its own.
-func (s *screen) facts(facts []fact) {
+func (s *screen) checks(checks []check) {
 	s.tick() // the counters that they are about
 	var right, wrong []string
-	for _, f := range facts {
+	for _, f := range checks {
 		if f.got == f.want {
 			right = append(right, fmt.Sprintf("✓ %-28s %5d", f.what, f.got))
 		} else {

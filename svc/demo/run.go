@@ -29,7 +29,7 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	began := time.Now()
 	screen.title("Reliability Nirvana: the demo")
 
-	s := &stage{opts: opts, show: newShow(), screen: screen}
+	s := &env{opts: opts, show: newShow(), screen: screen}
 	err := s.open(ctx)
 	if err == nil {
 		err = s.play(ctx, began, lines(in))
@@ -61,7 +61,7 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 }
 
 // play plays the scenes that were asked for.
-func (s *stage) play(ctx context.Context, began time.Time, enter <-chan struct{}) error {
+func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) error {
 	played := 0
 	for i, scene := range scenes {
 		number := i + 1
@@ -100,7 +100,7 @@ func (s *stage) play(ctx context.Context, began time.Time, enter <-chan struct{}
 
 // playScene plays one scene, waits until its services have stopped, and judges
 // what it has found.
-func (s *stage) playScene(ctx context.Context, number int, scene scene) error {
+func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	began := time.Now()
 	s.begin(number, scene)
 	err := scene.run(ctx, s)
@@ -109,12 +109,12 @@ func (s *stage) playScene(ctx context.Context, number int, scene scene) error {
 	}
 	err = errors.Join(err, s.stopAll(ctx), s.left(ctx))
 	s.show.sample(s.statsd.Counts(), time.Now())
-	s.show.finish(number, err == nil && s.holds())
-	s.screen.facts(s.facts)
+	s.show.finish(number, err == nil && s.passed())
+	s.screen.checks(s.checks)
 	if err != nil {
 		s.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
 	}
-	if err != nil || !s.holds() {
+	if err != nil || !s.passed() {
 		s.screen.bad(fmt.Sprintf("Scene %d does not hold: %s.", number, scene.title))
 		s.screen.logs(s.logTails())
 		return errDoesNotHold

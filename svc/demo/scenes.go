@@ -10,7 +10,7 @@ type scene struct {
 	text     string // of the narrator
 	commands []string
 	breaks   bool // it breaks servers, which has to be done to our own
-	run      func(context.Context, *stage) error
+	run      func(context.Context, *env) error
 }
 
 var scenes = []scene{

@@ -20,7 +20,7 @@ func TestScreenFits(t *testing.T) {
 			s.scene(i+1, scene)
 		}
 		s.step(strings.Repeat("long ", 40))
-		s.facts([]fact{{"work begun before the kill", 99999, 99999}, {"orders skipped, being down", 1, 1}, {"wrong", 1, 2}})
+		s.checks([]check{{"work begun before the kill", 99999, 99999}, {"orders skipped, being down", 1, 1}, {"wrong", 1, 2}})
 		s.count(newShow())
 		s.bad("bad")
 		s.close()

@@ -26,7 +26,7 @@ type service struct {
 
 // start runs a service in a role, with these variables besides the addresses,
 // and returns when it consumes.
-func (s *stage) start(ctx context.Context, role string, vars ...string) (*service, error) {
+func (s *env) start(ctx context.Context, role string, vars ...string) (*service, error) {
 	p := &service{name: role, log: newLogTail(), exited: make(chan struct{})}
 	p.cmd = exec.Command(s.bin)
 	p.cmd.Env = append(append([]string{
@@ -83,7 +83,7 @@ func (p *service) kill() {
 
 // stopAll stops all services that run, at once. One that has ended by itself is
 // an error.
-func (s *stage) stopAll(ctx context.Context) error {
+func (s *env) stopAll(ctx context.Context) error {
 	errs := make([]error, len(s.services))
 	var stopping sync.WaitGroup
 	for i, p := range s.services {
@@ -102,7 +102,7 @@ func (s *stage) stopAll(ctx context.Context) error {
 }
 
 // logTails returns the end of the log of each service of the scene.
-func (s *stage) logTails() []string {
+func (s *env) logTails() []string {
 	var lines []string
 	for _, p := range s.services {
 		for _, line := range p.log.last() {

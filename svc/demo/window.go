@@ -17,9 +17,9 @@ import (
 
 // window kills orders between its work and the record. The work is done at two
 // receivers: one has the effect of every post, the other is svc/receiver.
-func window(ctx context.Context, s *stage) error {
+func window(ctx context.Context, s *env) error {
 	const n = 10
-	careful, err := s.startReceiver()
+	careful, err := s.startReceiverProcess()
 	if err != nil {
 		return err
 	}
@@ -95,15 +95,15 @@ func (p *plainReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(resp.StatusCode)
 }
 
-// receiver is a process of svc/receiver.
-type receiver struct {
+// receiverProcess is a process of svc/receiver.
+type receiverProcess struct {
 	url   string
 	cmd   *exec.Cmd
 	ended sync.WaitGroup
 }
 
-func (s *stage) startReceiver() (*receiver, error) {
-	r := &receiver{cmd: exec.Command(s.receiverBin, "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))}
+func (s *env) startReceiverProcess() (*receiverProcess, error) {
+	r := &receiverProcess{cmd: exec.Command(s.receiverBin, "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))}
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ctrl-c is the demo's to act on
 	log, err := r.cmd.StderrPipe()
 	if err != nil {
@@ -127,13 +127,13 @@ func (s *stage) startReceiver() (*receiver, error) {
 	return r, nil
 }
 
-func (r *receiver) kill() {
+func (r *receiverProcess) kill() {
 	r.cmd.Process.Kill()
 	r.ended.Wait()
 }
 
 // effects asks how many effects there were.
-func (r *receiver) effects(ctx context.Context) (n int64, err error) {
+func (r *receiverProcess) effects(ctx context.Context) (n int64, err error) {
 	get, err := http.NewRequestWithContext(ctx, "GET", r.url, nil)
 	if err != nil {
 		return 0, err

@@ -69,7 +69,7 @@ func BenchmarkReplicaKilled(b *testing.B) {
 // twenty by each of two replicas.
 func BenchmarkEtcdLeaderKilled(b *testing.B) {
 	members := startEtcdMembers(b, 3, stack.EtcdOptions{})
-	w := newWorldOn(b, members, nil)
+	w := newFaultEnvOn(b, members, nil)
 	m := &measurement{env: w.env, b: b, values: make(map[string][]float64)}
 	w.publishSteadily()
 	for range *benchRounds {

@@ -53,9 +53,9 @@ const (
 	chaosHeld    = 100
 )
 
-// chaos is a world with a ledger of the work.
+// chaos is a faultEnv with a ledger of the work.
 type chaos struct {
-	*world
+	*faultEnv
 	faults []fault
 	deck   []int       // faults to come, so that every kind comes in its turn
 	away   atomic.Bool // the webhook answers 503
@@ -103,7 +103,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		defer mu.Unlock()
 		return answers.IntN(n) == 0
 	}
-	c.world = newWorldWith(t, stack.EtcdOptions{}, func(p post) int { return c.answer(p, one) },
+	c.faultEnv = newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int { return c.answer(p, one) },
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.faults = []fault{
 		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, "a replica was killed", (*service).kill) }},
@@ -209,7 +209,7 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	asked := time.Now()
 	end(c.replicas[i])
 	if _, away := c.etcdAway(asked); reason != "" || away {
-		c.excuse(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
+		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
 	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.sink.URL,
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
@@ -237,7 +237,7 @@ func (c *chaos) freeze(context.Context) error {
 	c.replicas[1].signal(syscall.SIGSTOP)
 	<-time.After(longOutage)
 	c.replicas[1].signal(syscall.SIGCONT)
-	c.excuse("a replica was frozen for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*chaosHeld)
+	c.allowDuplicates("a replica was frozen for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*chaosHeld)
 	return nil
 }
 
@@ -309,10 +309,10 @@ func (c *chaos) hush(ctx context.Context) error {
 	return nil
 }
 
-// excuse allows work of a replica to be done again: what ran between from and
+// allowDuplicates allows work of a replica to be done again: what ran between from and
 // to, or waited for its record in the second before. While etcd is away that
 // is all that the replica had claimed.
-func (c *chaos) excuse(reason string, from, to time.Time, most int) {
+func (c *chaos) allowDuplicates(reason string, from, to time.Time, most int) {
 	w := window{reason, from.Add(-time.Second), to, most + 2*120, 0}
 	if since, was := c.etcdAway(from); was && since.Before(w.from) {
 		away := since.Add(-time.Second)
@@ -404,7 +404,7 @@ func clock(t time.Time) string { return t.Format("15:04:05.000") }
 // broker's connection goes before the next try: the process lives and has the
 // claim, so the work must not look like another's.
 func TestAnswerLostBeforeReconnect(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	posts := 0
 	lost := make(chan struct{})
 	sink := newSink(t, func(post) int {

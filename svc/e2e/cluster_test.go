@@ -15,9 +15,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// cluster is a world of three brokers and three etcd members.
+// cluster is a faultEnv of three brokers and three etcd members.
 type cluster struct {
-	*world
+	*faultEnv
 	nodes []*stack.Rabbit
 }
 
@@ -52,7 +52,7 @@ func newCluster(t *testing.T) *cluster {
 	}
 
 	c := &cluster{
-		world: &world{env: newEnvOn(t, first.URL(), members...), rabbit: first, members: members, copiesOfEachEvent: 2,
+		faultEnv: &faultEnv{env: newEnvOn(t, first.URL(), members...), rabbit: first, members: members, copiesOfEachEvent: 2,
 			pause: 40 * time.Millisecond}, // six servers on one machine
 		nodes: nodes,
 	}

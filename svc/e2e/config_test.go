@@ -109,7 +109,7 @@ func TestValueIsAllowed(t *testing.T) {
 func TestHeartbeat(t *testing.T) {
 	for parameter, want := range map[string]string{"": "5", "?heartbeat=7": "7"} {
 		t.Run(want, func(t *testing.T) {
-			e := newBrink(t)
+			e := newProxiedEnv(t)
 			e.amqpURL += parameter
 			s := e.start("orders")
 			s.waitLog("msg=consuming")

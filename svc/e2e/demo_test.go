@@ -223,7 +223,7 @@ func TestCannotGoOn(t *testing.T) {
 		"no such vhost":  shared.rabbit.URL() + "nowhere",
 	} {
 		t.Run(name, func(t *testing.T) {
-			e := newBrink(t)
+			e := newProxiedEnv(t)
 			e.amqpURL = url
 			s := e.start("orders")
 			s.wantExit(1)

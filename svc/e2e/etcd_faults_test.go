@@ -27,7 +27,7 @@ func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
 // be on the frozen one.
 func testFrozenMember(t *testing.T, leader bool) {
 	const ttl = 10 * time.Second
-	w := newWorldOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
+	w := newFaultEnvOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
 	w.publishSteadily()
 	w.healthy()
 	frozen := w.etcdLeader()
@@ -59,7 +59,7 @@ func testFrozenMember(t *testing.T, leader bool) {
 }
 
 // watchers is how many watches are on a member.
-func (w *world) watchers(m *stack.Etcd) float64 {
+func (w *faultEnv) watchers(m *stack.Etcd) float64 {
 	return metric(w.t, m, "etcd_debugging_mvcc_watcher_total")
 }
 
@@ -96,7 +96,7 @@ func (e *env) wantSessions(before map[string]*mvccpb.KeyValue) {
 func TestWatchCutOff(t *testing.T) {
 	members := startMembers(t, 1, stack.EtcdOptions{})
 	p := newWatchProxy(t, members[0].Endpoint())
-	w := newWorldOn(t, members, nil, "ETCD_ENDPOINTS="+p.addr)
+	w := newFaultEnvOn(t, members, nil, "ETCD_ENDPOINTS="+p.addr)
 	w.publishSteadily()
 	w.healthy()
 	sessions := w.keys("orders").sessions
@@ -123,7 +123,7 @@ func TestWatchCutOff(t *testing.T) {
 func TestEtcdRestored(t *testing.T) {
 	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t)
+			w := newFaultEnv(t)
 			ctx := deadline(t)
 			w.publishSteadily()
 			w.progress(200)
@@ -164,7 +164,7 @@ func TestEtcdRestored(t *testing.T) {
 // must not take up there. What another replica has recorded meanwhile is skipped.
 func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	const saved, lost = 200, 400
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	ctx := deadline(t)
 	sink := newSink(t, nil)
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=60s", "HEALTH_ADDR=127.0.0.1:0"}
@@ -212,7 +212,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 // is enough, for a full load and for many small records.
 func TestFewOperations(t *testing.T) {
 	const ids = 4000
-	w := newWorldWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
+	w := newFaultEnvWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
 	var puts []clientv3.Op
 	for i := range 65 {
 		puts = append(puts, clientv3.OpPut(fmt.Sprint("/probe", i), ""))

@@ -11,7 +11,7 @@ import (
 // The bare-bones example publishes, consumes what it has published, and ends
 // well on ctrl-c.
 func TestExample1(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	bin := filepath.Join(t.TempDir(), "example1")
 	if out, err := exec.Command("go", "build", "-o", bin, "../../example1").CombinedOutput(); err != nil {
 		t.Fatalf("build example1: %v\n%s", err, out)

@@ -27,7 +27,7 @@ func readFile(t testing.TB, path string) string {
 // Whatever happens to the broker, no event is lost, and while the process lives
 // none is done twice.
 func TestBrokerFaults(t *testing.T) {
-	w := newWorld(t)
+	w := newFaultEnv(t)
 	w.publishSteadily()
 	ctx := t.Context()
 	faults := []struct {
@@ -41,9 +41,9 @@ func TestBrokerFaults(t *testing.T) {
 		}},
 		{"killed and restarted", func() { w.must(w.rabbit.Kill()); w.must(w.rabbit.Start(ctx)) }},
 		{"stopped and restarted", func() { w.must(w.rabbit.Stop(ctx)); w.must(w.rabbit.Start(ctx)) }},
-		{"packets swallowed", func() {
+		{"packets lost", func() {
 			before := w.replicas[0].log.count("no connection to the broker")
-			w.toRabbit.swallow()
+			w.toRabbit.blackhole()
 			w.replicas[0].waitLogs(before+1, "no connection to the broker") // heartbeats are missed
 			w.toRabbit.heal()
 			w.toRabbit.cut()
@@ -81,7 +81,7 @@ func TestQueueDeleted(t *testing.T) {
 // acknowledgements of good events must not be behind a dead letter.
 func TestAlarm(t *testing.T) {
 	hold := make(chan struct{})
-	w := newWorldWith(t, stack.EtcdOptions{}, func(p post) int {
+	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int {
 		if strings.HasPrefix(p.id, "b") {
 			<-hold
 		}
@@ -134,7 +134,7 @@ func TestAlarm(t *testing.T) {
 // While etcd is away nothing is processed unchecked, nothing spins, and work
 // goes on at once when it is back.
 func TestEtcdFaults(t *testing.T) {
-	w := newWorld(t)
+	w := newFaultEnv(t)
 	w.publishSteadily()
 	ctx := t.Context()
 	faults := []struct {
@@ -148,7 +148,7 @@ func TestEtcdFaults(t *testing.T) {
 		{"frozen", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, false},
 		{"cut off", w.toEtcd.cut, w.toEtcd.reconnect, 2 * time.Second, false},
 		{"frozen for longer than CLAIM_TTL", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, true},
-		{"packets swallowed for longer than CLAIM_TTL", w.toEtcd.swallow, w.toEtcd.heal, 2 * time.Second, true},
+		{"packets lost for longer than CLAIM_TTL", w.toEtcd.blackhole, w.toEtcd.heal, 2 * time.Second, true},
 	}
 	// A claim lasts for no less after its session was renewed last.
 	const leastLeft = 4 * time.Second * 2 / 3
@@ -192,7 +192,7 @@ func TestEtcdFaults(t *testing.T) {
 // An etcd that answers after seconds is slow, and not away: with the default
 // CLAIM_TTL no session is lost.
 func TestSlowEtcd(t *testing.T) {
-	w := newWorld(t, "CLAIM_TTL=10s")
+	w := newFaultEnv(t, "CLAIM_TTL=10s")
 	w.publishSteadily()
 	w.progress(50)
 	w.toEtcd.delay(2500)
@@ -205,7 +205,7 @@ func TestSlowEtcd(t *testing.T) {
 
 // A full etcd is an outage that somebody has to end.
 func TestEtcdFull(t *testing.T) {
-	w := newWorldWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
+	w := newFaultEnvWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	w.publishSteadily()
@@ -248,7 +248,7 @@ func TestEtcdFull(t *testing.T) {
 // the log says so once.
 func TestWebhookAway(t *testing.T) {
 	var away atomic.Bool
-	w := newWorldWith(t, stack.EtcdOptions{}, func(post) int {
+	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(post) int {
 		if away.Load() {
 			return http.StatusServiceUnavailable
 		}
@@ -297,7 +297,7 @@ func TestDeadQueueDeleted(t *testing.T) {
 // 200 reconnects leave goroutines and descriptors as they were: here as the
 // files of the process, in the packages' tests as goroutines.
 func TestReconnectsLeakNothing(t *testing.T) {
-	e := newBrink(t)
+	e := newProxiedEnv(t)
 	p := e.toRabbit
 	s := e.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("msg=consuming")

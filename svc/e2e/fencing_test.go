@@ -32,7 +32,7 @@ func (f *fencing) refuses(p post) bool {
 func TestWebhookRefusesAnOlderToken(t *testing.T) {
 	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			b := newBrink(t)
+			b := newProxiedEnv(t)
 			var receiver fencing
 			var first atomic.Int64 // the token of the replica that is cut off
 			sink := newSink(t, func(p post) int {
@@ -94,7 +94,7 @@ func (e *env) sessions(role string) map[string]clientv3.LeaseID {
 // A final failure is dead-lettered when the claim is known to be still ours, not
 // while etcd is unreachable.
 func TestFinalFailureWaitsForEtcd(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	began, answer := make(chan struct{}), make(chan int)
 	sink := newSink(t, func(post) int {
 		close(began) // there is one post

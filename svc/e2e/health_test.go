@@ -74,7 +74,7 @@ func (s *service) waitReady(notReady ...string) {
 // The health is right at the start, in the warm-up, in an outage of either
 // server, even when nothing is to do, and when the service stops.
 func TestHealth(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.must(fillRecords(deadline(t), b.etcd, 12000, 1)) // a few pages
 	hang, began := newHang(t)
 	b.toRabbit.cut()
@@ -107,7 +107,7 @@ func TestHealth(t *testing.T) {
 
 // What is counted in the process is right even when statsd hears nothing.
 func TestStats(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.statsd.Close()
 	s := b.start("orders", "ENABLE_ETCD=true", "HEALTH_ADDR=127.0.0.1:0")
 	s.waitReady()
@@ -135,7 +135,7 @@ func TestStats(t *testing.T) {
 
 // How long work and claims take, and how many events are in flight.
 func TestTimers(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	began, release := make(chan struct{}, 3), make(chan struct{})
 	sink := newSink(t, func(post) int {
 		began <- struct{}{}

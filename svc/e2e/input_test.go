@@ -425,7 +425,7 @@ func TestAttempts(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			e := newBrink(t)
+			e := newProxiedEnv(t)
 			var mended atomic.Bool
 			release := make(chan struct{})
 			sink := newSink(t, func(p post) int {
@@ -481,7 +481,7 @@ func TestRetryAfter(t *testing.T) {
 	const asked = 2 * time.Second
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
-			e := newBrink(t)
+			e := newProxiedEnv(t)
 			var mu sync.Mutex
 			var at []time.Time
 			var attempts []string

@@ -208,7 +208,7 @@ func deadline(t testing.TB) context.Context {
 // What `etcdctl get --prefix /service/orders/` shows is what the table of keys
 // says, for odd ids, too; the token is the revision of the claim.
 func TestKeys(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	sink := newSink(t, func(p post) int {
 		if p.id == "slow" {

@@ -13,7 +13,7 @@ import (
 
 // A broker that is not there at the start is waited for, with a line per try.
 func TestLateBroker(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true")
@@ -37,7 +37,7 @@ func TestLateBroker(t *testing.T) {
 
 // One of several brokers is enough.
 func TestLateBrokerOfTwo(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
 	b.toRabbit.cut()
 	s := b.start("orders")
@@ -51,15 +51,15 @@ func TestLateBrokerOfTwo(t *testing.T) {
 // consumed, and the log says so once.
 func TestLateEtcd(t *testing.T) {
 	tests := map[string]struct {
-		begin, end func(*brink)
+		begin, end func(*proxiedEnv)
 		within     time.Duration
 	}{
-		"refused": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.reconnect() }, 2 * time.Second},
-		"frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, 2 * time.Second},
+		"refused": {func(b *proxiedEnv) { b.toEtcd.cut() }, func(b *proxiedEnv) { b.toEtcd.reconnect() }, 2 * time.Second},
+		"frozen":  {func(b *proxiedEnv) { b.etcdServer.Pause() }, func(b *proxiedEnv) { b.etcdServer.Resume() }, 2 * time.Second},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBrink(t)
+			b := newProxiedEnv(t)
 			b.publishBodies(orders("late", 3)...)
 			tt.begin(b)
 			s := b.start("orders", "ENABLE_ETCD=true")
@@ -105,7 +105,7 @@ func TestNoEtcdNeeded(t *testing.T) {
 
 // Everything missing at the start, and coming one by one.
 func TestLateEverything(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
 	b.toEtcd.cut()
 	b.toRabbit.cut()
@@ -171,7 +171,7 @@ func TestLateStatsd(t *testing.T) {
 // A statsd whose name nobody knows never hinders the work, nor the stop.
 func TestUnresolvableStatsd(t *testing.T) {
 	const ids = 2000
-	e := newBrink(t)
+	e := newProxiedEnv(t)
 	e.publishBodies(orders("u", ids)...)
 	s := e.start("orders", "ENABLE_ETCD=true", "STATSD_ADDR=nowhere.invalid:8125")
 	began := time.Now()
@@ -187,7 +187,7 @@ func TestUnresolvableStatsd(t *testing.T) {
 
 // Compaction and defragmentation of etcd under load do no harm.
 func TestCompaction(t *testing.T) {
-	w := newWorld(t)
+	w := newFaultEnv(t)
 	w.publishSteadily()
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
@@ -213,7 +213,7 @@ func TestCompaction(t *testing.T) {
 // With users in etcd every call carries a token, which expires, and which a
 // restart of etcd forgets.
 func TestEtcdTokens(t *testing.T) {
-	b := newBrinkWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
+	b := newProxiedEnvWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders")

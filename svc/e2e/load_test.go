@@ -16,10 +16,10 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// world is an env of its own servers, behind networks of their own, with two
+// faultEnv is an env of its own servers, behind networks of their own, with two
 // replicas of a role that work for a sink, and a steady stream of events: what
 // a fault test breaks.
-type world struct {
+type faultEnv struct {
 	*env
 	rabbit            *stack.Rabbit
 	brokers           []string // where events are published, tried in turn
@@ -40,14 +40,14 @@ type world struct {
 // span is a time.
 type span struct{ from, to time.Time }
 
-func newWorld(t *testing.T, vars ...string) *world {
+func newFaultEnv(t *testing.T, vars ...string) *faultEnv {
 	t.Helper()
-	return newWorldWith(t, stack.EtcdOptions{}, nil, vars...)
+	return newFaultEnvWith(t, stack.EtcdOptions{}, nil, vars...)
 }
 
-func newWorldWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars ...string) *world {
+func newFaultEnvWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, vars ...string) *faultEnv {
 	t.Helper()
-	return newWorldOn(t, startMembers(t, 1, o), answer, vars...)
+	return newFaultEnvOn(t, startMembers(t, 1, o), answer, vars...)
 }
 
 // startMembers starts an etcd of n members for a test, which is parallel from
@@ -70,8 +70,8 @@ func startEtcdMembers(t testing.TB, n int, o stack.EtcdOptions) []*stack.Etcd {
 	return members
 }
 
-// newWorldOn makes a world with that etcd. The way to several members is direct.
-func newWorldOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *world {
+// newFaultEnvOn makes a faultEnv with that etcd. The way to several members is direct.
+func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *faultEnv {
 	t.Helper()
 	rabbit, err := stack.StartRabbit(deadline(t), filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{})
 	if err != nil {
@@ -79,7 +79,7 @@ func newWorldOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars
 	}
 	t.Cleanup(func() { rabbit.Close() })
 
-	w := &world{env: newEnvOn(t, rabbit.URL(), members...), rabbit: rabbit, brokers: []string{rabbit.URL()}, members: members, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
+	w := &faultEnv{env: newEnvOn(t, rabbit.URL(), members...), rabbit: rabbit, brokers: []string{rabbit.URL()}, members: members, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
 	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
 	w.amqpURL = "amqp://guest:guest@" + w.toRabbit.Listen + "/"
 	if len(members) == 1 {
@@ -107,7 +107,7 @@ func newWorldOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars
 
 // publishSteadily publishes events, each twice, some hundred a second, until
 // settle. It holds its breath while the broker is away.
-func (w *world) publishSteadily() {
+func (w *faultEnv) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel
 	w.publishing.Go(func() {
@@ -124,7 +124,7 @@ func (w *world) publishSteadily() {
 const burst = 5
 
 // fresh returns the number of an event that is yet to be published.
-func (w *world) fresh() int {
+func (w *faultEnv) fresh() int {
 	w.growing.Lock()
 	defer w.growing.Unlock()
 	return w.published + burst
@@ -132,7 +132,7 @@ func (w *world) fresh() int {
 
 // publishUntilBroken publishes on one connection. An event that was not
 // confirmed is published again on the next: a copy more does no harm.
-func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
+func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 	var conn *amqp.Connection
 	err := errNotYet
 	for i := 0; i < len(w.brokers) && err != nil; i++ {
@@ -168,14 +168,14 @@ func (w *world) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 }
 
 // progress waits until n more ids than now are done.
-func (w *world) progress(n int) {
+func (w *faultEnv) progress(n int) {
 	w.t.Helper()
 	goal := len(w.sink.all()) + n
 	w.sink.wait(w.t, fmt.Sprintf("%d more posts", n), func(posts []post) bool { return len(posts) >= goal })
 }
 
 // healthy waits until both replicas consume and finish events again.
-func (w *world) healthy() {
+func (w *faultEnv) healthy() {
 	w.t.Helper()
 	before := make([]int, len(w.replicas))
 	for i, s := range w.replicas {
@@ -191,7 +191,7 @@ func (w *world) healthy() {
 // settle stops publishing and waits until everything is done. It checks that
 // nothing is lost, that nothing was done twice but what was under way during a
 // long outage, and that both replicas are alive; then it stops them.
-func (w *world) settle() {
+func (w *faultEnv) settle() {
 	w.t.Helper()
 	w.stopPublishing()
 	w.publishing.Wait()
@@ -215,7 +215,7 @@ func (w *world) settle() {
 // underWay counts the ids that were done more than once, the first time during
 // an outage that was longer than CLAIM_TTL, or just before: their record
 // waited for longer than their claim lasts.
-func (w *world) underWay() int {
+func (w *faultEnv) underWay() int {
 	first, tokens := make(map[string]time.Time), make(map[string]map[int64]bool)
 	for _, p := range w.sink.all() {
 		if at, ok := first[p.id]; !ok || p.began.Before(at) {
@@ -239,7 +239,7 @@ func (w *world) underWay() int {
 
 // etcdLeader returns the member that leads, once there is one that all others
 // follow.
-func (w *world) etcdLeader() (leader *stack.Etcd) {
+func (w *faultEnv) etcdLeader() (leader *stack.Etcd) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), maxWait)
 	defer cancel()
@@ -264,7 +264,7 @@ func (w *world) etcdLeader() (leader *stack.Etcd) {
 
 // goneOn waits until events are done that were published after the fault. It
 // returns how long that took, and for how long nothing was begun before that.
-func (w *world) goneOn(fault time.Time) (took, silence time.Duration) {
+func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 	w.t.Helper()
 	fresh := w.fresh()
 	done := func(p post) bool {
@@ -296,7 +296,7 @@ func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 }
 
 // wantLog checks that the log of each replica has a number of such lines.
-func (w *world) wantLog(least, most int, parts ...string) {
+func (w *faultEnv) wantLog(least, most int, parts ...string) {
 	w.t.Helper()
 	for _, s := range w.replicas {
 		if n := s.log.count(parts...); n < least || n > most {

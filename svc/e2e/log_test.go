@@ -13,7 +13,7 @@ import (
 // With LOG_FORMAT=json each line is an object of single values: the role in each,
 // attribute names that need no quoting, and durations as text.
 func TestLogForMachines(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	var unavailable atomic.Bool
 	sink := newSink(t, func(p post) int {
 		switch {

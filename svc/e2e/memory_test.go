@@ -59,7 +59,7 @@ func (e *env) waitRemembered(replicas ...*service) (n int) {
 // replica that starts later too.
 func TestMerging(t *testing.T) {
 	const ids = 1600
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	s := b.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("msg=consuming")
 	b.publishLone("m", ids)
@@ -95,7 +95,7 @@ func TestMerging(t *testing.T) {
 // and what is younger is still skipped. A warning and the stats say so.
 func TestFlood(t *testing.T) {
 	const size, ids, probe = 4000, 24000, 200
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	vars := []string{"ENABLE_ETCD=true", "HEALTH_ADDR=127.0.0.1:0", fmt.Sprint("CACHE_SIZE=", size), "PREFETCH=100"}
 	replicas := []*service{b.start("orders", vars...), b.start("orders", vars...)}
 	for _, s := range replicas {
@@ -158,7 +158,7 @@ func TestFlood(t *testing.T) {
 // For how long an id is remembered depends on the replica that has recorded it,
 // and is the same for all.
 func TestWindows(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	var ok int64
 	replica := func(window string) *service {
 		t.Helper()

@@ -61,10 +61,10 @@ func (p *proxy) reopen() (err error) {
 	return err
 }
 
-// swallow lets every packet in both directions vanish, until heal.
-func (p *proxy) swallow() {
+// blackhole lets every packet in both directions vanish, until heal.
+func (p *proxy) blackhole() {
 	for _, stream := range []string{"upstream", "downstream"} {
-		p.toxic(fmt.Sprintf(`{"name":"swallow-%s","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream, stream))
+		p.toxic(fmt.Sprintf(`{"name":"blackhole-%s","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream, stream))
 	}
 }
 

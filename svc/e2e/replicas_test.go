@@ -94,7 +94,7 @@ func TestCrashes(t *testing.T) {
 // A handler that is slower than CLAIM_TTL keeps its claim, and another replica
 // waits for it.
 func TestSlowHandler(t *testing.T) {
-	e := newBrink(t)
+	e := newProxiedEnv(t)
 	release := make(chan struct{})
 	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s"}
@@ -115,7 +115,7 @@ func TestSlowHandler(t *testing.T) {
 
 // A crashed process's claim is free after CLAIM_TTL, and not before.
 func TestClaimOutlivesCrash(t *testing.T) {
-	e := newBrink(t)
+	e := newProxiedEnv(t)
 	hang, began := newHang(t)
 	sink := newSink(t, nil)
 	a := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "CLAIM_TTL=3s")

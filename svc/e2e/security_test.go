@@ -294,7 +294,7 @@ var quickLogins = stack.EtcdOptions{Config: map[string]any{"bcrypt-cost": 4}}
 // demandUsers makes etcd ask for a password, s3cret. Each role has a user of its
 // name, who may read and write what is below its prefix, and nothing else: as
 // the README has it. The test itself is root from here on.
-func (b *brink) demandUsers(ctx context.Context, roles ...string) {
+func (b *proxiedEnv) demandUsers(ctx context.Context, roles ...string) {
 	b.t.Helper()
 	must := func(_ any, err error) {
 		b.t.Helper()
@@ -319,7 +319,7 @@ func (b *brink) demandUsers(ctx context.Context, roles ...string) {
 // etcd with users: one who may read and write what is below the service's
 // prefix, and nothing else.
 func TestEtcdPermissions(t *testing.T) {
-	b := newBrinkWith(t, quickLogins)
+	b := newProxiedEnvWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders", "notify")
@@ -376,7 +376,7 @@ func TestEtcdPermissions(t *testing.T) {
 
 // wantHealthcheck checks that the healthcheck of docker-compose.yaml needs no
 // user, as a container has none: it is etcdctl's name for this call.
-func (b *brink) wantHealthcheck(ctx context.Context) {
+func (b *proxiedEnv) wantHealthcheck(ctx context.Context) {
 	b.t.Helper()
 	anonymous, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Logger: zap.NewNop()})
 	b.must(err)
@@ -392,7 +392,7 @@ func (b *brink) wantHealthcheck(ctx context.Context) {
 // With etcd as with the broker: who is not let in any more waits, says once what
 // to do, and goes on when that is done.
 func TestEtcdAccessWithdrawn(t *testing.T) {
-	b := newBrinkWith(t, quickLogins)
+	b := newProxiedEnvWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	b.demandUsers(ctx, "orders")
@@ -462,7 +462,7 @@ func TestBadValuesShowNoPassword(t *testing.T) {
 func TestLogLinesAreBounded(t *testing.T) {
 	for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
 		t.Run(format, func(t *testing.T) {
-			b := newBrink(t)
+			b := newProxiedEnv(t)
 			sink := newSink(t, func(post) int { return http.StatusBadRequest })
 			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "LOG_FORMAT="+format)
 			long := strings.Repeat("x", 1<<20)
@@ -492,7 +492,7 @@ func TestLogLinesAreBounded(t *testing.T) {
 // AMQP has one frame for all headers of a message. A stranger can fill it; the
 // dead letter says all the same what was wrong, and keeps what it has room for.
 func TestDeadLetterOfHugeHeaders(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	s := b.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("msg=consuming")
 	huge := plumber("not an event")

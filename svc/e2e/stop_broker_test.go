@@ -64,7 +64,7 @@ func TestStopBehindFullPrefetch(t *testing.T) {
 // What ends the process does so while etcd is unreachable, too, and is logged
 // first.
 func TestCannotGoOnWithoutEtcd(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
 	s.waitLog("no connection to the broker")

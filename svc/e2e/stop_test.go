@@ -14,25 +14,25 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// brink is an env whose ways to the servers can be broken. The broker is the
+// proxiedEnv is an env whose ways to the servers can be broken. The broker is the
 // shared one behind a network of its own, with a virtual host of its own; etcd
 // is its own, so that it can be frozen.
-type brink struct {
+type proxiedEnv struct {
 	*env
 	etcdServer       *stack.Etcd
 	toRabbit, toEtcd *proxy
 }
 
-func newBrink(t *testing.T) *brink {
+func newProxiedEnv(t *testing.T) *proxiedEnv {
 	t.Helper()
-	return newBrinkWith(t, stack.EtcdOptions{})
+	return newProxiedEnvWith(t, stack.EtcdOptions{})
 }
 
-func newBrinkWith(t *testing.T, o stack.EtcdOptions) *brink {
+func newProxiedEnvWith(t *testing.T, o stack.EtcdOptions) *proxiedEnv {
 	t.Helper()
 	etcd := startMembers(t, 1, o)[0]
 	vhost := newVhost(t)
-	b := &brink{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
+	b := &proxiedEnv{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
 	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
 	b.toEtcd = newProxy(t, etcd.Endpoint())
 	b.amqpURL, b.etcdAt = "amqp://guest:guest@"+b.toRabbit.Listen+"/"+vhost, b.toEtcd.Listen
@@ -169,27 +169,32 @@ func TestStopDuringOutage(t *testing.T) {
 	const ids = 1000
 	broker := "no connection to the broker"
 	tests := map[string]struct {
-		begin, end func(*brink)
+		begin, end func(*proxiedEnv)
 		noticed    string // what the log says when it is noticed; none: it is not, for long
 		noEtcd     bool
 	}{
-		"etcd cut off": {func(b *brink) { b.toEtcd.cut() }, func(b *brink) { b.toEtcd.reconnect() }, "etcd is unreachable", true},
-		"etcd killed":  {func(b *brink) { b.etcdServer.Kill() }, func(b *brink) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
-		"etcd frozen":  {func(b *brink) { b.etcdServer.Pause() }, func(b *brink) { b.etcdServer.Resume() }, "", true},
-		"etcd's packets swallowed": {
-			func(b *brink) { b.toEtcd.swallow() }, func(b *brink) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
-		"broker away": {func(b *brink) { b.toRabbit.cut() }, func(b *brink) { b.toRabbit.reconnect() }, broker, false},
-		"broker's packets swallowed": {
-			func(b *brink) { b.toRabbit.swallow() }, func(b *brink) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
+		"etcd cut off": {func(b *proxiedEnv) { b.toEtcd.cut() }, func(b *proxiedEnv) { b.toEtcd.reconnect() }, "etcd is unreachable", true},
+		"etcd killed":  {func(b *proxiedEnv) { b.etcdServer.Kill() }, func(b *proxiedEnv) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
+		"etcd frozen":  {func(b *proxiedEnv) { b.etcdServer.Pause() }, func(b *proxiedEnv) { b.etcdServer.Resume() }, "", true},
+		"etcd's packets lost": {
+			func(b *proxiedEnv) { b.toEtcd.blackhole() }, func(b *proxiedEnv) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
+		"broker away": {func(b *proxiedEnv) { b.toRabbit.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect() }, broker, false},
+		"broker's packets lost": {
+			func(b *proxiedEnv) { b.toRabbit.blackhole() }, func(b *proxiedEnv) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
 		"both cut off": {
-			func(b *brink) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *brink) { b.toRabbit.reconnect(); b.toEtcd.reconnect() }, broker, true},
+			func(b *proxiedEnv) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect(); b.toEtcd.reconnect() }, broker, true},
 		"both frozen": {
-			func(b *brink) { b.toRabbit.swallow(); b.etcdServer.Pause() },
-			func(b *brink) { b.etcdServer.Resume(); b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", true},
+			func(b *proxiedEnv) { b.toRabbit.blackhole(); b.etcdServer.Pause() },
+			func(b *proxiedEnv) {
+				b.etcdServer.Resume()
+				b.toRabbit.heal()
+				b.toRabbit.cut()
+				b.toRabbit.reconnect()
+			}, "", true},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBrink(t)
+			b := newProxiedEnv(t)
 			work := newWorkers(100 * time.Millisecond)
 			sink := newSink(t, work.answer)
 			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
@@ -232,11 +237,11 @@ func TestStopDuringOutage(t *testing.T) {
 // The shortest shutdown that is allowed has to do for a broker that says
 // nothing any more, too.
 func TestStopShortly(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT=1s")
 	b.publishBodies("poison")
 	s.waitLog("msg=dead-lettered")
-	b.toRabbit.swallow()
+	b.toRabbit.blackhole()
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, time.Second))
 }
 
@@ -337,7 +342,7 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 // A stop while the cache is warmed.
 func TestStopDuringWarmup(t *testing.T) {
 	const ids = 32000 // seven pages
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	b.must(fillRecords(deadline(t), b.etcd, ids, 1))
 	slowly := func(t *testing.T) string {
 		p := newProxy(t, b.etcdServer.Endpoint())

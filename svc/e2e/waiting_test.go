@@ -16,7 +16,7 @@ import (
 // lease has ended the next one works, on each id once.
 func TestManyWait(t *testing.T) {
 	const ids, processes, sessions, ttl = 20, 4, 96, 2 * time.Second
-	e := newBrink(t)
+	e := newProxiedEnv(t)
 	ctx := deadline(t)
 	var killed atomic.Bool
 	release := make(chan struct{})

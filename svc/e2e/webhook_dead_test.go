@@ -10,11 +10,11 @@ import (
 )
 
 // A host dies without a word, and another takes its place: the idle connections
-// swallow what is sent, new ones work. That costs an event one attempt at most,
+// blackhole what is sent, new ones work. That costs an event one attempt at most,
 // because the first that fails has all idle connections dropped.
 func TestWebhookHostDiesSilently(t *testing.T) {
 	const events, later = 16, 4
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	together := newBarrier(events)
 	sink := newSink(t, func(p post) int {
 		if p.id[0] == 'w' {
@@ -49,7 +49,7 @@ func (b *barrier) wait() {
 	b.Wait()
 }
 
-// host forwards connections until it dies: then it swallows what comes on those
+// host forwards connections until it dies: then it drops what comes on those
 // that it has, and forwards new ones.
 type host struct {
 	net.Listener

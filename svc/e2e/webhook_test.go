@@ -28,7 +28,7 @@ func TestWebhookConnectionLost(t *testing.T) {
 	}
 	for name, lose := range tests {
 		t.Run(name, func(t *testing.T) {
-			b := newBrink(t)
+			b := newProxiedEnv(t)
 			var down atomic.Bool
 			down.Store(true)
 			sink := newSink(t, nil)
@@ -58,7 +58,7 @@ func TestWebhookConnectionLost(t *testing.T) {
 // A stop does not wait for a webhook that loses its connections: the event is
 // delivered again to the next process.
 func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	var down atomic.Bool
 	down.Store(true)
 	sink := newSink(t, nil)
@@ -97,7 +97,7 @@ func losing(up http.Handler, down *atomic.Bool, lose http.HandlerFunc) http.Hand
 // Each handler keeps its connection.
 func TestWebhookKeepsConnections(t *testing.T) {
 	const concurrency, rounds = 300, 3
-	b := newBrink(t)
+	b := newProxiedEnv(t)
 	var together [rounds]*barrier
 	for i := range together {
 		together[i] = newBarrier(concurrency)

@@ -12,29 +12,29 @@ import (
 // Scenes 4 to 6, which go beyond the talk.
 
 // crash kills orders in mid-work.
-func crash(ctx context.Context, s *stage) error {
+func crash(ctx context.Context, s *env) error {
 	const n, workTime = 10, 1500 * time.Millisecond
 	// notify has no slow work, and goes on.
 	if _, err := s.start(ctx, "notify", "ENABLE_ETCD=true"); err != nil {
 		return err
 	}
-	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + s.sink.url}
+	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + s.receiver.url}
 	victim, err := s.start(ctx, "orders", vars...)
 	if err != nil {
 		return err
 	}
-	s.sink.delay.Store(int64(workTime))
+	s.receiver.delay.Store(int64(workTime))
 	ids := s.ids("crash", n)
 	s.say(ctx, "%d events. The work takes %.1f s each.", n, workTime.Seconds())
 	if err := s.publish(ctx, ids...); err != nil {
 		return err
 	}
-	s.until(ctx, func() bool { return s.sink.started("orders") >= n })
+	s.until(ctx, func() bool { return s.receiver.started("orders") >= n })
 	victim.kill()
 	began := time.Now()
-	once, _, _ := s.sink.accounts("orders", ids)
+	once, _, _ := s.receiver.accounts("orders", ids)
 	s.expect("work done before the kill", once, 0)
-	s.expect("work begun before the kill", s.sink.started("orders"), n)
+	s.expect("work begun before the kill", s.receiver.started("orders"), n)
 	s.say(ctx, "kill -9 in the middle of %d of them. The broker has them still.", n)
 	s.say(ctx, "orders comes back. It waits 2 s for the dead one's claims.")
 	if _, err := s.start(ctx, "orders", vars...); err != nil {
@@ -52,9 +52,9 @@ func crash(ctx context.Context, s *stage) error {
 }
 
 // race has two replicas go for the same events.
-func race(ctx context.Context, s *stage) error {
+func race(ctx context.Context, s *env) error {
 	const n, copies = 1000, 3
-	work := "WEBHOOK_URL=" + s.sink.url
+	work := "WEBHOOK_URL=" + s.receiver.url
 	for _, role := range []string{"orders", "orders", "notify"} {
 		if _, err := s.start(ctx, role, "ENABLE_ETCD=true", work); err != nil {
 			return err
@@ -80,10 +80,10 @@ func race(ctx context.Context, s *stage) error {
 }
 
 // outage takes etcd and then the broker away under load.
-func outage(ctx context.Context, s *stage) error {
+func outage(ctx context.Context, s *env) error {
 	for _, role := range roles {
 		// A small PREFETCH leaves what waits in the queue, for all to see.
-		if _, err := s.start(ctx, role, "ENABLE_ETCD=true", "PREFETCH=50", "WEBHOOK_URL="+s.sink.url); err != nil {
+		if _, err := s.start(ctx, role, "ENABLE_ETCD=true", "PREFETCH=50", "WEBHOOK_URL="+s.receiver.url); err != nil {
 			return err
 		}
 	}
@@ -109,7 +109,7 @@ func outage(ctx context.Context, s *stage) error {
 	return nil
 }
 
-func (s *stage) breakServers(ctx context.Context) error {
+func (s *env) breakServers(ctx context.Context) error {
 	s.say(ctx, "300 events a second.")
 	s.beat(ctx, 1500*time.Millisecond)
 
@@ -142,7 +142,7 @@ func (s *stage) breakServers(ctx context.Context) error {
 
 // load publishes so many events a second until the function it returns is
 // called, which returns the ids of all that the broker has confirmed.
-func (s *stage) load(ctx context.Context, perSecond int) (stop func() (ids []string, err error)) {
+func (s *env) load(ctx context.Context, perSecond int) (stop func() (ids []string, err error)) {
 	quit, done := make(chan struct{}), make(chan struct{})
 	var ids []string
 	var err error
@@ -172,4 +172,4 @@ func (s *stage) load(ctx context.Context, perSecond int) (stop func() (ids []str
 }
 
 // outage shows that a server is down, or that none is.
-func (s *stage) outage(server string) { s.show.update(func(v *view) { v.Outage = server }) }
+func (s *env) outage(server string) { s.show.update(func(v *view) { v.Outage = server }) }

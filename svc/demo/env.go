@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// stage is what the scenes act on: the servers, the services that run, and the
+// env is what the scenes act on: the servers, the services that run, and the
 // eyes of the audience.
-type stage struct {
+type env struct {
 	opts   options
 	show   *show
 	screen *screen
@@ -35,19 +35,19 @@ type stage struct {
 	etcd                      *stack.Etcd   // nil with -compose
 	statsd                    *stack.Statsd
 	relay                     *relay // only with -compose
-	sink                      *sink
+	receiver                  *receiver
 	broker                    broker // for the scenes
 
 	watching sync.WaitGroup
 	unwatch  context.CancelFunc
 
 	services []*service // of the scene, the dead as well
-	facts    []fact     // that the scene has found
+	checks   []check    // that the scene has found
 	held     bool       // all scenes hold, and -hold has been reached
 }
 
-// fact is one number that a scene is judged by.
-type fact struct {
+// check is one number that a scene is judged by.
+type check struct {
 	what      string
 	got, want int64
 }
@@ -57,12 +57,12 @@ type fact struct {
 type beginError struct{ error }
 
 // open builds the service, starts what it needs, and shows how far it is.
-func (s *stage) open(ctx context.Context) (err error) {
+func (s *env) open(ctx context.Context) (err error) {
 	s.tag = strconv.FormatInt(time.Now().Unix(), 36)
 	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
-	if s.sink, err = startSink(); err != nil {
+	if s.receiver, err = startReceiver(); err != nil {
 		return err
 	}
 	if s.statsd, err = stack.StartStatsd(); err != nil {
@@ -104,14 +104,14 @@ func (s *stage) open(ctx context.Context) (err error) {
 	return nil
 }
 
-func (s *stage) startRabbit(ctx context.Context) (err error) {
+func (s *env) startRabbit(ctx context.Context) (err error) {
 	if s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{}); err == nil {
 		s.amqpURL = s.rabbit.URL()
 	}
 	return err
 }
 
-func (s *stage) startEtcd(ctx context.Context) (err error) {
+func (s *env) startEtcd(ctx context.Context) (err error) {
 	if s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{}); err == nil {
 		s.etcdAt = s.etcd.Endpoint()
 	}
@@ -120,7 +120,7 @@ func (s *stage) startEtcd(ctx context.Context) (err error) {
 
 // build makes the binaries of the service and of the receiver. An interrupted go command cleans up; should
 // it not, its folder is in ours.
-func (s *stage) build(ctx context.Context) error {
+func (s *env) build(ctx context.Context) error {
 	s.bin, s.receiverBin = filepath.Join(s.dir, "svc"), filepath.Join(s.dir, "receiver")
 	const svc = "github.com/streamdal/gophercon2021/svc"
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", s.dir+"/", svc, svc+"/receiver")
@@ -135,7 +135,7 @@ func (s *stage) build(ctx context.Context) error {
 }
 
 // watch keeps the numbers of the view up to date until close.
-func (s *stage) watch() {
+func (s *env) watch() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.unwatch = cancel
 	every := func(d time.Duration, f func()) {
@@ -165,7 +165,7 @@ func (s *stage) watch() {
 }
 
 // close ends everything, by force: there is nothing to be saved. It is quick.
-func (s *stage) close() error {
+func (s *env) close() error {
 	var ending errgroup.Group
 	for _, p := range s.services {
 		p.kill()
@@ -191,8 +191,8 @@ func (s *stage) close() error {
 	if s.statsd != nil {
 		s.statsd.Close()
 	}
-	if s.sink != nil {
-		s.sink.close()
+	if s.receiver != nil {
+		s.receiver.close()
 	}
 	if s.dir != "" {
 		err = errors.Join(err, os.RemoveAll(s.dir))

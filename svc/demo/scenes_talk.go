@@ -8,7 +8,7 @@ import (
 // Scenes 1 to 3, which are the talk's.
 
 // consumeAndProduce shows that both services get every event.
-func consumeAndProduce(ctx context.Context, s *stage) error {
+func consumeAndProduce(ctx context.Context, s *env) error {
 	if err := s.startBoth(ctx); err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ func consumeAndProduce(ctx context.Context, s *stage) error {
 }
 
 // recovery stops notify for a while.
-func recovery(ctx context.Context, s *stage) error {
+func recovery(ctx context.Context, s *env) error {
 	if _, err := s.start(ctx, "orders"); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func recovery(ctx context.Context, s *stage) error {
 }
 
 // idempotency publishes duplicates, without etcd and with it.
-func idempotency(ctx context.Context, s *stage) error {
+func idempotency(ctx context.Context, s *env) error {
 	const n = 10
 	if err := s.startBoth(ctx); err != nil {
 		return err

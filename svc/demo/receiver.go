@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// sink is where the services do their work in some scenes: a web server that
+// receiver is where the services do their work in some scenes: a web server that
 // keeps the accounts. Work is done when its answer could be sent.
-type sink struct {
+type receiver struct {
 	url    string
 	server *http.Server
 	delay  atomic.Int64 // how long the work takes, a time.Duration
@@ -23,20 +23,20 @@ type sink struct {
 	done  map[string]map[string]bool // tokens, by role/id
 }
 
-func startSink() (*sink, error) {
+func startReceiver() (*receiver, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return nil, fmt.Errorf("start the webhook sink: %w", err)
+		return nil, fmt.Errorf("start the webhook receiver: %w", err)
 	}
-	s := &sink{url: "http://" + listener.Addr().String(), begun: map[string]int{}, done: map[string]map[string]bool{}}
+	s := &receiver{url: "http://" + listener.Addr().String(), begun: map[string]int{}, done: map[string]map[string]bool{}}
 	s.server = &http.Server{Handler: s}
 	go s.server.Serve(listener) // until close
 	return s, nil
 }
 
-func (s *sink) close() { s.server.Close() }
+func (s *receiver) close() { s.server.Close() }
 
-func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (s *receiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, r.Body)
 	key, token := r.Header.Get("Idempotency-Key"), r.Header.Get("X-Fencing-Token")
 	role, _, _ := strings.Cut(key, "/")
@@ -60,7 +60,7 @@ func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // started returns how often a role has begun work.
-func (s *sink) started(role string) int64 {
+func (s *receiver) started(role string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return int64(s.begun[role])
@@ -68,7 +68,7 @@ func (s *sink) started(role string) int64 {
 
 // accounts says of a role's ids how many were done once, not at all, and more
 // than once.
-func (s *sink) accounts(role string, ids []string) (once, lost, twice int64) {
+func (s *receiver) accounts(role string, ids []string) (once, lost, twice int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, id := range ids {
@@ -85,7 +85,7 @@ func (s *sink) accounts(role string, ids []string) (once, lost, twice int64) {
 }
 
 // reset forgets all, for the next scene.
-func (s *sink) reset() {
+func (s *receiver) reset() {
 	s.delay.Store(0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
