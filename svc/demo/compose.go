@@ -17,8 +17,8 @@ type servers struct{ amqp, etcd, statsd string }
 // composeServers is where docker-compose publishes its servers.
 var composeServers = servers{"amqp://guest:guest@localhost:5672/", "localhost:2379", "localhost:8125"}
 
-// useCompose takes the servers of docker-compose, if they answer and nobody else
-// uses the queues.
+// useCompose takes the servers of docker-compose, if they answer and no
+// other consumer uses the queues.
 func (s *env) useCompose(ctx context.Context) error {
 	at := s.opts.servers
 	b := broker{url: at.amqp}

@@ -123,12 +123,12 @@ func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	return nil
 }
 
-// lines yields once for each line of input, and never again when there is none:
-// then nobody is there to press Enter, and -pause does not wait.
+// lines yields once for each line of input, and never again when the input
+// has ended: then no one can press Enter, and -pause does not wait.
 func lines(in io.Reader) <-chan struct{} {
 	enter := make(chan struct{})
 	go func() {
-		// Nobody waits for this goroutine: reading a terminal cannot be stopped.
+		// This goroutine is not waited for: reading a terminal cannot be stopped.
 		defer close(enter)
 		for input := bufio.NewScanner(in); input.Scan(); {
 			enter <- struct{}{}

@@ -149,7 +149,7 @@ func statusLines(v view) (lines []string) {
 	return lines
 }
 
-// waiting is the depth of a queue, which nobody knows while the broker is away.
+// waiting is the depth of a queue, which is unknown while the broker is unreachable.
 func waiting(n int64, format string) string {
 	if n < 0 {
 		return fmt.Sprintf(format, "?")

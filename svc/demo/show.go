@@ -22,8 +22,8 @@ type view struct {
 	Verdicts []string // of each scene: "", "holds", "fails", "left out", "now"
 }
 
-// serviceView is what a service has done in this scene. Waiting is what is
-// ready in its queue, -1 if nobody knows.
+// serviceView is what a service has done in this scene. Waiting is the number of
+// messages ready in its queue, -1 if unknown.
 type serviceView struct {
 	Name                 string
 	OK, Skipped, Waiting int64

@@ -78,7 +78,7 @@ type work struct {
 	began, ended time.Time
 }
 
-// fault is something that breaks, and is mended before run returns.
+// fault is something that breaks, and is repaired before run returns.
 type fault struct {
 	name   string
 	domain string // faults of one domain do not come together
@@ -174,7 +174,7 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 }
 
 // breakSomething draws one fault, or two of different domains that come
-// together, and returns when they are mended.
+// together, and returns when they are repaired.
 func (c *chaos) breakSomething(draw *rand.Rand) {
 	c.t.Helper()
 	if len(c.deck) < 2 {

@@ -405,7 +405,7 @@ func (s *sink) attempts(id string) (attempts []int) {
 }
 
 // What a webhook answers decides how often it is asked. A failure is not
-// remembered: when the cause is mended the event can be sent again.
+// remembered: once the cause is fixed the event can be sent again.
 func TestAttempts(t *testing.T) {
 	tests := map[string]struct {
 		status int
@@ -426,10 +426,10 @@ func TestAttempts(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			e := newProxiedEnv(t)
-			var mended atomic.Bool
+			var fixed atomic.Bool
 			release := make(chan struct{})
 			sink := newSink(t, func(p post) int {
-				if p.id != "bad0" || mended.Load() {
+				if p.id != "bad0" || fixed.Load() {
 					return http.StatusOK
 				}
 				if tt.status == 0 {
@@ -466,7 +466,7 @@ func TestAttempts(t *testing.T) {
 			}
 			t.Logf("50 others after %v, dead-lettered after %v: %v", good.Round(time.Millisecond), took.Round(time.Millisecond), letters[0].Headers["x-error"])
 
-			mended.Store(true)
+			fixed.Store(true)
 			e.publishBodies(string(letters[0].Body))
 			s.waitLog("msg=processed", "id=bad0")
 			e.waitCounts(map[string]int64{"orders_new_order_ok": 51, "orders_new_order_failed": 1})

@@ -90,7 +90,7 @@ func TestLateEtcd(t *testing.T) {
 	}
 }
 
-// Without ENABLE_ETCD nobody misses it.
+// Without ENABLE_ETCD the service needs no etcd.
 func TestNoEtcdNeeded(t *testing.T) {
 	e := newEnv(t)
 	s := e.start("orders", "ETCD_ENDPOINTS=127.0.0.1:1")
@@ -136,7 +136,7 @@ func (e *env) listen(addr string) {
 }
 
 // waitAtLeast waits until statsd has heard of n. What was sent while it was
-// away may be lost or not: nobody confirms a packet.
+// unreachable may be lost: statsd does not confirm packets.
 func (e *env) waitAtLeast(name string, n int64) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
@@ -168,7 +168,7 @@ func TestLateStatsd(t *testing.T) {
 	}
 }
 
-// A statsd whose name nobody knows never hinders the work, nor the stop.
+// A statsd whose name does not resolve never hinders the work, nor the stop.
 func TestUnresolvableStatsd(t *testing.T) {
 	const ids = 2000
 	e := newProxiedEnv(t)
@@ -221,7 +221,7 @@ func TestEtcdTokens(t *testing.T) {
 	s := b.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=2s", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
 	s.waitLog("msg=consuming")
 	for round := range 3 {
-		// Longer than a token or a lease that nobody renews would last.
+		// Longer than a token or a lease that is not renewed lasts.
 		<-time.After(4 * time.Second)
 		b.publishBodies(orders(fmt.Sprint("idle", round, "-"), 20)...)
 		s.waitLogs(20, "msg=processed", fmt.Sprint("id=idle", round, "-"))

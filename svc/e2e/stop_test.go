@@ -46,7 +46,7 @@ var vhosts struct {
 	free []string
 }
 
-// newVhost returns a virtual host that nobody has used. They are made by the
+// newVhost returns an unused virtual host. They are made by the
 // dozen, since each call of rabbitmqctl takes a second.
 func newVhost(t *testing.T) string {
 	t.Helper()

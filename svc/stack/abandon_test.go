@@ -20,7 +20,7 @@ const abandonVar = "STACK_TEST_ABANDON"
 
 // abandon starts servers, pauses one, says where they are and waits to be killed.
 func abandon(dir string) (exit int) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	e, err := stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 // Taking what the kernel offers for port 0 does not do: while the server is
 // down, the kernel may offer the port to someone else, or use it for an outgoing
 // connection. So ports come from below the range the kernel takes from (32768 on
-// Linux, 49152 on macOS), and whoever uses one holds the UDP port of that number.
+// Linux, 49152 on macOS), and the user of one holds the UDP port of that number.
 // Nothing is sent there: it is a lock that all programs of the machine respect
 // that use this package, and that ends with its holder, however that dies.
 type Port struct {

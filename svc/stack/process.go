@@ -23,7 +23,7 @@ type process struct {
 	err   error         // why it ended, nil if well; valid once gone is closed
 }
 
-// start runs cmd under a guard. Whoever calls it has to kill the process, or
+// start runs cmd under a guard. The caller must kill the process or
 // wait until it is gone.
 func start(cmd *exec.Cmd) (*process, error) {
 	exe, err := os.Executable()

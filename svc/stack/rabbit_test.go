@@ -73,7 +73,7 @@ func TestRabbit(t *testing.T) {
 		t.Errorf("rabbitmqctl could not be given up: %v", err)
 	}
 	check(t, r.Resume())
-	check(t, raw.SetReadDeadline(time.Now().Add(patience)))
+	check(t, raw.SetReadDeadline(time.Now().Add(maxWait)))
 	_, err = raw.Read(make([]byte, 1))
 	check(t, err)
 

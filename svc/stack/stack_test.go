@@ -16,11 +16,11 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// patience is for what takes seconds; only a failure needs all of it.
-const patience = 2 * time.Minute
+// maxWait bounds what takes seconds; only a failure needs all of it.
+const maxWait = 2 * time.Minute
 
 func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	t.Cleanup(cancel)
 	return ctx
 }
