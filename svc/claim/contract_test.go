@@ -212,7 +212,7 @@ func newProxied(t *testing.T, etcd *stack.Etcd, role string) *proxied {
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), etcd.Endpoint()), alive: func() {}}
-	if err := p.proxy.Start(); err != nil {
+	if err := listen(p.proxy); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

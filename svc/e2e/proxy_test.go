@@ -30,7 +30,7 @@ func newProxy(t testing.TB, upstream string) *proxy {
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxy{t, toxiproxy.NewProxy(server, upstream, port.Addr(), upstream)}
-	p.must(p.Start())
+	p.must(p.reopen())
 	t.Cleanup(func() {
 		p.Stop()
 		port.Close()
@@ -49,8 +49,9 @@ func (p *proxy) must(err error) {
 func (p *proxy) cut()       { p.Stop() }
 func (p *proxy) reconnect() { p.t.Helper(); p.must(p.reopen()) }
 
-// reopen listens again. A process that another test was just starting when the
-// port was closed still holds it, until it has become that program.
+// reopen listens on a port that was closed before, by ReservePort or by cut. A
+// process that another test was just starting at that time holds a copy of the
+// socket until it has executed its program.
 func (p *proxy) reopen() (err error) {
 	for range 100 {
 		if err = p.Start(); !errors.Is(err, syscall.EADDRINUSE) {
