@@ -10,7 +10,7 @@ import (
 )
 
 // A host dies without a word, and another takes its place: the idle connections
-// blackhole what is sent, new ones work. That costs an event one attempt at most,
+// drop what is sent, new ones work. That costs an event one attempt at most,
 // because the first that fails has all idle connections dropped.
 func TestWebhookHostDiesSilently(t *testing.T) {
 	const events, later = 16, 4

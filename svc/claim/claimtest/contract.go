@@ -323,24 +323,25 @@ func mustWait(t *testing.T, p Process, waits <-chan outcome) {
 	}
 }
 
-func mustEnd(t *testing.T, ended <-chan outcome) (o outcome) {
+func mustEnd(t *testing.T, ended <-chan outcome) outcome {
 	t.Helper()
-	select {
-	case o = <-ended:
-	case <-time.After(answerTimeout):
-		t.Fatal("the delivery goes on waiting")
-	}
-	return o
+	return receive(t, ended, "the delivery goes on waiting")
 }
 
-func mustReturn(t *testing.T, ended <-chan error) (err error) {
+func mustReturn(t *testing.T, ended <-chan error) error {
+	t.Helper()
+	return receive(t, ended, "the call does not return")
+}
+
+// receive fails the test with otherwise if nothing arrives in time.
+func receive[T any](t *testing.T, from <-chan T, otherwise string) (v T) {
 	t.Helper()
 	select {
-	case err = <-ended:
+	case v = <-from:
 	case <-time.After(answerTimeout):
-		t.Fatal("the call does not return")
+		t.Fatal(otherwise)
 	}
-	return err
+	return v
 }
 
 func mustBeSuspended(t *testing.T, c *claim.Claim) {
