@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/metadata"
 )
 
 const (
@@ -51,11 +53,12 @@ func (s *Etcd) follow(ctx context.Context) {
 
 // watch applies the changes from a revision on. It returns why it cannot go on.
 func (s *Etcd) watch(ctx context.Context, from int64) error {
-	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
-	defer cancel(nil)
-	created := time.AfterFunc(maxLag, func() { cancel(errors.New("the watch was not created in time")) })
-	changes := s.watcher.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))
-	created.Stop()
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	changes, err := s.openWatch(ctx, from)
+	if err != nil {
+		return err
+	}
 	tick := time.NewTicker(maxLag / 4)
 	defer tick.Stop()
 	var late lateWrite
@@ -63,7 +66,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 		select {
 		case resp, ok := <-changes:
 			if err := resp.Err(); err != nil || !ok {
-				return fmt.Errorf("the watch ended: %w", errors.Join(err, context.Cause(ctx)))
+				return fmt.Errorf("the watch ended: %w", errors.Join(err, ctx.Err()))
 			}
 			if err := s.applyChanges(resp); err != nil {
 				return err
@@ -75,7 +78,44 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 		case err := <-s.rebuilt:
 			return err
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
+		}
+	}
+}
+
+// openWatch opens a watch that lives as long as ctx. Like a call, it is tried again
+// beside the first try: a frozen member keeps its connections and answers nothing.
+func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, error) {
+	type try struct {
+		n       int
+		changes clientv3.WatchChan
+	}
+	opened := make(chan try, maxTries)
+	var cancels []context.CancelFunc
+	tick := time.NewTicker(resendAfter / 2)
+	defer tick.Stop()
+	for {
+		if n := len(cancels); n < maxTries {
+			// The client sends watches with equal metadata over one stream, to one member.
+			ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "try", strconv.Itoa(n)))
+			cancels = append(cancels, cancel)
+			s.calls.tries.Go(func() {
+				opened <- try{n, s.watcher.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
+			})
+		}
+		select {
+		case first := <-opened:
+			for n, cancel := range cancels {
+				if n != first.n {
+					cancel()
+				}
+			}
+			return first.changes, nil
+		case <-tick.C:
+		case err := <-s.rebuilt:
+			return nil, err
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
 }
