@@ -1,0 +1,16 @@
+// Package harness runs the service from outside: the demo and the end-to-end
+// tests share it, and the service itself does not import it.
+//
+//	err := harness.Build(ctx, dir, []string{"svc"})
+//	receiver := harness.NewReceiver(nil)
+//	cmd := exec.Command(filepath.Join(dir, "svc"))
+//	cmd.Env = []string{"SERVICE_NAME=orders", "AMQP_URL=" + url, "WEBHOOK_URL=" + receiver.URL}
+//	orders, err := harness.Start("orders", cmd)
+//	_, err = orders.Log.Wait(ctx, 1, "msg=consuming")
+//	publisher := harness.Publisher{URL: url}
+//	err = publisher.Publish(ctx, harness.Message(`{"type":"new_order","id":"1"}`))
+//	err = receiver.Wait(ctx, func(posts []harness.Post) bool { return len(posts) == 1 })
+//	err = orders.Stop(ctx)
+//
+// The servers that the service needs come from package stack.
+package harness
