@@ -23,7 +23,7 @@ func BenchmarkReplicaKilled(b *testing.B) {
 		if killed.Load() {
 			return http.StatusOK
 		}
-		posted <- p.id
+		posted <- p.ID
 		<-release
 		return http.StatusTeapot
 	})
@@ -49,9 +49,9 @@ func BenchmarkReplicaKilled(b *testing.B) {
 		sink.wait(b, "the dead replica's events", func(posts []post) bool {
 			done := 0
 			for _, p := range posts[before:] {
-				if p.status == http.StatusOK {
+				if p.Status == http.StatusOK {
 					done++
-					last = p.began
+					last = p.Began
 				}
 			}
 			return done == ids

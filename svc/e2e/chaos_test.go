@@ -158,16 +158,16 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 	<-time.After(10 * time.Millisecond)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	same := slices.IndexFunc(c.entries[p.id], func(w work) bool { return w.token == p.token })
+	same := slices.IndexFunc(c.entries[p.ID], func(w work) bool { return w.token == p.Token })
 	if same >= 0 {
 		c.asked++
-		c.entries[p.id][same].ended = time.Now()
+		c.entries[p.ID][same].ended = time.Now()
 	} else {
-		c.entries[p.id] = append(c.entries[p.id], work{p.token, began, time.Now()})
+		c.entries[p.ID] = append(c.entries[p.ID], work{p.Token, began, time.Now()})
 	}
 	// A lost answer counts as a try: not too many of one id.
-	if c.silent.Load() && !c.unsaid[p.id] && one(3) {
-		c.unsaid[p.id] = true
+	if c.silent.Load() && !c.unsaid[p.ID] && one(3) {
+		c.unsaid[p.ID] = true
 		panic(http.ErrAbortHandler)
 	}
 	return http.StatusOK
@@ -432,7 +432,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	s.stop()
 	tokens := make(map[int64]int)
 	for _, p := range sink.all() {
-		tokens[p.token]++
+		tokens[p.Token]++
 	}
 	if len(tokens) != 1 {
 		t.Errorf("posts by token: %v, want one token", tokens)

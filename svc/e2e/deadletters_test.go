@@ -57,7 +57,7 @@ func TestDeadLettersTooLarge(t *testing.T) {
 	t.Cleanup(func() { limit(128 << 20) })
 
 	sink := newSink(t, func(p post) int {
-		if strings.HasPrefix(p.id, "large") {
+		if strings.HasPrefix(p.ID, "large") {
 			return 400
 		}
 		return 200

@@ -159,8 +159,8 @@ func TestEtcdRestored(t *testing.T) {
 			w.publishBodies(orders("w", w.published)...)
 			w.settle()
 			for _, p := range w.sink.all() {
-				if recorded[p.id] && p.began.After(restored) {
-					t.Errorf("%s was in the backup and done again", p.id)
+				if recorded[p.ID] && p.Began.After(restored) {
+					t.Errorf("%s was in the backup and done again", p.ID)
 				}
 			}
 		})

@@ -82,7 +82,7 @@ func TestQueueDeleted(t *testing.T) {
 func TestAlarm(t *testing.T) {
 	hold := make(chan struct{})
 	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int {
-		if strings.HasPrefix(p.id, "b") {
+		if strings.HasPrefix(p.ID, "b") {
 			<-hold
 		}
 		return http.StatusOK

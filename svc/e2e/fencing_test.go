@@ -22,8 +22,8 @@ func (f *fencing) refuses(p post) bool {
 	if f.newest == nil {
 		f.newest = make(map[string]int64)
 	}
-	f.newest[p.id] = max(f.newest[p.id], p.token)
-	return p.token < f.newest[p.id]
+	f.newest[p.ID] = max(f.newest[p.ID], p.Token)
+	return p.Token < f.newest[p.ID]
 }
 
 // A replica is cut off from etcd and loses its claim without knowing. Its receiver,
@@ -36,11 +36,11 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 			var receiver fencing
 			var first atomic.Int64 // the token of the replica that is cut off
 			sink := newSink(t, func(p post) int {
-				first.CompareAndSwap(0, p.token)
+				first.CompareAndSwap(0, p.Token)
 				switch {
 				case receiver.refuses(p):
 					return status
-				case p.token == first.Load():
+				case p.Token == first.Load():
 					return http.StatusServiceUnavailable // so that it is posted again
 				}
 				return http.StatusOK
@@ -65,7 +65,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 				}
 			}
 			other.waitLog("msg=processed", "id=f0")
-			sink.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].status == status })
+			sink.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].Status == status })
 			b.toEtcd.reconnect()
 			cutOff.waitLog("msg=skipped", "id=f0")
 			cutOff.stop()

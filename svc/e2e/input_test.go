@@ -114,8 +114,8 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("%d posts, want %d", n, processed)
 	}
 	for _, p := range sink.all() {
-		if want, ok := legal[unescape(t, p.id)]; ok && p.body != want {
-			t.Errorf("the body of %s was posted as %.80q", p.id, p.body)
+		if want, ok := legal[unescape(t, p.ID)]; ok && p.Body != want {
+			t.Errorf("the body of %s was posted as %.80q", p.ID, p.Body)
 		}
 	}
 	t.Logf("%d bad bodies, the last good event was processed after %v", len(bad), took.Round(time.Millisecond))
@@ -183,9 +183,9 @@ func TestOddIDs(t *testing.T) {
 	}
 	var posted []string
 	for _, p := range sink.all() {
-		posted = append(posted, unescape(t, p.id))
-		if p.attempt != 1 {
-			t.Errorf("the attempt of %q is %d", p.id, p.attempt)
+		posted = append(posted, unescape(t, p.ID))
+		if p.Attempt != 1 {
+			t.Errorf("the attempt of %q is %d", p.ID, p.Attempt)
 		}
 	}
 	if diff := cmp.Diff(slices.Sorted(slices.Values(ids)), slices.Sorted(slices.Values(posted))); diff != "" {
@@ -373,7 +373,7 @@ func TestOrder(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
 	sink := newSink(t, func(p post) int {
-		if strings.HasSuffix(p.id, "7") && p.attempt == 1 {
+		if strings.HasSuffix(p.ID, "7") && p.Attempt == 1 {
 			return http.StatusInternalServerError // tried again, before the next
 		}
 		return http.StatusOK
@@ -384,10 +384,10 @@ func TestOrder(t *testing.T) {
 	s.stop()
 	next := 0
 	for _, p := range sink.all() {
-		if want := fmt.Sprint("n", next); p.id != want {
-			t.Fatalf("%s was posted when it was the turn of %s", p.id, want)
+		if want := fmt.Sprint("n", next); p.ID != want {
+			t.Fatalf("%s was posted when it was the turn of %s", p.ID, want)
 		}
-		if p.status == http.StatusOK {
+		if p.Status == http.StatusOK {
 			next++
 		}
 	}
@@ -397,8 +397,8 @@ func TestOrder(t *testing.T) {
 // attempts returns the numbers of the tries of an id.
 func (s *sink) attempts(id string) (attempts []int) {
 	for _, p := range s.all() {
-		if p.id == id {
-			attempts = append(attempts, p.attempt)
+		if p.ID == id {
+			attempts = append(attempts, p.Attempt)
 		}
 	}
 	return attempts
@@ -429,7 +429,7 @@ func TestAttempts(t *testing.T) {
 			var fixed atomic.Bool
 			release := make(chan struct{})
 			sink := newSink(t, func(p post) int {
-				if p.id != "bad0" || fixed.Load() {
+				if p.ID != "bad0" || fixed.Load() {
 					return http.StatusOK
 				}
 				if tt.status == 0 {

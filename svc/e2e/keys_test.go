@@ -211,7 +211,7 @@ func TestKeys(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}), make(chan struct{})
 	sink := newSink(t, func(p post) int {
-		if p.id == "slow" {
+		if p.ID == "slow" {
 			close(began)
 			<-release
 		}
@@ -264,8 +264,8 @@ func TestKeys(t *testing.T) {
 		t.Errorf("after a stop: %d ids done, %d sessions, %d claims, %d windows", len(keys.done()), len(keys.sessions), len(keys.claims), len(keys.windows))
 	}
 	for _, p := range sink.all() {
-		if unescape(t, p.id) == "slow" && p.token != claim.CreateRevision {
-			t.Errorf("the token is %d, the claim's revision %d", p.token, claim.CreateRevision)
+		if unescape(t, p.ID) == "slow" && p.Token != claim.CreateRevision {
+			t.Errorf("the token is %d, the claim's revision %d", p.Token, claim.CreateRevision)
 		}
 	}
 }

@@ -218,13 +218,13 @@ func (w *faultEnv) settle() {
 func (w *faultEnv) underWay() int {
 	first, tokens := make(map[string]time.Time), make(map[string]map[int64]bool)
 	for _, p := range w.sink.all() {
-		if at, ok := first[p.id]; !ok || p.began.Before(at) {
-			first[p.id] = p.began
+		if at, ok := first[p.ID]; !ok || p.Began.Before(at) {
+			first[p.ID] = p.Began
 		}
-		if tokens[p.id] == nil {
-			tokens[p.id] = make(map[int64]bool)
+		if tokens[p.ID] == nil {
+			tokens[p.ID] = make(map[int64]bool)
 		}
-		tokens[p.id][p.token] = true
+		tokens[p.ID][p.Token] = true
 	}
 	n := 0
 	for id, at := range first {
@@ -268,14 +268,14 @@ func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 	w.t.Helper()
 	fresh := w.fresh()
 	done := func(p post) bool {
-		n, err := strconv.Atoi(strings.TrimPrefix(p.id, "w"))
-		return err == nil && n >= fresh && p.status/100 == 2
+		n, err := strconv.Atoi(strings.TrimPrefix(p.ID, "w"))
+		return err == nil && n >= fresh && p.Status/100 == 2
 	}
 	w.sink.wait(w.t, "an event published after the fault", func(posts []post) bool {
 		return slices.ContainsFunc(posts, done)
 	})
 	posts := w.sink.all()
-	at := posts[slices.IndexFunc(posts, done)].began
+	at := posts[slices.IndexFunc(posts, done)].Began
 	return at.Sub(fault), longestSilence(posts, fault, at)
 }
 
@@ -284,8 +284,8 @@ func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 	begins := []time.Time{from, to}
 	for _, p := range posts {
-		if p.began.After(from) && p.began.Before(to) {
-			begins = append(begins, p.began)
+		if p.Began.After(from) && p.Began.Before(to) {
+			begins = append(begins, p.Began)
 		}
 	}
 	slices.SortFunc(begins, time.Time.Compare)

@@ -17,7 +17,7 @@ func TestLogForMachines(t *testing.T) {
 	var unavailable atomic.Bool
 	sink := newSink(t, func(p post) int {
 		switch {
-		case p.id == "bad0":
+		case p.ID == "bad0":
 			return http.StatusBadRequest
 		case unavailable.Load():
 			return http.StatusServiceUnavailable

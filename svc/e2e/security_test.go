@@ -327,9 +327,9 @@ func TestEtcdPermissions(t *testing.T) {
 	release := make(chan struct{})
 	sink := newSink(t, func(p post) int {
 		switch {
-		case p.id == "bad":
+		case p.ID == "bad":
 			return http.StatusBadRequest
-		case strings.HasPrefix(p.id, "slow"):
+		case strings.HasPrefix(p.ID, "slow"):
 			<-release
 		}
 		return http.StatusOK

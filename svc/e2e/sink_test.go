@@ -26,13 +26,13 @@ type sink struct {
 }
 
 type post struct {
-	id      string // as in the Idempotency-Key, without the role
-	role    string
-	token   int64
-	attempt int
-	body    string
-	status  int
-	began   time.Time
+	ID      string // as in the Idempotency-Key, without the role
+	Role    string
+	Token   int64
+	Attempt int
+	Body    string
+	Status  int
+	Began   time.Time
 }
 
 func newSink(t testing.TB, answer func(post) int) *sink {
@@ -48,18 +48,18 @@ func newSink(t testing.TB, answer func(post) int) *sink {
 func (s *sink) handle(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	role, id, _ := strings.Cut(r.Header.Get("Idempotency-Key"), "/")
-	p := post{id: id, role: role, body: string(body), status: http.StatusNoContent, began: time.Now()}
-	p.token, _ = strconv.ParseInt(r.Header.Get("X-Fencing-Token"), 10, 64)
-	p.attempt, _ = strconv.Atoi(r.Header.Get("X-Attempt"))
+	p := post{ID: id, Role: role, Body: string(body), Status: http.StatusNoContent, Began: time.Now()}
+	p.Token, _ = strconv.ParseInt(r.Header.Get("X-Fencing-Token"), 10, 64)
+	p.Attempt, _ = strconv.Atoi(r.Header.Get("X-Attempt"))
 	if s.answer != nil {
-		p.status = s.answer(p)
+		p.Status = s.answer(p)
 	}
 	s.mu.Lock()
 	s.posts = append(s.posts, p)
 	close(s.changed)
 	s.changed = make(chan struct{})
 	s.mu.Unlock()
-	w.WriteHeader(p.status)
+	w.WriteHeader(p.Status)
 }
 
 // work returns the done work: for each id, the tokens it was done with. The
@@ -69,13 +69,13 @@ func (s *sink) work() map[string]map[int64]int {
 	defer s.mu.Unlock()
 	work := make(map[string]map[int64]int)
 	for _, p := range s.posts {
-		if p.status/100 != 2 {
+		if p.Status/100 != 2 {
 			continue
 		}
-		if work[p.id] == nil {
-			work[p.id] = make(map[int64]int)
+		if work[p.ID] == nil {
+			work[p.ID] = make(map[int64]int)
 		}
-		work[p.id][p.token]++
+		work[p.ID][p.Token]++
 	}
 	return work
 }

@@ -36,7 +36,7 @@ func TestUnreadableBehindOthers(t *testing.T) {
 	}
 	posts := make(map[string]int)
 	for _, p := range sink.all() {
-		posts[p.id]++
+		posts[p.ID]++
 	}
 	for id, n := range posts {
 		if n > 2 || strings.HasPrefix(id, "behind") {

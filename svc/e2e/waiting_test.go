@@ -25,7 +25,7 @@ func TestManyWait(t *testing.T) {
 		if killed.Load() {
 			return http.StatusOK
 		}
-		posted <- p.id
+		posted <- p.ID
 		<-release
 		return http.StatusTeapot
 	})
@@ -72,10 +72,10 @@ func TestManyWait(t *testing.T) {
 	soonest := time.Hour
 	done := 0
 	for _, p := range sink.all() {
-		if p.status == http.StatusOK {
+		if p.Status == http.StatusOK {
 			done++
-			slowest = max(slowest, p.began.Sub(ended))
-			soonest = min(soonest, p.began.Sub(kill))
+			slowest = max(slowest, p.Began.Sub(ended))
+			soonest = min(soonest, p.Began.Sub(kill))
 		}
 	}
 	if lost, twice := sink.accounts("m", ids); done != ids || lost > 0 || twice > 0 {

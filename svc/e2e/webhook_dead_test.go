@@ -17,7 +17,7 @@ func TestWebhookHostDiesSilently(t *testing.T) {
 	b := newProxiedEnv(t)
 	together := newBarrier(events)
 	sink := newSink(t, func(p post) int {
-		if p.id[0] == 'w' {
+		if p.ID[0] == 'w' {
 			together.wait() // so that there are as many connections
 		}
 		return http.StatusOK

@@ -40,8 +40,8 @@ func TestWebhookConnectionLost(t *testing.T) {
 			s.waitLogs(events, "msg=processed")
 			s.stop()
 			for _, p := range sink.all() {
-				if p.attempt != 1 {
-					t.Errorf("%s was posted as attempt %d", p.id, p.attempt)
+				if p.Attempt != 1 {
+					t.Errorf("%s was posted as attempt %d", p.ID, p.Attempt)
 				}
 			}
 			if lost, twice := sink.accounts("lost", events); lost+twice > 0 {
