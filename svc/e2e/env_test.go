@@ -7,22 +7,22 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
 
-// env is what one test has: addresses for the services to use, and eyes and
-// hands of its own on the servers behind them.
+// env is what one test has: addresses for the services to use, and clients
+// of its own of the servers behind them.
 type env struct {
-	t       testing.TB
-	amqpURL string // of the services; the test's own way is direct
-	etcdAt  string
-	statsd  *stack.Statsd
-	started atomic.Int32
+	t             testing.TB
+	amqpURL       string // of the services; the test's own way is direct
+	etcdEndpoints string
+	statsd        *stack.Statsd
+	started       atomic.Int32
 
 	directAMQP string
 	etcd       *clientv3.Client
@@ -51,7 +51,7 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 	}
 	t.Cleanup(func() { client.Close() })
 	e := &env{
-		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdAt: strings.Join(endpoints, ","),
+		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdEndpoints: strings.Join(endpoints, ","),
 		statsd: statsd, etcd: client,
 	}
 	e.clear()
@@ -90,7 +90,7 @@ func (e *env) vars(vars ...string) []string {
 	return append([]string{
 		"GORACE=atexit_sleep_ms=0", // the race detector would wait for a second at every exit
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
-		"AMQP_URL=" + e.amqpURL, "ETCD_ENDPOINTS=" + e.etcdAt, "STATSD_ADDR=" + e.statsd.Addr(),
+		"AMQP_URL=" + e.amqpURL, "ETCD_ENDPOINTS=" + e.etcdEndpoints, "STATSD_ADDR=" + e.statsd.Addr(),
 	}, vars...)
 }
 
@@ -134,28 +134,9 @@ func (e *env) topology(roles ...string) {
 // publish sends messages as plumber does, and waits for their confirms.
 func (e *env) publish(msgs ...amqp.Publishing) {
 	e.t.Helper()
-	e.channel(func(ch *amqp.Channel) error {
-		if err := ch.Confirm(false); err != nil {
-			return err
-		}
-		confirms := ch.NotifyPublish(make(chan amqp.Confirmation, len(msgs)))
-		for _, m := range msgs {
-			if err := ch.Publish("events", "foo", false, false, m); err != nil {
-				return err
-			}
-		}
-		for range msgs {
-			select {
-			case c, ok := <-confirms:
-				if !ok || !c.Ack {
-					return fmt.Errorf("a message was not confirmed (%v, %v)", c, ok)
-				}
-			case <-time.After(maxWait):
-				return fmt.Errorf("a confirm did not come")
-			}
-		}
-		return nil
-	})
+	publisher := harness.Publisher{URL: e.directAMQP}
+	defer publisher.Close()
+	e.must(publisher.Publish(context.Background(), msgs...))
 }
 
 func (e *env) publishBodies(bodies ...string) {
@@ -168,15 +149,13 @@ func (e *env) publishBodies(bodies ...string) {
 }
 
 // plumber is a message as `plumber write rabbit` sends it.
-func plumber(body string) amqp.Publishing {
-	return amqp.Publishing{Body: []byte(body), AppId: "plumber", DeliveryMode: amqp.Persistent}
-}
+func plumber(body string) amqp.Publishing { return harness.Message(body) }
 
 // orders returns the bodies of n new_order events with ids of that prefix.
 func orders(prefix string, n int) []string {
-	bodies := make([]string, n)
-	for i := range bodies {
-		bodies[i] = fmt.Sprintf(`{"type":"new_order","id":"%s%d"}`, prefix, i)
+	bodies := idsOf(prefix, n)
+	for i, id := range bodies {
+		bodies[i] = fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id)
 	}
 	return bodies
 }

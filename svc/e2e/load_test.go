@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
@@ -85,7 +86,7 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 	if len(members) == 1 {
 		w.etcdServer = members[0]
 		w.toEtcd = newProxy(t, members[0].Endpoint())
-		w.etcdAt = w.toEtcd.Listen
+		w.etcdEndpoints = w.toEtcd.Listen
 	}
 	if answer == nil {
 		answer = func(post) int {
@@ -106,7 +107,7 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 }
 
 // publishSteadily publishes events, each twice, some hundred a second, until
-// settle. It holds its breath while the broker is away.
+// settle. While the broker is unreachable it publishes nothing.
 func (w *faultEnv) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel
@@ -133,32 +134,25 @@ func (w *faultEnv) fresh() int {
 // publishUntilBroken publishes on one connection. An event that was not
 // confirmed is published again on the next: a copy more does no harm.
 func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
-	var conn *amqp.Connection
+	var publisher *harness.Publisher
 	err := errNotYet
 	for i := 0; i < len(w.brokers) && err != nil; i++ {
-		conn, err = amqp.Dial(w.brokers[i])
+		publisher = &harness.Publisher{URL: w.brokers[i]}
+		err = publisher.Open()
 	}
 	if err != nil {
 		return
 	}
-	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil || ch.Confirm(false) != nil {
-		return
-	}
-	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 64))
+	defer publisher.Close()
 	for ctx.Err() == nil {
+		var messages []amqp.Publishing
 		for range w.copiesOfEachEvent {
 			for i := range burst {
-				if ch.Publish("events", "foo", false, false, plumber(fmt.Sprintf(`{"type":"new_order","id":"w%d"}`, w.published+i))) != nil {
-					return
-				}
+				messages = append(messages, plumber(fmt.Sprintf(`{"type":"new_order","id":"w%d"}`, w.published+i)))
 			}
 		}
-		for range burst * w.copiesOfEachEvent {
-			if c, ok := <-confirms; !ok || !c.Ack {
-				return
-			}
+		if publisher.Publish(context.Background(), messages...) != nil {
+			return
 		}
 		w.growing.Lock()
 		w.published += burst

@@ -10,11 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
@@ -45,12 +45,12 @@ func run(m *testing.M) (code int) {
 		return fatal(err)
 	}
 	shared.bin = filepath.Join(dir, "svc")
-	build := exec.CommandContext(ctx, "go", "build", "-o", shared.bin, "github.com/streamdal/gophercon2021/svc")
+	var flags []string
 	if raceEnabled {
-		build.Args = append(build.Args[:2], append([]string{"-race"}, build.Args[2:]...)...)
+		flags = append(flags, "-race")
 	}
-	if out, err := build.CombinedOutput(); err != nil {
-		return fatal(fmt.Errorf("build svc: %w\n%s", err, out))
+	if err := harness.Build(ctx, dir, []string{"svc"}, flags...); err != nil {
+		return fatal(err)
 	}
 	if shared.etcd, err = stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{}); err != nil {
 		return fatal(err)

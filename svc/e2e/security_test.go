@@ -48,7 +48,7 @@ func TestTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { statsd.Close() })
-	e := &env{t: t, amqpURL: rabbit.TLSURL(), directAMQP: rabbit.URL(), etcdAt: etcd.Endpoint(), statsd: statsd}
+	e := &env{t: t, amqpURL: rabbit.TLSURL(), directAMQP: rabbit.URL(), etcdEndpoints: etcd.Endpoint(), statsd: statsd}
 	e.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint()}, TLS: ours.client(good), Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +95,7 @@ func TestTLS(t *testing.T) {
 		for name, tt := range bad {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				s := (&env{t: t, amqpURL: e.amqpURL, etcdAt: e.etcdAt, statsd: statsd}).start("orders", tt.vars...)
+				s := (&env{t: t, amqpURL: e.amqpURL, etcdEndpoints: e.etcdEndpoints, statsd: statsd}).start("orders", tt.vars...)
 				t.Log(s.waitLog(tt.want...))
 				s.alive()
 				s.stop()
@@ -259,7 +259,7 @@ func newBrokerEnv(t *testing.T, vhost, role string) *env {
 	direct := shared.rabbit.URL() + vhost
 	e := &env{
 		t: t, directAMQP: direct, amqpURL: strings.Replace(direct, "guest:guest", "user-"+vhost+":s3cret", 1),
-		etcdAt: "127.0.0.1:1", statsd: statsd,
+		etcdEndpoints: "127.0.0.1:1", statsd: statsd,
 	}
 	e.topology(role)
 	return e

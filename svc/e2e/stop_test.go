@@ -35,7 +35,7 @@ func newProxiedEnvWith(t *testing.T, o stack.EtcdOptions) *proxiedEnv {
 	b := &proxiedEnv{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
 	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
 	b.toEtcd = newProxy(t, etcd.Endpoint())
-	b.amqpURL, b.etcdAt = "amqp://guest:guest@"+b.toRabbit.Listen+"/"+vhost, b.toEtcd.Listen
+	b.amqpURL, b.etcdEndpoints = "amqp://guest:guest@"+b.toRabbit.Listen+"/"+vhost, b.toEtcd.Listen
 	b.topology("orders")
 	return b
 }
@@ -319,7 +319,7 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 					t.Fatal(err)
 				}
 				t.Cleanup(func() { statsd.Close() })
-				e := &env{t: t, amqpURL: shared.rabbit.URL(), etcdAt: shared.etcd.Endpoint(), statsd: statsd}
+				e := &env{t: t, amqpURL: shared.rabbit.URL(), etcdEndpoints: shared.etcd.Endpoint(), statsd: statsd}
 				s := e.start("orders", append([]string{"SHUTDOWN_TIMEOUT=" + shutdown.String()}, vars...)...)
 				if tt.log != "" {
 					s.waitLog(tt.log)
