@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -39,12 +37,10 @@ func (s *env) useCompose(ctx context.Context) error {
 	if err := pingEtcd(ctx, at.etcd); err != nil {
 		return &beginError{fmt.Errorf("reach etcd at %s: %w; bring the servers up: docker-compose up -d", at.etcd, err)}
 	}
-	relay, err := startRelay(at.statsd, s.statsd.Addr())
-	if err != nil {
+	if err := s.statsd.Forward(at.statsd); err != nil {
 		return err
 	}
-	s.relay = relay
-	s.amqpURL, s.etcdAt, s.statsdAt = at.amqp, at.etcd, relay.addr()
+	s.amqpURL, s.etcdAt = at.amqp, at.etcd
 	s.screen.note("Graphite: http://localhost:80, below Metrics/stats_counts")
 	return nil
 }
@@ -59,53 +55,4 @@ func pingEtcd(ctx context.Context, addr string) error {
 	defer cancel()
 	_, err = client.Get(ctx, "/service/")
 	return err
-}
-
-// relay sends each packet it gets to several addresses: statsd keeps its sums
-// to itself, and the demo needs them too.
-type relay struct {
-	conn net.PacketConn
-	to   []net.Conn
-	gone chan struct{}
-}
-
-func startRelay(to ...string) (*relay, error) {
-	conn, err := net.ListenPacket("udp4", "127.0.0.1:0")
-	if err != nil {
-		return nil, fmt.Errorf("start the relay to statsd: %w", err)
-	}
-	r := &relay{conn: conn, gone: make(chan struct{})}
-	for _, addr := range to {
-		out, err := net.Dial("udp", addr)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("start the relay to statsd: %w", err), conn.Close())
-		}
-		r.to = append(r.to, out)
-	}
-	go r.run()
-	return r, nil
-}
-
-func (r *relay) run() {
-	defer close(r.gone)
-	packet := make([]byte, 1<<16)
-	for {
-		n, _, err := r.conn.ReadFrom(packet)
-		if err != nil {
-			return // closed
-		}
-		for _, out := range r.to {
-			out.Write(packet[:n]) // a statsd that is away misses it
-		}
-	}
-}
-
-func (r *relay) addr() string { return r.conn.LocalAddr().String() }
-
-func (r *relay) close() {
-	r.conn.Close()
-	<-r.gone
-	for _, out := range r.to {
-		out.Close()
-	}
 }

@@ -30,13 +30,12 @@ type env struct {
 
 	receiverBin string // the built svc/receiver
 
-	amqpURL, etcdAt, statsdAt string
-	rabbit                    *stack.Rabbit // nil with -compose
-	etcd                      *stack.Etcd   // nil with -compose
-	statsd                    *stack.Statsd
-	relay                     *relay // only with -compose
-	receiver                  *receiver
-	broker                    broker // for the scenes
+	amqpURL, etcdAt string
+	rabbit          *stack.Rabbit // nil with -compose
+	etcd            *stack.Etcd   // nil with -compose
+	statsd          *stack.Statsd
+	receiver        *receiver
+	broker          broker // for the scenes
 
 	watching sync.WaitGroup
 	unwatch  context.CancelFunc
@@ -68,7 +67,6 @@ func (s *env) open(ctx context.Context) (err error) {
 	if s.statsd, err = stack.StartStatsd(); err != nil {
 		return err
 	}
-	s.statsdAt = s.statsd.Addr()
 	if s.page, err = startPage(s.show); err != nil {
 		return err
 	}
@@ -184,9 +182,6 @@ func (s *env) close() error {
 	}
 	if s.page != nil {
 		s.page.close()
-	}
-	if s.relay != nil {
-		s.relay.close()
 	}
 	if s.statsd != nil {
 		s.statsd.Close()

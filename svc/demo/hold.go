@@ -25,7 +25,7 @@ func (s *env) hold(ctx context.Context) error {
 		"  page      "+s.page.url,
 		"  RabbitMQ  "+s.amqpURL,
 		"  etcd      "+s.etcdAt,
-		"  statsd    "+s.statsdAt,
+		"  statsd    "+s.statsd.Addr(),
 	)
 	<-ctx.Done()
 	return ctx.Err()

@@ -31,7 +31,7 @@ func (s *env) start(ctx context.Context, role string, vars ...string) (*service,
 	p.cmd = exec.Command(s.bin)
 	p.cmd.Env = append(append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
-		"AMQP_URL=" + s.amqpURL, "ETCD_ENDPOINTS=" + s.etcdAt, "STATSD_ADDR=" + s.statsdAt,
+		"AMQP_URL=" + s.amqpURL, "ETCD_ENDPOINTS=" + s.etcdAt, "STATSD_ADDR=" + s.statsd.Addr(),
 		"SERVICE_NAME=" + role,
 	}, vars...), s.opts.vars...)
 	p.cmd.Stderr = p.log

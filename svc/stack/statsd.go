@@ -17,6 +17,7 @@ type Statsd struct {
 	counts  map[string]int64
 	last    map[string]float64
 	changed chan struct{} // closed, and replaced, at every packet
+	forward net.Conn      // see Forward
 }
 
 // receiveBuffer, in bytes, is asked for so that a burst does not get lost while
@@ -60,6 +61,9 @@ func (s *Statsd) receive() {
 func (s *Statsd) add(packet string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.forward != nil {
+		s.forward.Write([]byte(packet)) // a server that is down misses it
+	}
 	for m := range parseMetrics(packet) {
 		if m.kind == "c" {
 			s.counts[m.name] += m.count()
@@ -69,6 +73,19 @@ func (s *Statsd) add(packet string) {
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// Forward sends a copy of every further packet to another statsd, which has it
+// before the counters here change. It can be called once.
+func (s *Statsd) Forward(addr string) error {
+	conn, err := net.Dial("udp", addr)
+	if err != nil {
+		return fmt.Errorf("forward to statsd: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.forward = conn
+	return nil
 }
 
 // Addr is where to send to: host and port.
@@ -119,5 +136,8 @@ func (s *Statsd) Wait(ctx context.Context, wanted func(counts map[string]int64) 
 func (s *Statsd) Close() error {
 	s.conn.Close()
 	<-s.gone
+	if s.forward != nil {
+		s.forward.Close()
+	}
 	return nil
 }
