@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
@@ -50,11 +51,11 @@ func TestCompose(t *testing.T) {
 	plays(len(scenes), allHold, "Left out")
 
 	// What is in the queues is someone's.
-	b := broker{url: rabbit.URL()}
-	defer b.close()
-	must(t, b.publish(ctx, []string{event("not-ours")}))
+	b := harness.Publisher{URL: rabbit.URL()}
+	defer b.Close()
+	must(t, b.Publish(ctx, harness.Message(event("not-ours"))))
 	plays(1, cannotBegin)
-	if n, _, err := b.inspect("orders-queue"); n != 1 || err != nil {
+	if n, _, err := b.Inspect("orders-queue"); n != 1 || err != nil {
 		t.Errorf("%d messages are left, %v", n, err)
 	}
 	must(t, rabbit.Close())

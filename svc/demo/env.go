@@ -1,79 +1,79 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	"golang.org/x/sync/errgroup"
 )
 
-// env is what the scenes act on: the servers, the services that run, and the
-// eyes of the audience.
+// env is what all scenes use: the servers, and the two screens.
 type env struct {
-	opts   options
-	show   *show
-	screen *screen
-	page   *page
-	dir    string // everything on the disk
-	bin    string // the built service
-	tag    string // of this run's ids: etcd may remember those of another
+	opts    options
+	screen  *screen
+	status  *status
+	pageURL string
+	dir     string // everything on the disk: the built commands, the servers' data
+	tag     string // part of this run's ids: etcd may remember those of another
 
-	receiverBin string // the built svc/receiver
+	amqpURL, etcdEndpoints string
+	rabbit                 *stack.Rabbit // nil with -compose
+	etcd                   *stack.Etcd   // nil with -compose
+	statsd                 *stack.Statsd
+	publisher              harness.Publisher // for the scenes
 
-	amqpURL, etcdAt string
-	rabbit          *stack.Rabbit // nil with -compose
-	etcd            *stack.Etcd   // nil with -compose
-	statsd          *stack.Statsd
-	receiver        *receiver
-	broker          broker // for the scenes
-
-	watching sync.WaitGroup
-	unwatch  context.CancelFunc
-
-	services []*service // of the scene, the dead as well
-	checks   []check    // that the scene has found
-	held     bool       // all scenes hold, and -hold has been reached
+	mu      sync.Mutex // guards closers, as servers start at once
+	closers []func() error
 }
 
-// check is one number that a scene is judged by.
-type check struct {
-	what      string
-	got, want int64
+// closeLater makes close call f, before all that were given to it earlier.
+func (s *env) closeLater(f func() error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closers = append(s.closers, f)
 }
 
-// beginError is that of a demo that could not begin for want of something that
-// is not its own.
-type beginError struct{ error }
+// close ends everything, by force: there is nothing to be saved. It is quick.
+func (s *env) close() error {
+	var errs []error
+	for _, f := range slices.Backward(s.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
 
-// open builds the service, starts what it needs, and shows how far it is.
+// open builds the service and starts what it needs.
 func (s *env) open(ctx context.Context) (err error) {
+	s.every(s.screen.interval(), s.screen.refresh)
 	s.tag = strconv.FormatInt(time.Now().Unix(), 36)
 	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
-	if s.receiver, err = startReceiver(); err != nil {
-		return err
-	}
+	s.closeLater(func() error { return os.RemoveAll(s.dir) })
 	if s.statsd, err = stack.StartStatsd(); err != nil {
 		return err
 	}
-	if s.page, err = startPage(s.show); err != nil {
+	s.closeLater(s.statsd.Close)
+	s.status = newStatus(s.statsd)
+	page, err := startPage(s.status)
+	if err != nil {
 		return err
 	}
-	s.screen.note("Live page: " + s.page.url)
+	s.closeLater(page.Close)
+	s.pageURL = page.url
+	s.screen.note("Live page: " + s.pageURL)
 
-	starting, ctx := errgroup.WithContext(ctx)
 	s.screen.wait("Building the service, starting RabbitMQ and etcd")
+	starting, ctx := errgroup.WithContext(ctx)
 	step := func(did string, f func(context.Context) error) {
 		starting.Go(func() error {
 			began := time.Now()
@@ -90,107 +90,77 @@ func (s *env) open(ctx context.Context) (err error) {
 		step("RabbitMQ serves.", s.startRabbit)
 		step("etcd serves.", s.startEtcd)
 	}
-	step("The service is built.", s.build)
+	step("The service is built.", func(ctx context.Context) error {
+		return harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"})
+	})
 	err = starting.Wait()
-	s.screen.wait("")
+	s.screen.below(nil)
 	if err != nil {
 		return err
 	}
-	s.broker.url = s.amqpURL
-	s.watch()
-	s.screen.count(s.show)
+	s.publisher = harness.Publisher{URL: s.amqpURL, DialTimeout: dialTimeout}
+	s.closeLater(func() error { s.publisher.Close(); return nil })
+	s.startMonitor()
+	s.screen.count(s.status.current)
 	return nil
 }
 
 func (s *env) startRabbit(ctx context.Context) (err error) {
 	if s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{}); err == nil {
 		s.amqpURL = s.rabbit.URL()
+		s.closeLater(s.rabbit.Close)
 	}
 	return err
 }
 
 func (s *env) startEtcd(ctx context.Context) (err error) {
 	if s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{}); err == nil {
-		s.etcdAt = s.etcd.Endpoint()
+		s.etcdEndpoints = s.etcd.Endpoint()
+		s.closeLater(s.etcd.Close)
 	}
 	return err
 }
 
-// build makes the binaries of the service and of the receiver. An interrupted go command cleans up; should
-// it not, its folder is in ours.
-func (s *env) build(ctx context.Context) error {
-	s.bin, s.receiverBin = filepath.Join(s.dir, "svc"), filepath.Join(s.dir, "receiver")
-	const svc = "github.com/streamdal/gophercon2021/svc"
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", s.dir+"/", svc, svc+"/receiver")
-	cmd.Env = append(os.Environ(), "GOTMPDIR="+s.dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // with its compilers
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
-	cmd.WaitDelay = 5 * time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build svc: %w\n%s", err, bytes.TrimSpace(out))
-	}
-	return nil
-}
+// dialTimeout is short because the demo kills the broker and shows when it is
+// back.
+const dialTimeout = 2 * time.Second
 
-// watch keeps the numbers of the view up to date until close.
-func (s *env) watch() {
-	ctx, cancel := context.WithCancel(context.Background())
-	s.unwatch = cancel
-	every := func(d time.Duration, f func()) {
-		s.watching.Go(func() {
-			for tick := time.NewTicker(d); ; {
-				f()
-				select {
-				case <-tick.C:
-				case <-ctx.Done():
-					tick.Stop()
-					return
-				}
-			}
-		})
-	}
-	every(100*time.Millisecond, func() { s.show.sample(s.statsd.Counts(), time.Now()) })
-	eye := broker{url: s.amqpURL} // its connection ends with the program, at the latest
-	every(250*time.Millisecond, func() {
+// startMonitor keeps the rates and the depths of the queues up to date until
+// close.
+func (s *env) startMonitor() {
+	s.every(time.Second, s.status.sampleRates)
+	broker := harness.Publisher{URL: s.amqpURL, DialTimeout: dialTimeout}
+	s.closeLater(func() error { broker.Close(); return nil })
+	s.every(250*time.Millisecond, func() {
 		for i, role := range roles {
-			ready, _, err := eye.inspect(role + "-queue")
+			ready, _, err := broker.Inspect(role + "-queue")
 			if err != nil {
 				ready = -1
 			}
-			s.show.update(func(v *view) { v.Services[i].Waiting = ready })
+			s.status.update(func(v *view) { v.Services[i].Waiting = ready })
 		}
 	})
 }
 
-// close ends everything, by force: there is nothing to be saved. It is quick.
-func (s *env) close() error {
-	var ending errgroup.Group
-	for _, p := range s.services {
-		p.kill()
-	}
-	if s.rabbit != nil {
-		ending.Go(s.rabbit.Close)
-	}
-	if s.etcd != nil {
-		ending.Go(s.etcd.Close)
-	}
-	err := ending.Wait()
-	s.broker.close()
-	if s.unwatch != nil {
-		s.unwatch()
-		s.watching.Wait()
-	}
-	if s.page != nil {
-		s.page.close()
-	}
-	if s.statsd != nil {
-		s.statsd.Close()
-	}
-	if s.receiver != nil {
-		s.receiver.close()
-	}
-	if s.dir != "" {
-		err = errors.Join(err, os.RemoveAll(s.dir))
-	}
-	return err
+// every calls f again and again until close.
+func (s *env) every(interval time.Duration, f func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	tick := time.NewTicker(interval)
+	var calling sync.WaitGroup
+	calling.Go(func() {
+		for {
+			select {
+			case <-tick.C:
+				f()
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	s.closeLater(func() error {
+		tick.Stop()
+		cancel()
+		calling.Wait()
+		return nil
+	})
 }

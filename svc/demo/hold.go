@@ -5,14 +5,13 @@ import "context"
 // hold keeps both services running until ctrl-c. The counters go on where the
 // last scene has left them.
 func (s *env) hold(ctx context.Context) error {
-	s.services = nil
-	for _, role := range roles {
-		if _, err := s.start(ctx, role, "ENABLE_ETCD=true"); err != nil {
-			return err
-		}
+	p := s.newScript(ctx)
+	defer p.end()
+	p.startBoth("ENABLE_ETCD=true")
+	if err := context.Cause(p.sceneCtx); err != nil {
+		return err
 	}
-	s.held = true
-	s.show.update(func(v *view) {
+	s.status.update(func(v *view) {
 		v.Number, v.Title, v.Step = 0, "Over to you", "Ctrl-c in the terminal ends it."
 		v.Text = "Everything keeps running, with ENABLE_ETCD=true: publish by hand, and watch."
 	})
@@ -22,11 +21,11 @@ func (s *env) hold(ctx context.Context) error {
 		"AMQP_URL=" + s.amqpURL + " go run ./example1",
 	})...)
 	s.screen.write(
-		"  page      "+s.page.url,
+		"  page      "+s.pageURL,
 		"  RabbitMQ  "+s.amqpURL,
-		"  etcd      "+s.etcdAt,
+		"  etcd      "+s.etcdEndpoints,
 		"  statsd    "+s.statsd.Addr(),
 	)
 	<-ctx.Done()
-	return ctx.Err()
+	return errHeld
 }

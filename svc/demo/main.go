@@ -33,7 +33,7 @@ type options struct {
 	scene                      int // 0: all of them
 
 	servers servers  // of docker-compose
-	vars    []string // of all services, last: a test makes a scene fail with it
+	vars    []string // of all services, last: with them a test makes a scene fail
 }
 
 func main() {

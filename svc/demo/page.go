@@ -14,18 +14,15 @@ import (
 	"time"
 )
 
-// page is the live page: what Graphite would show, and the narration. All of it
-// is drawn here and pushed whole, twice a second, as a server-sent event.
+// page is the live page: the curves that Graphite would show, and the narration.
+// Its content is drawn here and sent whole, twice a second, as a server-sent
+// event.
 type page struct {
 	url    string
-	show   *show
+	status *status
 	server *http.Server
-	quit   chan struct{}
-	done   chan struct{}
 
-	mu      sync.Mutex
-	main    []byte        // what is inside <main>
-	changed chan struct{} // closed, and replaced, with every new main
+	drawing sync.Mutex // the charts share fonts
 }
 
 //go:embed page.html
@@ -37,25 +34,20 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"scene":   func(i int) string { return scenes[i].title },
 }).Parse(pageSource))
 
-// firstPort and the ones after it are tried for the page.
+// firstPort and the ports after it are tried for the page.
 const firstPort, ports = 8080, 100
 
-func startPage(show *show) (*page, error) {
+func startPage(status *status) (*page, error) {
 	listener, err := listenNear(firstPort)
 	if err != nil {
 		return nil, fmt.Errorf("start the page: %w", err)
 	}
-	p := &page{
-		url:  fmt.Sprintf("http://localhost:%d", listener.Addr().(*net.TCPAddr).Port),
-		show: show, quit: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{}),
-	}
+	p := &page{url: fmt.Sprintf("http://localhost:%d", listener.Addr().(*net.TCPAddr).Port), status: status}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /{$}", p.serveAll)
+	mux.HandleFunc("GET /{$}", p.servePage)
 	mux.HandleFunc("GET /events", p.serveEvents)
 	p.server = &http.Server{Handler: mux}
-	p.draw()
-	go p.run()
-	go p.server.Serve(listener) // until close
+	go p.server.Serve(listener) // until Close
 	return p, nil
 }
 
@@ -69,29 +61,13 @@ func listenNear(port int) (listener net.Listener, err error) {
 	return listener, err
 }
 
-func (p *page) close() {
-	close(p.quit)
-	<-p.done
-	p.server.Close()
-}
+func (p *page) Close() error { return p.server.Close() }
 
-func (p *page) run() {
-	defer close(p.done)
-	tick := time.NewTicker(500 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-			p.draw()
-		case <-p.quit:
-			return
-		}
-	}
-}
-
-// draw makes the content anew.
-func (p *page) draw() {
-	v := p.show.current()
+// draw returns the content of the <main> element.
+func (p *page) draw() string {
+	p.drawing.Lock()
+	defer p.drawing.Unlock()
+	v := p.status.current()
 	type panel struct {
 		serviceView
 		Light, Dark template.HTML
@@ -109,37 +85,27 @@ func (p *page) draw() {
 	if err != nil {
 		fmt.Fprintf(&b, "draw the page: %v", err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.main = b.Bytes()
-	close(p.changed)
-	p.changed = make(chan struct{})
+	return b.String()
 }
 
-func (p *page) current() (main []byte, changed <-chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.main, p.changed
-}
-
-func (p *page) serveAll(w http.ResponseWriter, _ *http.Request) {
-	main, _ := p.current()
+func (p *page) servePage(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	pageTemplate.ExecuteTemplate(w, "page", template.HTML(main))
+	pageTemplate.ExecuteTemplate(w, "page", template.HTML(p.draw()))
 }
 
 func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
 	for {
-		main, changed := p.current()
 		// A line of an event is a line of the content.
-		fmt.Fprintf(w, "data: %s\n\n", strings.ReplaceAll(string(main), "\n", "\ndata: "))
+		fmt.Fprintf(w, "data: %s\n\n", strings.ReplaceAll(p.draw(), "\n", "\ndata: "))
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			return
 		}
 		select {
-		case <-changed:
+		case <-tick.C:
 		case <-r.Context().Done():
 			return
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
 // browser looks at the page. Without one, there is no looking.
@@ -90,9 +91,9 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 		if round == 2 {
 			break
 		}
-		hand := broker{url: amqpURL}
-		must(b.t, hand.publish(b.ctx, []string{event("by-hand")}))
-		hand.close()
+		hand := harness.Publisher{URL: amqpURL}
+		must(b.t, hand.Publish(b.ctx, harness.Message(event("by-hand"))))
+		hand.Close()
 		for i := range ends {
 			if round == 0 {
 				ends[i].OK++

@@ -6,11 +6,16 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
 // What is written to the screen, 80 columns wide.
 
 const columns = 80
+
+// tailLines is how much of the log of each service a failure shows.
+const tailLines = 6
 
 // ANSI colours.
 const (
@@ -24,19 +29,17 @@ const (
 )
 
 func (s *screen) paint(colour, text string) string {
-	if !s.live || text == "" {
+	if !s.live || text == "" || colour == "" {
 		return text
 	}
 	return "\x1b[" + colour + "m" + text + "\x1b[0m"
 }
 
 func (s *screen) title(text string) { s.write(s.paint(bold, text)) }
-func (s *screen) note(text string)  { s.write(s.painted(dim, "  ", text)...) }
-func (s *screen) step(text string)  { s.write(s.painted("", "> ", text)...) }
-func (s *screen) bad(text string)   { s.write(s.painted(red, "", text)...) }
-func (s *screen) good(text string) {
-	s.write(s.painted(green+";1", "", text)...)
-}
+func (s *screen) note(text string)  { s.paragraph(dim, "  ", text) }
+func (s *screen) step(text string)  { s.paragraph("", "> ", text) }
+func (s *screen) bad(text string)   { s.paragraph(red, "", text) }
+func (s *screen) good(text string)  { s.paragraph(green+";1", "", text) }
 
 // scene announces a scene.
 func (s *screen) scene(number int, scene scene) {
@@ -44,11 +47,11 @@ func (s *screen) scene(number int, scene scene) {
 	if !s.live {
 		heading = "==" + heading + "=="
 	}
-	lines := append([]string{"", s.paint(white, heading)}, wrap("  ", scene.text)...)
-	s.write(append(lines, s.prompts(scene.commands)...)...)
+	s.write(slices.Concat([]string{"", s.paint(white, heading)}, wrap("  ", scene.text), s.prompts(scene.commands))...)
 }
 
-// prompts are lines with what one would type. A command may have several.
+// prompts are lines with commands as they would be typed. A command may have
+// several lines.
 func (s *screen) prompts(commands []string) (lines []string) {
 	for _, command := range commands {
 		command = "  $ " + strings.ReplaceAll(command, "\n", "\n    ")
@@ -59,78 +62,116 @@ func (s *screen) prompts(commands []string) (lines []string) {
 	return lines
 }
 
-// checks writes what a scene is judged by: what is right in two columns, what is
-// wrong on a line of its own.
+// checks writes the checks of a scene: those that pass in two columns, each that
+// fails on a line of its own.
 func (s *screen) checks(checks []check) {
-	s.tick() // the counters that they are about
-	var right, wrong []string
-	for _, f := range checks {
-		if f.got == f.want {
-			right = append(right, fmt.Sprintf("✓ %-28s %5d", f.what, f.got))
+	s.refresh() // the counters that they are about
+	var passed, failed []string
+	for _, c := range checks {
+		if c.failed() {
+			failed = append(failed, s.paint(red, fmt.Sprintf("  ✗ %s: %d, want %d", c.what, c.got, c.want)))
 		} else {
-			wrong = append(wrong, s.paint(red, fmt.Sprintf("  ✗ %s: %d, want %d", f.what, f.got, f.want)))
+			passed = append(passed, fmt.Sprintf("✓ %-28s %5d", c.what, c.got))
 		}
 	}
 	var lines []string
-	for pair := range slices.Chunk(right, 2) {
+	for pair := range slices.Chunk(passed, 2) {
 		lines = append(lines, s.paint(green, "  "+strings.Join(pair, "   ")))
 	}
-	s.write(append(lines, wrong...)...)
+	s.write(append(lines, failed...)...)
 }
 
-// logs writes the ends of the services' logs, as they are.
-func (s *screen) logs(lines []string) {
-	if len(lines) > 0 {
-		s.write(append([]string{s.paint(bold, "The logs of the services end with")}, lines...)...)
+// logs writes the end of each service's log, as it is.
+func (s *screen) logs(services []*harness.Process) {
+	lines := []string{s.paint(bold, "The logs of the services end with")}
+	for _, p := range services {
+		for _, line := range p.Log.Tail(tailLines) {
+			lines = append(lines, p.Name+": "+line)
+		}
+	}
+	if len(lines) > 1 {
+		s.write(lines...)
 	}
 }
 
-// wait says what the audience is waiting for, until it is called with "".
+// wait shows that something takes its time.
 func (s *screen) wait(what string) {
-	if what != "" && !s.live {
-		s.write("  " + what + " ...")
-	}
-	s.mu.Lock()
-	s.waiting, s.since = what, time.Now()
-	s.mu.Unlock()
-	s.write()
+	began := time.Now()
+	s.below(func() []string {
+		if !s.live {
+			return []string{"  " + what + " ..."}
+		}
+		return []string{s.paint(dim, fmt.Sprintf("  %s ... %.0f s", what, time.Since(began).Seconds()))}
+	})
 }
 
-// count draws the counters of a show from now on.
-func (s *screen) count(show *show) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.watch = show.current
+// count shows the counters of a view from now on.
+func (s *screen) count(current func() view) {
+	s.below(func() []string {
+		if s.live {
+			return s.counters(current())
+		}
+		return counterLines(current())
+	})
 }
 
-// prompt asks for Enter, and draws nothing until it is called with "".
+// prompt asks for Enter. The counters must not be drawn over the question: they
+// are gone until the next call of count.
 func (s *screen) prompt(question string) {
-	if question == "" {
-		s.mu.Lock()
-		s.asked = false
-		s.mu.Unlock()
-		return
-	}
-	s.mu.Lock()
-	s.asked = true
-	s.mu.Unlock()
+	s.below(nil)
 	s.write("")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	io.WriteString(s.out, s.paint(bold, question))
 }
 
-func (s *screen) painted(colour, indent, text string) []string {
-	lines := wrap(indent, text)
-	for i := range lines {
-		if colour != "" {
-			lines[i] = s.paint(colour, lines[i])
+// counters returns what is drawn below the text on a terminal.
+func (s *screen) counters(v view) []string {
+	lines := []string{""}
+	for _, service := range v.Services {
+		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   waiting %s", s.paint(bold, service.Name),
+			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
+			s.paint(cyan, waiting(service.Waiting, "%6s"))))
+	}
+	if v.Outage != "" {
+		return append(lines, s.paint(red, "  "+v.Outage+" is down"))
+	}
+	return append(lines, "")
+}
+
+// counterLines has the counters of both services on one line if it can hold them.
+func counterLines(v view) (lines []string) {
+	for _, service := range v.Services {
+		part := fmt.Sprintf("%s ok %d skipped %d waiting %s",
+			service.Name, service.OK, service.Skipped, waiting(service.Waiting, "%s"))
+		if n := len(lines); n > 0 && len(lines[n-1])+3+len(part) <= columns {
+			lines[n-1] += " | " + part
+		} else {
+			lines = append(lines, "  "+part)
 		}
 	}
 	return lines
 }
 
-// wrap breaks text into lines that fit the screen.
+// waiting is the depth of a queue, which is unknown while the broker is
+// unreachable.
+func waiting(n int64, format string) string {
+	if n < 0 {
+		return fmt.Sprintf(format, "?")
+	}
+	return fmt.Sprintf(format, fmt.Sprint(n))
+}
+
+// paragraph writes a text in lines that fit the screen.
+func (s *screen) paragraph(colour, indent, text string) {
+	lines := wrap(indent, text)
+	for i := range lines {
+		lines[i] = s.paint(colour, lines[i])
+	}
+	s.write(lines...)
+}
+
+// wrap breaks a text into lines that fit the screen.
 func wrap(indent, text string) (lines []string) {
 	line := indent
 	for word := range strings.FieldsSeq(text) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/stack"
@@ -20,16 +21,20 @@ const (
 	isInterrupted = 130 // as shells have it for SIGINT
 )
 
-// errDoesNotHold ends a run whose numbers are on the screen already.
-var errDoesNotHold = errors.New("a scene does not hold")
+var (
+	errDoesNotHold = errors.New("a scene does not hold") // its numbers are on the screen
+	errHeld        = errors.New("all scenes hold")       // -hold was reached, and then ctrl-c
+)
+
+// beginError is the reason why the demo could not begin, if that is not its own.
+type beginError struct{ error }
 
 // run is the demo from its first line of output to its exit status.
 func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
-	defer screen.close()
 	began := time.Now()
 	screen.title("Reliability Nirvana: the demo")
 
-	s := &env{opts: opts, show: newShow(), screen: screen}
+	s := &env{opts: opts, screen: screen}
 	err := s.open(ctx)
 	if err == nil {
 		err = s.play(ctx, began, lines(in))
@@ -38,21 +43,19 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	if interrupted {
 		screen.note("Stopping everything ...")
 	}
+	held := errors.Is(err, errHeld)
 	if closed := s.close(); closed != nil {
 		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
 	}
 	var begin *beginError
 	switch {
-	case interrupted && s.held:
-		return allHold // -hold ends by ctrl-c
+	case held, err == nil && !interrupted:
+		return allHold
 	case interrupted:
 		return isInterrupted
-	case err == nil:
-		return allHold
 	case errors.Is(err, errDoesNotHold):
 		return oneDoesNot
 	}
-	screen.close() // its last word, before ours
 	fmt.Fprintln(os.Stderr, err)
 	if errors.Is(err, stack.ErrNoRabbit) || errors.As(err, &begin) {
 		return cannotBegin
@@ -71,7 +74,7 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 		if s.opts.compose && scene.breaks {
 			s.screen.scene(number, scene)
 			s.screen.note("Left out: it kills servers, and those of docker-compose are not the demo's to kill.")
-			s.show.leaveOut(number)
+			s.status.update(func(v *view) { v.Verdicts[i] = "left out" })
 			continue
 		}
 		if s.opts.pause {
@@ -81,7 +84,7 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-			s.screen.prompt("")
+			s.screen.count(s.status.current)
 		}
 		if err := s.playScene(ctx, number, scene); err != nil {
 			return err
@@ -98,33 +101,38 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 	return s.hold(ctx)
 }
 
-// playScene plays one scene, waits until its services have stopped, and judges
-// what it has found.
+// playScene plays one scene, waits until its services have stopped, and reports
+// its checks.
 func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	began := time.Now()
-	s.begin(number, scene)
-	err := scene.run(ctx, s)
+	s.status.begin(number, scene)
+	s.screen.scene(number, scene)
+	p := s.newScript(ctx)
+	defer p.end()
+	scene.run(p)
+	p.stop(p.services...)
+	p.expectEmptyQueues()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	err = errors.Join(err, s.stopAll(ctx), s.left(ctx))
-	s.show.sample(s.statsd.Counts(), time.Now())
-	s.show.finish(number, err == nil && s.passed())
-	s.screen.checks(s.checks)
+	err := context.Cause(p.sceneCtx)
+	passed := err == nil && !slices.ContainsFunc(p.checks, check.failed)
+	s.status.finish(number, passed)
+	s.screen.checks(p.checks)
 	if err != nil {
 		s.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
 	}
-	if err != nil || !s.passed() {
+	if !passed {
 		s.screen.bad(fmt.Sprintf("Scene %d does not hold: %s.", number, scene.title))
-		s.screen.logs(s.logTails())
+		s.screen.logs(p.services)
 		return errDoesNotHold
 	}
 	s.screen.good(fmt.Sprintf("Scene %d holds. It took %.1f s.", number, time.Since(began).Seconds()))
 	return nil
 }
 
-// lines yields once for each line of input, and never again when the input
-// has ended: then no one can press Enter, and -pause does not wait.
+// lines yields once for each line of input. When the input has ended it is
+// closed: then no Enter can come, and -pause does not wait.
 func lines(in io.Reader) <-chan struct{} {
 	enter := make(chan struct{})
 	go func() {

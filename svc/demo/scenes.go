@@ -1,7 +1,5 @@
 package main
 
-import "context"
-
 // scene is one act of the demo. Its commands are what one would type for it
 // against the servers of docker-compose.
 type scene struct {
@@ -10,7 +8,7 @@ type scene struct {
 	text     string // of the narrator
 	commands []string
 	breaks   bool // it breaks servers, which has to be done to our own
-	run      func(context.Context, *env) error
+	run      func(*script)
 }
 
 var scenes = []scene{

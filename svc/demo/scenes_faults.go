@@ -2,174 +2,111 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"time"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// Scenes 4 to 6, which go beyond the talk.
+// Scenes 4, 6 and 7, which go beyond the talk. Scene 5 is in window.go.
 
-// crash kills orders in mid-work.
-func crash(ctx context.Context, s *env) error {
+// crash kills orders while it works.
+func crash(s *script) {
 	const n, workTime = 10, 1500 * time.Millisecond
-	// notify has no slow work, and goes on.
-	if _, err := s.start(ctx, "notify", "ENABLE_ETCD=true"); err != nil {
-		return err
-	}
-	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + s.receiver.url}
-	victim, err := s.start(ctx, "orders", vars...)
-	if err != nil {
-		return err
-	}
-	s.receiver.delay.Store(int64(workTime))
-	ids := s.ids("crash", n)
-	s.say(ctx, "%d events. The work takes %.1f s each.", n, workTime.Seconds())
-	if err := s.publish(ctx, ids...); err != nil {
-		return err
-	}
-	s.until(ctx, func() bool { return s.receiver.started("orders") >= n })
-	victim.kill()
-	began := time.Now()
-	once, _, _ := s.receiver.accounts("orders", ids)
-	s.expect("work done before the kill", once, 0)
-	s.expect("work begun before the kill", s.receiver.started("orders"), n)
-	s.say(ctx, "kill -9 in the middle of %d of them. The broker has them still.", n)
-	s.say(ctx, "orders comes back. It waits 2 s for the dead one's claims.")
-	if _, err := s.start(ctx, "orders", vars...); err != nil {
-		return err
-	}
+	receiver := s.receive(func(ctx context.Context, _ harness.Post) int {
+		select {
+		case <-time.After(workTime):
+			return http.StatusNoContent
+		case <-ctx.Done(): // the sender is dead: the work is not done
+			return 0
+		}
+	})
+	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + receiver.URL}
+	s.start("notify", "ENABLE_ETCD=true") // without slow work, and not killed
+	victim := s.start("orders", vars...)
+	ids := s.ids("crash", 0, n)
+	s.say("%d events. The work takes %.1f s each.", n, workTime.Seconds())
+	s.publish(ids...)
+	s.until(func() bool { return receiver.Begun("orders") >= n })
+	s.kill(victim)
+	killed := time.Now()
+	once, _, _ := receiver.Accounts("orders", ids)
+	s.expect("work done before the kill", int64(once), 0)
+	s.expect("work begun before the kill", int64(receiver.Begun("orders")), n)
+
+	s.say("kill -9 in the middle of %d of them. The broker has them still.", n)
+	s.say("orders comes back. It waits 2 s for the dead one's claims.")
+	s.start("orders", vars...)
 	for _, role := range roles {
-		s.settle(ctx, role, n)
+		s.waitCounted(role, n)
 	}
-	s.say(ctx, "All are done, %.1f s after the crash.", time.Since(began).Seconds())
+	s.say("All are done, %.1f s after the crash.", time.Since(killed).Seconds())
 	for _, role := range roles {
-		s.expectSeen(role, "", n, 0)
+		s.expectCounted(role, "", n, 0)
 	}
-	s.expectWork("orders", ids)
-	return nil
+	s.expectWork(receiver, "orders", ids)
 }
 
-// race has two replicas go for the same events.
-func race(ctx context.Context, s *env) error {
+// race has two replicas compete for the same events.
+func race(s *script) {
 	const n, copies = 1000, 3
-	work := "WEBHOOK_URL=" + s.receiver.url
+	receiver := s.receive(nil)
 	for _, role := range []string{"orders", "orders", "notify"} {
-		if _, err := s.start(ctx, role, "ENABLE_ETCD=true", work); err != nil {
-			return err
-		}
+		s.start(role, "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 	}
-	ids := s.ids("race", n)
+	ids := s.ids("race", 0, n)
 	all := slices.Repeat(ids, copies)
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	s.say(ctx, "Two replicas of orders, one notify. 3,000 messages, shuffled, at 500 a second.")
+	s.say("Two replicas of orders, one notify. 3,000 messages, shuffled, at 500 a second.")
 	began := time.Now()
-	if err := s.publishAt(ctx, 500, all); err != nil {
-		return err
-	}
+	s.publishAt(500, all)
 	for _, role := range roles {
-		s.settle(ctx, role, n*copies)
+		s.waitCounted(role, n*copies)
 	}
-	s.say(ctx, "Both services are through, after %.1f s.", time.Since(began).Seconds())
+	s.say("Both services are through, after %.1f s.", time.Since(began).Seconds())
 	for _, role := range roles {
-		s.expectSeen(role, "", n, n*(copies-1))
-		s.expectWork(role, ids)
+		s.expectCounted(role, "", n, n*(copies-1))
+		s.expectWork(receiver, role, ids)
 	}
-	return nil
 }
 
-// outage takes etcd and then the broker away under load.
-func outage(ctx context.Context, s *env) error {
-	for _, role := range roles {
-		// A small PREFETCH leaves what waits in the queue, for all to see.
-		if _, err := s.start(ctx, role, "ENABLE_ETCD=true", "PREFETCH=50", "WEBHOOK_URL="+s.receiver.url); err != nil {
-			return err
-		}
-	}
-	load := s.load(ctx, 300)
-	err := s.breakServers(ctx)
-	ids, loadErr := load()
-	if err := errors.Join(err, loadErr); err != nil {
-		return err
-	}
+// outage kills etcd and then the broker under load.
+func outage(s *script) {
+	receiver := s.receive(nil)
+	// A small PREFETCH leaves waiting events in the queue, where they are seen.
+	s.startBoth("ENABLE_ETCD=true", "PREFETCH=50", "WEBHOOK_URL="+receiver.URL)
+	stop := s.load("outage", 300)
+	s.say("300 events a second.")
+	s.wait(1500 * time.Millisecond)
+
+	s.killServer("etcd", s.etcd.Server)
+	s.say("kill -9 of etcd. No id can be claimed: the events wait.")
+	s.wait(2500 * time.Millisecond)
+	s.restartServer(s.etcd.Server)
+	s.say("etcd is back.")
+	s.wait(2 * time.Second)
+
+	s.killServer("RabbitMQ", s.rabbit.Server)
+	s.say("kill -9 of RabbitMQ. Nothing can be published or acknowledged.")
+	s.restartServer(s.rabbit.Server)
+	s.say("RabbitMQ is back. The publisher and the services connect again.")
+	s.wait(2 * time.Second)
+
+	ids := stop()
 	n := int64(len(ids))
-	s.say(ctx, "%d events were published. What waits is worked off.", n)
+	s.say("%d events were published. What waits is worked off.", n)
 	for _, role := range roles {
-		s.until(ctx, func() bool { ok, _ := s.seen(role); return ok >= n })
+		s.until(func() bool { ok, _ := s.status.counted(role); return ok >= n })
 	}
 	for _, role := range roles {
-		ok, skipped := s.seen(role)
+		ok, skipped := s.status.counted(role)
 		s.expect(role+" ok", ok, n)
-		s.expectWork(role, ids)
+		s.expectWork(receiver, role, ids)
 		if skipped > 0 {
 			s.screen.note(fmt.Sprintf("%s has skipped %d that came twice.", role, skipped))
 		}
 	}
-	return nil
 }
-
-func (s *env) breakServers(ctx context.Context) error {
-	s.say(ctx, "300 events a second.")
-	s.beat(ctx, 1500*time.Millisecond)
-
-	if err := s.etcd.Kill(); err != nil {
-		return err
-	}
-	s.outage("etcd")
-	s.say(ctx, "kill -9 of etcd. No id can be claimed: the events wait.")
-	s.beat(ctx, 2500*time.Millisecond)
-	if err := s.etcd.Start(ctx); err != nil {
-		return err
-	}
-	s.outage("")
-	s.say(ctx, "etcd is back.")
-	s.beat(ctx, 2*time.Second)
-
-	if err := s.rabbit.Kill(); err != nil {
-		return err
-	}
-	s.outage("RabbitMQ")
-	s.say(ctx, "kill -9 of RabbitMQ. Nothing can be published or acknowledged.")
-	if err := s.rabbit.Start(ctx); err != nil {
-		return err
-	}
-	s.outage("")
-	s.say(ctx, "RabbitMQ is back. The publisher and the services connect again.")
-	s.beat(ctx, 2*time.Second)
-	return nil
-}
-
-// load publishes so many events a second until the function it returns is
-// called, which returns the ids of all that the broker has confirmed.
-func (s *env) load(ctx context.Context, perSecond int) (stop func() (ids []string, err error)) {
-	quit, done := make(chan struct{}), make(chan struct{})
-	var ids []string
-	var err error
-	go func() {
-		defer close(done)
-		for err == nil {
-			select {
-			case <-quit:
-				return
-			default:
-			}
-			// What takes a tenth of a second.
-			part := make([]string, perSecond/10)
-			for i := range part {
-				part[i] = s.id("outage", len(ids)+i)
-			}
-			if err = s.publishAt(ctx, perSecond, part); err == nil {
-				ids = append(ids, part...)
-			}
-		}
-	}()
-	return func() ([]string, error) {
-		close(quit)
-		<-done
-		return ids, err
-	}
-}
-
-// outage shows that a server is down, or that none is.
-func (s *env) outage(server string) { s.show.update(func(v *view) { v.Outage = server }) }

@@ -7,23 +7,27 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 var escape = regexp.MustCompile("\x1b\\[[0-9;]*[a-zA-Z]")
 
 // What is written fits the screen, and only a terminal gets colours.
 func TestScreenFits(t *testing.T) {
+	statsd, err := stack.StartStatsd()
+	must(t, err)
+	defer statsd.Close()
 	for _, live := range []bool{false, true} {
 		var out bytes.Buffer
-		s := openScreen(&out, live)
+		s := &screen{out: &out, live: live}
 		for i, scene := range scenes {
 			s.scene(i+1, scene)
 		}
 		s.step(strings.Repeat("long ", 40))
 		s.checks([]check{{"work begun before the kill", 99999, 99999}, {"orders skipped, being down", 1, 1}, {"wrong", 1, 2}})
-		s.count(newShow())
+		s.count(newStatus(statsd).current)
 		s.bad("bad")
-		s.close()
 		if got := strings.Contains(out.String(), "\x1b["); got != live {
 			t.Errorf("escape sequences: %t, on a terminal: %t", got, live)
 		}
@@ -38,16 +42,16 @@ func TestScreenFits(t *testing.T) {
 // Counters are drawn over the ones before: up as many lines as there were.
 func TestCountersInPlace(t *testing.T) {
 	var out bytes.Buffer
-	show := newShow()
-	s := openScreen(&out, true)
-	s.count(show)
+	s := &screen{out: &out, live: true}
 	s.write("first")
+	var v view
+	v.Services[0].Name = "orders"
+	s.count(func() view { return v })
 	for i := range 3 {
-		show.update(func(v *view) { v.Services[0].OK = int64(i + 1) })
-		s.tick()
-		s.tick() // nothing new, nothing drawn
+		v.Services[0].OK = int64(i + 1)
+		s.refresh()
+		s.refresh() // nothing new, nothing drawn
 	}
-	s.close()
 	var ok []string
 	for line := range strings.Lines(escape.ReplaceAllString(out.String(), "")) {
 		if n := 0; strings.Contains(line, "orders") {

@@ -3,162 +3,147 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
+
+	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// The steps of scenes, and what they check.
+// The steps that publish events and check what became of them.
 
-// begin prepares for a scene: services and checks of the one before are gone.
-func (s *env) begin(number int, scene scene) {
-	s.services, s.checks = nil, nil
-	s.receiver.reset()
-	s.show.sample(s.statsd.Counts(), time.Now())
-	s.show.begin(number, scene)
-	s.screen.scene(number, scene)
+// outageLimit is how long the broker may be unreachable.
+const outageLimit = time.Minute
+
+// check is a number that decides whether the scene passes.
+type check struct {
+	what      string
+	got, want int64
 }
 
-// say tells the audience what happens now, and leaves them a moment to read it.
-func (s *env) say(ctx context.Context, format string, args ...any) {
-	step := fmt.Sprintf(format, args...)
-	s.show.update(func(v *view) { v.Step = step })
-	s.screen.step(step)
-	s.beat(ctx, 500*time.Millisecond)
-}
+func (c check) failed() bool { return c.got != c.want }
 
-// beat waits so that the audience can follow. Nothing depends on it.
-func (s *env) beat(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-ctx.Done():
-	}
-}
-
-// id is an event id that no earlier scene or run has used.
-func (s *env) id(name string, n int) string { return fmt.Sprintf("%s-%s-%d", s.tag, name, n) }
-
-func (s *env) ids(name string, n int) []string {
+// ids returns n event ids that no other scene or run uses, numbered from first.
+func (s *env) ids(name string, first, n int) []string {
 	ids := make([]string, n)
 	for i := range ids {
-		ids[i] = s.id(name, i)
+		ids[i] = fmt.Sprintf("%s-%s-%d", s.tag, name, first+i)
 	}
 	return ids
 }
 
 func event(id string) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id) }
 
-// publish publishes an event for each id, all at once.
-func (s *env) publish(ctx context.Context, ids ...string) error {
-	bodies := make([]string, len(ids))
-	for i, id := range ids {
-		bodies[i] = event(id)
-	}
-	return s.broker.publish(ctx, bodies)
-}
-
-// publishAt publishes an event for each id, so many per second, in at most 20
-// bursts a second.
-func (s *env) publishAt(ctx context.Context, perSecond int, ids []string) error {
-	burst := max(perSecond/20, 1)
-	tick := time.NewTicker(time.Second * time.Duration(burst) / time.Duration(perSecond))
-	defer tick.Stop()
-	for ; len(ids) > 0; ids = ids[min(burst, len(ids)):] {
-		if err := s.publish(ctx, ids[:min(burst, len(ids))]...); err != nil {
-			return err
+// publish publishes an event for each id. After an outage of the broker it
+// publishes what was not confirmed again: the services skip the duplicates.
+func (s *script) publish(ids ...string) {
+	s.step(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, outageLimit)
+		defer cancel()
+		messages := make([]amqp.Publishing, len(ids))
+		for i, id := range ids {
+			messages[i] = harness.Message(event(id))
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-// seen returns how many events a service has processed and skipped in this
-// scene.
-func (s *env) seen(role string) (ok, skipped int64) {
-	s.show.sample(s.statsd.Counts(), time.Now())
-	v := s.show.current()
-	for i := range roles {
-		if roles[i] == role {
-			return v.Services[i].OK, v.Services[i].Skipped
-		}
-	}
-	panic("no such role: " + role)
-}
-
-// settle waits until a service has counted that many events. If it never does,
-// the numbers will show it: that is no error here.
-func (s *env) settle(ctx context.Context, role string, events int64) {
-	ctx, cancel := context.WithTimeout(ctx, maxWait)
-	defer cancel()
-	s.statsd.Wait(ctx, func(counts map[string]int64) bool {
-		return s.show.since(counts, role+"_new_order_ok")+s.show.since(counts, role+"_new_order_skipped") >= events
+		return s.publisher.PublishUntilConfirmed(ctx, messages...)
 	})
 }
 
-// until waits until a number of the receiver or a queue is reached, asking now and
-// then; these do not tell when they change.
-func (s *env) until(ctx context.Context, reached func() bool) {
-	ctx, cancel := context.WithTimeout(ctx, maxWait)
-	defer cancel()
-	for !reached() && ctx.Err() == nil {
-		s.beat(ctx, 20*time.Millisecond)
+// publishAt publishes an event for each id at a rate, in at most 20 bursts a
+// second.
+func (s *script) publishAt(perSecond int, ids []string) {
+	burst := max(perSecond/20, 1)
+	tick := time.NewTicker(time.Second * time.Duration(burst) / time.Duration(perSecond))
+	defer tick.Stop()
+	for part := range slices.Chunk(ids, burst) {
+		s.publish(part...)
+		select {
+		case <-tick.C:
+		case <-s.sceneCtx.Done():
+			return
+		}
 	}
 }
 
-// expect is a number to judge the scene by.
-func (s *env) expect(what string, got, want int64) {
-	s.checks = append(s.checks, check{what, got, want})
+// load publishes events at a rate until stop is called, which returns the ids of
+// all that the broker has confirmed.
+func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
+	ctx, cancel := context.WithCancel(s.sceneCtx)
+	var publishing sync.WaitGroup
+	var ids []string
+	publishing.Go(func() {
+		for ctx.Err() == nil {
+			part := s.ids(name, len(ids), perSecond/10)
+			s.publishAt(perSecond, part)
+			ids = append(ids, part...)
+		}
+	})
+	return func() []string {
+		cancel()
+		publishing.Wait()
+		return ids
+	}
 }
 
-// expectSeen judges what a service has counted in this scene.
-func (s *env) expectSeen(role, when string, ok, skipped int64) {
-	gotOK, gotSkipped := s.seen(role)
+// until waits until f returns true, which it asks again and again. If that never
+// happens, the checks of the scene fail: it is no error here.
+func (s *script) until(f func() bool) {
+	ctx, cancel := context.WithTimeout(s.sceneCtx, maxWait)
+	defer cancel()
+	for !f() && ctx.Err() == nil {
+		s.wait(20 * time.Millisecond)
+	}
+}
+
+// waitCounted waits until a service has processed that many events, skipped ones
+// included.
+func (s *script) waitCounted(role string, events int64) {
+	s.until(func() bool {
+		ok, skipped := s.status.counted(role)
+		return ok+skipped >= events
+	})
+}
+
+// expect adds a check.
+func (s *script) expect(what string, got, want int64) {
+	if s.sceneCtx.Err() == nil {
+		s.checks = append(s.checks, check{what, got, want})
+	}
+}
+
+// expectCounted waits until a service has counted that many events in this scene,
+// and checks how many it has processed and skipped.
+func (s *script) expectCounted(role, when string, ok, skipped int64) {
+	s.waitCounted(role, ok+skipped)
+	gotOK, gotSkipped := s.status.counted(role)
 	s.expect(role+" ok"+when, gotOK, ok)
 	s.expect(role+" skipped"+when, gotSkipped, skipped)
 }
 
-func (s *env) passed() bool {
-	for _, f := range s.checks {
-		if f.got != f.want {
-			return false
-		}
-	}
-	return true
+// expectWork checks the work that has arrived at a receiver.
+func (s *script) expectWork(receiver *harness.Receiver, role string, ids []string) {
+	once, lost, twice := receiver.Accounts(role, ids)
+	s.expect(role+" work done once", int64(once), int64(len(ids)))
+	s.expect(role+" lost", int64(lost), 0)
+	s.expect(role+" done twice", int64(twice), 0)
 }
 
-// left finds what the scene has left in the queues. The services have stopped,
-// so that what they had not acknowledged is back, and counted.
-func (s *env) left(ctx context.Context) error {
+// expectEmptyQueues checks that the scene has left nothing in the queues. The
+// services have stopped, so deliveries that were not acknowledged are back and
+// count.
+func (s *script) expectEmptyQueues() {
 	var left int64
 	for _, role := range roles {
-		for _, queue := range []string{role + "-queue", role + "-queue.dead"} {
-			n, _, err := s.broker.inspect(queue)
-			if err != nil {
-				return err
-			}
-			left += n
-		}
+		left += s.ready(role+"-queue") + s.ready(role+"-queue.dead")
 	}
 	s.expect("left in the queues", left, 0)
-	return ctx.Err()
 }
 
-// startBoth starts both services.
-func (s *env) startBoth(ctx context.Context, vars ...string) error {
-	for _, role := range roles {
-		if _, err := s.start(ctx, role, vars...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// expectWork judges the work that has arrived at the receiver.
-func (s *env) expectWork(role string, ids []string) {
-	once, lost, twice := s.receiver.accounts(role, ids)
-	s.expect(role+" work done once", once, int64(len(ids)))
-	s.expect(role+" lost", lost, 0)
-	s.expect(role+" done twice", twice, 0)
+// ready returns how many messages are ready in a queue.
+func (s *script) ready(queue string) (n int64) {
+	s.step(func(context.Context) (err error) {
+		n, _, err = s.publisher.Inspect(queue)
+		return err
+	})
+	return n
 }

@@ -1,148 +1,100 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
 // window kills orders between its work and the record. The work is done at two
 // receivers: one has the effect of every post, the other is svc/receiver.
-func window(ctx context.Context, s *env) error {
+func window(s *script) {
 	const n = 10
-	careful, err := s.startReceiverProcess()
-	if err != nil {
-		return err
-	}
-	defer careful.kill()
-	plain := &plainReceiver{next: careful.url}
-	server := httptest.NewServer(plain)
-	defer server.Close()
-
-	// notify does its work, and goes on.
-	if _, err := s.start(ctx, "notify", "ENABLE_ETCD=true"); err != nil {
-		return err
-	}
-	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + server.URL}
-	victim, err := s.start(ctx, "orders", vars...)
-	if err != nil {
-		return err
-	}
-	plain.silent.Store(true)
-	s.say(ctx, "%d events. The effects are had at once; the answers are held back.", n)
-	if err := s.publish(ctx, s.ids("window", n)...); err != nil {
-		return err
-	}
-	s.until(ctx, func() bool { return plain.effects.Load() >= n })
-	victim.kill()
-	ok, _ := s.seen("orders")
-	s.expect("recorded before the kill", ok, 0)
-	s.say(ctx, "kill -9: all effects were had, and no id is recorded.")
-
-	plain.silent.Store(false)
-	if _, err := s.start(ctx, "orders", vars...); err != nil {
-		return err
-	}
-	for _, role := range roles {
-		s.settle(ctx, role, n)
-		s.expectSeen(role, "", n, 0)
-	}
-	s.expect("effects at a plain receiver", plain.effects.Load(), 2*n)
-	effects, err := careful.effects(ctx)
-	if err != nil {
-		return err
-	}
-	s.expect("effects at svc/receiver", effects, n)
-	s.say(ctx, "The work is done again. The key lets svc/receiver see that: no effect twice.")
-	return nil
-}
-
-// plainReceiver has the effect of every post, and passes the post on to another
-// receiver.
-type plainReceiver struct {
-	next    string
-	effects atomic.Int64
-	silent  atomic.Bool // answer nothing: the sender is about to die
-}
-
-func (p *plainReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	post, err := http.NewRequest("POST", p.next, r.Body)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	post.Header = r.Header
-	resp, err := http.DefaultClient.Do(post)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadGateway)
-		return
-	}
-	resp.Body.Close()
-	p.effects.Add(1)
-	if p.silent.Load() {
-		<-r.Context().Done() // the sender has died
-		return
-	}
-	w.WriteHeader(resp.StatusCode)
-}
-
-// receiverProcess is a process of svc/receiver.
-type receiverProcess struct {
-	url   string
-	cmd   *exec.Cmd
-	ended sync.WaitGroup
-}
-
-func (s *env) startReceiverProcess() (*receiverProcess, error) {
-	r := &receiverProcess{cmd: exec.Command(s.receiverBin, "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))}
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // ctrl-c is the demo's to act on
-	log, err := r.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := r.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start svc/receiver: %w", err)
-	}
-	lines := bufio.NewReader(log)
-	first, err := lines.ReadString('\n')
-	r.ended.Go(func() {
-		io.Copy(io.Discard, lines)
-		r.cmd.Wait()
+	careful := s.startReceiver()
+	var effects atomic.Int64
+	var silent atomic.Bool
+	plain := s.receive(func(ctx context.Context, p harness.Post) int {
+		status, err := forward(p, careful)
+		if err != nil {
+			return http.StatusBadGateway
+		}
+		effects.Add(1)
+		if silent.Load() {
+			<-ctx.Done() // the sender was killed
+			return 0
+		}
+		return status
 	})
-	_, url, found := strings.Cut(strings.TrimSpace(first), "listening at ")
-	if err != nil || !found {
-		r.kill()
-		return nil, fmt.Errorf("start svc/receiver: it says %q", first)
+	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + plain.URL}
+	s.start("notify", "ENABLE_ETCD=true") // it is not killed
+	victim := s.start("orders", vars...)
+
+	silent.Store(true)
+	s.say("%d events. The effects are had at once; the answers are held back.", n)
+	s.publish(s.ids("window", 0, n)...)
+	s.until(func() bool { return effects.Load() >= n })
+	s.kill(victim)
+	ok, _ := s.status.counted("orders")
+	s.expect("recorded before the kill", ok, 0)
+	s.say("kill -9: all effects were had, and no id is recorded.")
+
+	silent.Store(false)
+	s.start("orders", vars...)
+	for _, role := range roles {
+		s.expectCounted(role, "", n, 0)
 	}
-	r.url = url
-	return r, nil
+	s.expect("effects at a plain receiver", effects.Load(), 2*n)
+	s.expect("effects at svc/receiver", s.effects(careful), n)
+	s.say("The work is done again. The key lets svc/receiver see that: no effect twice.")
 }
 
-func (r *receiverProcess) kill() {
-	r.cmd.Process.Kill()
-	r.ended.Wait()
+// startReceiver starts svc/receiver and returns its URL.
+func (s *script) startReceiver() (url string) {
+	s.step(func(context.Context) error {
+		cmd := exec.Command(filepath.Join(s.dir, "receiver"), "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))
+		_, line, err := s.launch("svc/receiver", cmd, "listening at ")
+		_, url, _ = strings.Cut(strings.TrimSpace(line), "listening at ")
+		return err
+	})
+	return url
 }
 
-// effects asks how many effects there were.
-func (r *receiverProcess) effects(ctx context.Context) (n int64, err error) {
-	get, err := http.NewRequestWithContext(ctx, "GET", r.url, nil)
+// forward sends a post on to another receiver and returns its answer.
+func forward(p harness.Post, url string) (status int, err error) {
+	// Without the sender's ctx: the effect does not depend on who asked for it.
+	req, err := http.NewRequest("POST", url, strings.NewReader(p.Body))
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(get)
+	req.Header.Set("Idempotency-Key", p.Role+"/"+p.ID)
+	req.Header.Set("X-Fencing-Token", fmt.Sprint(p.Token))
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return 0, err
 	}
-	defer resp.Body.Close()
-	_, err = fmt.Fscan(resp.Body, &n)
-	return n, err
+	return resp.StatusCode, resp.Body.Close()
+}
+
+// effects asks svc/receiver how many effects there were.
+func (s *script) effects(url string) (n int64) {
+	s.step(func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, "GET", url, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		_, err = fmt.Fscan(resp.Body, &n)
+		return err
+	})
+	return n
 }

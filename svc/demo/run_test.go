@@ -107,7 +107,7 @@ func runInTest(t *testing.T, opts options, out io.Writer, live bool) (status int
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	return run(ctx, opts, openScreen(out, live), strings.NewReader(""))
+	return run(ctx, opts, &screen{out: out, live: live}, strings.NewReader(""))
 }
 
 func must(t *testing.T, err error) {

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// maxWait is how long the demo waits for something that should take a moment.
+const maxWait = 20 * time.Second
+
+// script is one run of a scene. A scene calls its steps and does not look at
+// errors: the first step that fails ends sceneCtx, and all steps after it do
+// nothing.
+type script struct {
+	*env
+	sceneCtx context.Context
+	fail     context.CancelCauseFunc
+	services []*harness.Process // those that have ended, too
+	checks   []check
+	atEnd    []func()
+}
+
+func (s *env) newScript(ctx context.Context) *script {
+	p := &script{env: s}
+	p.sceneCtx, p.fail = context.WithCancelCause(ctx)
+	return p
+}
+
+// end kills what the scene still runs.
+func (s *script) end() {
+	s.fail(nil)
+	for _, end := range slices.Backward(s.atEnd) {
+		end()
+	}
+}
+
+// step calls f unless an earlier step has failed.
+func (s *script) step(f func(ctx context.Context) error) {
+	if s.sceneCtx.Err() != nil {
+		return
+	}
+	if err := f(s.sceneCtx); err != nil {
+		s.fail(err)
+	}
+}
+
+// say shows what happens now, and leaves time to read it.
+func (s *script) say(format string, args ...any) {
+	if s.sceneCtx.Err() == nil {
+		text := fmt.Sprintf(format, args...)
+		s.status.update(func(v *view) { v.Step = text })
+		s.screen.step(text)
+		s.wait(500 * time.Millisecond)
+	}
+}
+
+// wait gives the audience time. No outcome depends on it.
+func (s *script) wait(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-s.sceneCtx.Done():
+	}
+}
+
+// start runs a service in a role, with these variables besides the addresses,
+// and returns when it consumes.
+func (s *script) start(role string, vars ...string) (p *harness.Process) {
+	s.step(func(ctx context.Context) (err error) {
+		cmd := exec.Command(filepath.Join(s.dir, "svc"))
+		cmd.Env = slices.Concat([]string{
+			"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
+			"AMQP_URL=" + s.amqpURL, "ETCD_ENDPOINTS=" + s.etcdEndpoints, "STATSD_ADDR=" + s.statsd.Addr(),
+			"SERVICE_NAME=" + role,
+		}, vars, s.opts.vars)
+		p, _, err = s.launch(role, cmd, "msg=consuming")
+		if p != nil {
+			s.services = append(s.services, p)
+		}
+		return err
+	})
+	return p
+}
+
+// launch starts a process, which the end of the scene kills, and waits for a line
+// of its log with that text. The process is nil if it could not be started.
+func (s *script) launch(name string, cmd *exec.Cmd, text string) (p *harness.Process, line string, err error) {
+	if p, err = harness.Start(name, cmd); err != nil {
+		return nil, "", err
+	}
+	s.atEnd = append(s.atEnd, p.Kill)
+	ctx, cancel := context.WithTimeout(s.sceneCtx, maxWait)
+	defer cancel()
+	if line, err = p.Log.Wait(ctx, 1, text); err != nil {
+		err = fmt.Errorf("start %s: %w", name, err)
+	}
+	return p, line, err
+}
+
+// startBoth starts both services.
+func (s *script) startBoth(vars ...string) {
+	for _, role := range roles {
+		s.start(role, vars...)
+	}
+}
+
+// kill ends a service by kill -9.
+func (s *script) kill(p *harness.Process) {
+	s.step(func(context.Context) error { p.Kill(); return nil })
+}
+
+// stop stops services at once, as ctrl-c does.
+func (s *script) stop(services ...*harness.Process) {
+	s.step(func(ctx context.Context) error { return stop(ctx, services) })
+}
+
+func stop(ctx context.Context, services []*harness.Process) error {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	errs := make([]error, len(services))
+	var stopping sync.WaitGroup
+	for i, p := range services {
+		stopping.Go(func() { errs[i] = p.Stop(ctx) })
+	}
+	stopping.Wait()
+	return errors.Join(errs...)
+}
+
+// receive starts a webhook receiver. It runs until the scene has ended.
+func (s *script) receive(answer harness.Answer) *harness.Receiver {
+	receiver := harness.NewReceiver(answer)
+	s.atEnd = append(s.atEnd, receiver.Close)
+	return receiver
+}
+
+// killServer kills a server by kill -9, and restartServer starts it again.
+func (s *script) killServer(name string, server *stack.Server) {
+	s.step(func(context.Context) error { return server.Kill() })
+	s.status.update(func(v *view) { v.Outage = name })
+}
+
+func (s *script) restartServer(server *stack.Server) {
+	s.step(server.Start)
+	s.status.update(func(v *view) { v.Outage = "" })
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
+)
+
+// The two services, in the order in which they are shown.
+var roles = [...]string{"orders", "notify"}
+
+// view is what the terminal and the page show at one moment.
+type view struct {
+	Number   int // of the scene, 0: none yet
+	Title    string
+	Promise  string
+	Text     string
+	Step     string // what happens right now
+	Outage   string // the server that is down, if any
+	Services [len(roles)]serviceView
+	Verdicts []string // of each scene: "", "holds", "fails", "left out", "now"
+}
+
+// serviceView is what a service has done in this scene. Waiting is the number of
+// messages ready in its queue, -1 if unknown.
+type serviceView struct {
+	Name                 string
+	OK, Skipped, Waiting int64
+	Rates                rates
+}
+
+// rates are events per second, of each of the last seconds.
+type rates struct{ OK, Skipped [seconds]float64 }
+
+const seconds = 30
+
+// status keeps the view. Statsd counts since the start of the demo; the view
+// shows counts since the start of the scene.
+type status struct {
+	statsd *stack.Statsd
+
+	mu     sync.Mutex
+	view   view
+	before map[string]int64 // counts at the start of the scene
+	rated  map[string]int64 // counts at the last call of sampleRates
+	at     time.Time        // of that call
+}
+
+func newStatus(statsd *stack.Statsd) *status {
+	s := &status{statsd: statsd, at: time.Now()}
+	s.view.Verdicts = make([]string, len(scenes))
+	s.view.Title = "Getting ready"
+	s.view.Text = "Building the service, and starting RabbitMQ, etcd and statsd."
+	for i, role := range roles {
+		s.view.Services[i].Name = role
+	}
+	return s
+}
+
+// current returns a view that the caller may keep.
+func (s *status) current() (v view) {
+	s.update(func(current *view) { v = *current })
+	v.Verdicts = slices.Clone(v.Verdicts)
+	for i := range v.Services {
+		service := &v.Services[i]
+		service.OK, service.Skipped = s.counted(service.Name)
+	}
+	return v
+}
+
+// counted returns how many events of this scene a service has processed and
+// skipped.
+func (s *status) counted(role string) (ok, skipped int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	since := func(name string) int64 { return s.statsd.Count(name) - s.before[name] }
+	return since(role + "_new_order_ok"), since(role + "_new_order_skipped")
+}
+
+func (s *status) update(change func(*view)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.view)
+}
+
+func (s *status) begin(number int, scene scene) {
+	s.update(func(v *view) {
+		s.before = s.statsd.Counts()
+		v.Number, v.Title, v.Promise, v.Text, v.Step = number, scene.title, scene.promise, scene.text, ""
+		v.Verdicts[number-1] = "now"
+	})
+}
+
+func (s *status) finish(number int, passed bool) {
+	s.update(func(v *view) {
+		v.Outage = ""
+		v.Verdicts[number-1], v.Step = "holds", "This scene holds: "+v.Promise+"."
+		if !passed {
+			v.Verdicts[number-1], v.Step = "fails", "This scene does not hold."
+		}
+	})
+}
+
+// sampleRates adds the rates since its last call.
+func (s *status) sampleRates() {
+	s.update(func(v *view) {
+		counts, now := s.statsd.Counts(), time.Now()
+		elapsed := now.Sub(s.at).Seconds()
+		for i, role := range roles {
+			push := func(values *[seconds]float64, name string) {
+				copy(values[:], values[1:])
+				values[seconds-1] = float64(counts[name]-s.rated[name]) / elapsed
+			}
+			push(&v.Services[i].Rates.OK, role+"_new_order_ok")
+			push(&v.Services[i].Rates.Skipped, role+"_new_order_skipped")
+		}
+		s.rated, s.at = counts, now
+	})
+}
