@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"html/template"
 	"strconv"
 
@@ -41,11 +42,9 @@ func drawChart(r rates, theme charts.ColorPalette) template.HTML {
 	chart.XAxis.Labels[0] = strconv.Itoa(seconds) + " s ago"
 	chart.XAxis.Labels[seconds-1] = "now"
 	chart.XAxis.LabelCount = 2
-	if err := painter.LineChart(chart); err != nil {
-		return template.HTML(template.HTMLEscapeString(err.Error()))
-	}
-	svg, err := painter.Bytes()
-	if err != nil {
+	err := painter.LineChart(chart)
+	svg, err2 := painter.Bytes()
+	if err = errors.Join(err, err2); err != nil {
 		return template.HTML(template.HTMLEscapeString(err.Error()))
 	}
 	return template.HTML(svg)

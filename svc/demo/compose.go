@@ -10,26 +10,25 @@ import (
 	"go.uber.org/zap"
 )
 
-// servers are addresses.
-type servers struct{ amqp, etcd, statsd string }
-
 // composeServers is where docker-compose publishes its servers.
-var composeServers = servers{"amqp://guest:guest@localhost:5672/", "localhost:2379", "localhost:8125"}
+var composeServers = harness.Addresses{
+	AMQP: "amqp://guest:guest@localhost:5672/", Etcd: "localhost:2379", Statsd: "localhost:8125",
+}
 
 // useCompose takes the servers of docker-compose, if they answer and no other
 // service uses the queues.
 func (s *env) useCompose(ctx context.Context) error {
-	at := s.opts.servers
+	at := s.opts.composeServers
 	if err := checkCompose(ctx, at); err != nil {
 		return &beginError{err}
 	}
-	s.amqpURL, s.etcdEndpoints = at.amqp, at.etcd
+	s.servers.AMQP, s.servers.Etcd = at.AMQP, at.Etcd
 	s.screen.note("Graphite: http://localhost:80, below Metrics/stats_counts")
-	return s.statsd.Forward(at.statsd)
+	return s.statsd.Forward(at.Statsd)
 }
 
-func checkCompose(ctx context.Context, at servers) error {
-	broker := harness.Publisher{URL: at.amqp, DialTimeout: dialTimeout}
+func checkCompose(ctx context.Context, at harness.Addresses) error {
+	broker := harness.Publisher{URL: at.AMQP, DialTimeout: dialTimeout}
 	defer broker.Close()
 	for _, role := range roles {
 		queue := role + "-queue"
@@ -43,7 +42,7 @@ func checkCompose(ctx context.Context, at servers) error {
 			return fmt.Errorf("%s is not empty (%d messages): run that service until it is", queue, ready)
 		}
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{at.etcd}, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{at.Etcd}, Logger: zap.NewNop()})
 	if err != nil {
 		return fmt.Errorf("connect to etcd: %w", err)
 	}
@@ -51,7 +50,7 @@ func checkCompose(ctx context.Context, at servers) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if _, err = client.Get(ctx, "/service/"); err != nil {
-		return fmt.Errorf("reach etcd at %s: %w; bring the servers up: docker-compose up -d", at.etcd, err)
+		return fmt.Errorf("reach etcd at %s: %w; bring the servers up: docker-compose up -d", at.Etcd, err)
 	}
 	return nil
 }

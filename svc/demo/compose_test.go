@@ -27,7 +27,7 @@ func TestCompose(t *testing.T) {
 	statsd, err := stack.StartStatsd()
 	must(t, err)
 	defer statsd.Close()
-	opts := options{compose: true, servers: servers{rabbit.URL(), etcd.Endpoint(), statsd.Addr()}}
+	opts := options{compose: true, composeServers: harness.Addresses{AMQP: rabbit.URL(), Etcd: etcd.Endpoint(), Statsd: statsd.Addr()}}
 
 	plays := func(scene, wantStatus int, wants ...string) {
 		t.Helper()

@@ -25,11 +25,11 @@ type env struct {
 	dir     string // everything on the disk: the built commands, the servers' data
 	tag     string // part of this run's ids: etcd may remember those of another
 
-	amqpURL, etcdEndpoints string
-	rabbit                 *stack.Rabbit // nil with -compose
-	etcd                   *stack.Etcd   // nil with -compose
-	statsd                 *stack.Statsd
-	publisher              harness.Publisher // for the scenes
+	servers   harness.Addresses // for the services
+	rabbit    *stack.Rabbit     // nil with -compose
+	etcd      *stack.Etcd       // nil with -compose
+	statsd    *stack.Statsd
+	publisher harness.Publisher // for the scenes
 
 	mu      sync.Mutex // guards closers, as servers start at once
 	closers []func() error
@@ -63,6 +63,7 @@ func (s *env) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.closeLater(s.statsd.Close)
+	s.servers.Statsd = s.statsd.Addr()
 	s.status = newStatus(s.statsd)
 	page, err := startPage(s.status)
 	if err != nil {
@@ -98,7 +99,7 @@ func (s *env) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.publisher = harness.Publisher{URL: s.amqpURL, DialTimeout: dialTimeout}
+	s.publisher = harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
 	s.closeLater(func() error { s.publisher.Close(); return nil })
 	s.startMonitor()
 	s.screen.count(s.status.current)
@@ -107,7 +108,7 @@ func (s *env) open(ctx context.Context) (err error) {
 
 func (s *env) startRabbit(ctx context.Context) (err error) {
 	if s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{}); err == nil {
-		s.amqpURL = s.rabbit.URL()
+		s.servers.AMQP = s.rabbit.URL()
 		s.closeLater(s.rabbit.Close)
 	}
 	return err
@@ -115,7 +116,7 @@ func (s *env) startRabbit(ctx context.Context) (err error) {
 
 func (s *env) startEtcd(ctx context.Context) (err error) {
 	if s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{}); err == nil {
-		s.etcdEndpoints = s.etcd.Endpoint()
+		s.servers.Etcd = s.etcd.Endpoint()
 		s.closeLater(s.etcd.Close)
 	}
 	return err
@@ -129,7 +130,7 @@ const dialTimeout = 2 * time.Second
 // close.
 func (s *env) startMonitor() {
 	s.every(time.Second, s.status.sampleRates)
-	broker := harness.Publisher{URL: s.amqpURL, DialTimeout: dialTimeout}
+	broker := harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
 	s.closeLater(func() error { broker.Close(); return nil })
 	s.every(250*time.Millisecond, func() {
 		for i, role := range roles {

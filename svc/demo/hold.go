@@ -16,15 +16,15 @@ func (s *env) hold(ctx context.Context) error {
 		v.Text = "Everything keeps running, with ENABLE_ETCD=true: publish by hand, and watch."
 	})
 	s.screen.title("Everything keeps running until ctrl-c. Publish by hand, and watch:")
-	s.screen.write(s.screen.prompts([]string{"plumber write rabbit --address " + s.amqpURL +
+	s.screen.write(s.screen.prompts([]string{"plumber write rabbit --address " + s.servers.AMQP +
 		" \\\n    --exchange-name events --routing-key=foo \\\n    --input '" + event("by-hand") + "'",
-		"AMQP_URL=" + s.amqpURL + " go run ./example1",
+		"AMQP_URL=" + s.servers.AMQP + " go run ./example1",
 	})...)
 	s.screen.write(
 		"  page      "+s.pageURL,
-		"  RabbitMQ  "+s.amqpURL,
-		"  etcd      "+s.etcdEndpoints,
-		"  statsd    "+s.statsd.Addr(),
+		"  RabbitMQ  "+s.servers.AMQP,
+		"  etcd      "+s.servers.Etcd,
+		"  statsd    "+s.servers.Statsd,
 	)
 	<-ctx.Done()
 	return errHeld

@@ -25,6 +25,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
 // options are what the command line says, and what tests change about a run.
@@ -32,12 +34,12 @@ type options struct {
 	list, pause, hold, compose bool
 	scene                      int // 0: all of them
 
-	servers servers  // of docker-compose
-	vars    []string // of all services, last: with them a test makes a scene fail
+	composeServers harness.Addresses
+	vars           []string // of all services, last: with them a test makes a scene fail
 }
 
 func main() {
-	opts := options{servers: composeServers}
+	opts := options{composeServers: composeServers}
 	flag.BoolVar(&opts.list, "list", false, "say which scenes there are")
 	flag.IntVar(&opts.scene, "scene", 0, "play only the scene of this `number`")
 	flag.BoolVar(&opts.pause, "pause", false, "wait for Enter before each scene")

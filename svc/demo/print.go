@@ -175,14 +175,11 @@ func (s *screen) paragraph(colour, indent, text string) {
 func wrap(indent, text string) (lines []string) {
 	line := indent
 	for word := range strings.FieldsSeq(text) {
-		if line != indent && len(line)+1+len(word) > columns {
-			lines = append(lines, line)
+		if line != indent && len(line)+len(word) > columns {
+			lines = append(lines, strings.TrimRight(line, " "))
 			line = strings.Repeat(" ", len(indent))
 		}
-		if strings.TrimSpace(line) != "" && line != indent {
-			line += " "
-		}
-		line += word
+		line += word + " "
 	}
-	return append(lines, line)
+	return append(lines, strings.TrimRight(line, " "))
 }

@@ -40,13 +40,9 @@ func crash(s *script) {
 	s.say("kill -9 in the middle of %d of them. The broker has them still.", n)
 	s.say("orders comes back. It waits 2 s for the dead one's claims.")
 	s.start("orders", vars...)
-	for _, role := range roles {
-		s.waitCounted(role, n)
-	}
+	s.waitBoth(n)
 	s.say("All are done, %.1f s after the crash.", time.Since(killed).Seconds())
-	for _, role := range roles {
-		s.expectCounted(role, "", n, 0)
-	}
+	s.expectBoth("", n, 0)
 	s.expectWork(receiver, "orders", ids)
 }
 
@@ -63,9 +59,7 @@ func race(s *script) {
 	s.say("Two replicas of orders, one notify. 3,000 messages, shuffled, at 500 a second.")
 	began := time.Now()
 	s.publishAt(500, all)
-	for _, role := range roles {
-		s.waitCounted(role, n*copies)
-	}
+	s.waitBoth(n * copies)
 	s.say("Both services are through, after %.1f s.", time.Since(began).Seconds())
 	for _, role := range roles {
 		s.expectCounted(role, "", n, n*(copies-1))

@@ -11,14 +11,10 @@ func consumeAndProduce(s *script) {
 	s.say("One event is published.")
 	ids := s.ids("produce", 0, n)
 	s.publish(ids[0])
-	for _, role := range roles {
-		s.waitCounted(role, 1)
-	}
+	s.waitBoth(1)
 	s.say("Both have processed it. And %d more, at 30 a second.", n-1)
 	s.publishAt(30, ids[1:])
-	for _, role := range roles {
-		s.expectCounted(role, "", n, 0)
-	}
+	s.expectBoth("", n, 0)
 }
 
 // recovery stops notify for a while.
@@ -50,9 +46,7 @@ func idempotency(s *script) {
 	s.startBoth()
 	s.say("No etcd. The same event, %d times.", n)
 	s.publishAt(10, slices.Repeat(s.ids("plain", 0, 1), n))
-	for _, role := range roles {
-		s.expectCounted(role, ", no etcd", n, 0)
-	}
+	s.expectBoth(", no etcd", n, 0)
 
 	s.say("Processed %d times. Both are started again, with ENABLE_ETCD=true.", n)
 	s.stop(s.services...)
@@ -60,16 +54,12 @@ func idempotency(s *script) {
 	s.say("Another event, %d times.", n)
 	same := slices.Repeat(s.ids("etcd", 0, 1), n)
 	s.publishAt(10, same)
-	for _, role := range roles {
-		s.expectCounted(role, ", with etcd", n+1, n-1)
-	}
+	s.expectBoth(", with etcd", n+1, n-1)
 
 	s.say("Processed once, skipped %d times. Both are restarted, and it comes again.", n-1)
 	s.stop(s.services...)
 	s.startBoth("ENABLE_ETCD=true")
 	s.publishAt(10, same)
-	for _, role := range roles {
-		s.expectCounted(role, ", restarted", n+1, 2*n-1)
-	}
+	s.expectBoth(", restarted", n+1, 2*n-1)
 	s.say("Skipped at once: each has read what it knows from etcd at its start.")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -77,11 +76,7 @@ func (s *script) wait(d time.Duration) {
 func (s *script) start(role string, vars ...string) (p *harness.Process) {
 	s.step(func(ctx context.Context) (err error) {
 		cmd := exec.Command(filepath.Join(s.dir, "svc"))
-		cmd.Env = slices.Concat([]string{
-			"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
-			"AMQP_URL=" + s.amqpURL, "ETCD_ENDPOINTS=" + s.etcdEndpoints, "STATSD_ADDR=" + s.statsd.Addr(),
-			"SERVICE_NAME=" + role,
-		}, vars, s.opts.vars)
+		cmd.Env = s.servers.Env(slices.Concat([]string{"SERVICE_NAME=" + role}, vars, s.opts.vars)...)
 		p, _, err = s.launch(role, cmd, "msg=consuming")
 		if p != nil {
 			s.services = append(s.services, p)

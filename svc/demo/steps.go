@@ -85,6 +85,13 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 	}
 }
 
+// waitBoth is waitCounted for both services.
+func (s *script) waitBoth(events int64) {
+	for _, role := range roles {
+		s.waitCounted(role, events)
+	}
+}
+
 // until waits until f returns true, which it asks again and again. If that never
 // happens, the checks of the scene fail: it is no error here.
 func (s *script) until(f func() bool) {
@@ -118,6 +125,13 @@ func (s *script) expectCounted(role, when string, ok, skipped int64) {
 	gotOK, gotSkipped := s.status.counted(role)
 	s.expect(role+" ok"+when, gotOK, ok)
 	s.expect(role+" skipped"+when, gotSkipped, skipped)
+}
+
+// expectBoth is expectCounted for both services.
+func (s *script) expectBoth(when string, ok, skipped int64) {
+	for _, role := range roles {
+		s.expectCounted(role, when, ok, skipped)
+	}
 }
 
 // expectWork checks the work that has arrived at a receiver.

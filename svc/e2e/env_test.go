@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -87,11 +86,9 @@ func (e *env) clear() {
 
 // vars is the environment of a service.
 func (e *env) vars(vars ...string) []string {
-	return append([]string{
-		"GORACE=atexit_sleep_ms=0", // the race detector would wait for a second at every exit
-		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),
-		"AMQP_URL=" + e.amqpURL, "ETCD_ENDPOINTS=" + e.etcdEndpoints, "STATSD_ADDR=" + e.statsd.Addr(),
-	}, vars...)
+	addresses := harness.Addresses{AMQP: e.amqpURL, Etcd: e.etcdEndpoints, Statsd: e.statsd.Addr()}
+	// The race detector would wait for a second at every exit.
+	return append([]string{"GORACE=atexit_sleep_ms=0"}, addresses.Env(vars...)...)
 }
 
 // channel runs f on a channel of its own.

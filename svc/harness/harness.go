@@ -2,12 +2,13 @@
 // tests share it, and the service itself does not import it.
 //
 //	err := harness.Build(ctx, dir, []string{"svc"})
+//	addresses := harness.Addresses{AMQP: rabbit.URL(), Etcd: etcd.Endpoint(), Statsd: statsd.Addr()}
 //	receiver := harness.NewReceiver(nil)
 //	cmd := exec.Command(filepath.Join(dir, "svc"))
-//	cmd.Env = []string{"SERVICE_NAME=orders", "AMQP_URL=" + url, "WEBHOOK_URL=" + receiver.URL}
+//	cmd.Env = addresses.Env("SERVICE_NAME=orders", "WEBHOOK_URL="+receiver.URL)
 //	orders, err := harness.Start("orders", cmd)
 //	_, err = orders.Log.Wait(ctx, 1, "msg=consuming")
-//	publisher := harness.Publisher{URL: url}
+//	publisher := harness.Publisher{URL: addresses.AMQP}
 //	err = publisher.Publish(ctx, harness.Message(`{"type":"new_order","id":"1"}`))
 //	err = receiver.Wait(ctx, func(posts []harness.Post) bool { return len(posts) == 1 })
 //	err = orders.Stop(ctx)
