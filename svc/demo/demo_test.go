@@ -94,6 +94,26 @@ func TestDoesNotHold(t *testing.T) {
 	}
 }
 
+// A scene whose step fails ends there, with the end of the services' logs.
+func TestBreaksOff(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	status := runInTest(t, options{scene: 1, vars: []string{"PREFETCH=0"}}, &out, false)
+	if status != oneDoesNot {
+		t.Errorf("the exit status is %d, want %d", status, oneDoesNot)
+	}
+	for _, want := range []string{
+		"Scene 1 broke off: start orders: it ended with 0 of 1 lines", "Scene 1 does not hold: Consume and produce.", `orders: PREFETCH="0"`,
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("no %q in:\n%s", want, &out)
+		}
+	}
+	if strings.Contains(out.String(), "> One event") || strings.Contains(out.String(), "✗") {
+		t.Errorf("the scene went on:\n%s", &out)
+	}
+}
+
 func TestCommandLine(t *testing.T) {
 	d := startDemo(t, "-list")
 	for _, scene := range scenes {
