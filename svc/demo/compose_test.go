@@ -11,8 +11,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// With -compose the demo uses servers that run, tells their statsd, and breaks
-// none.
+// With -compose the demo uses servers that run already, counts at their statsd, and
+// kills none.
 func TestCompose(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -50,7 +50,7 @@ func TestCompose(t *testing.T) {
 	}
 	plays(len(scenes), allHold, "Left out")
 
-	// What is in the queues is someone's.
+	// The queues hold messages of another user.
 	b := harness.Publisher{URL: rabbit.URL()}
 	defer b.Close()
 	must(t, b.Publish(ctx, harness.Message(event("not-ours"))))

@@ -69,7 +69,7 @@ func TestInterrupt(t *testing.T) {
 			d := startDemo(t, "-scene", "7")
 			d.await(at)
 			d.interrupt()
-			d.interrupt() // impatience makes no difference
+			d.interrupt() // a second one changes nothing
 			d.wantEnd(isInterrupted)
 		})
 	}

@@ -12,7 +12,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// browser looks at the page. Without one, there is no looking.
+// browser shows the page. Without an installed one, ctx is nil and nothing is checked.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
@@ -75,8 +75,8 @@ func (b browser) saves(variable, text string) {
 	must(b.t, os.WriteFile(path, picture, 0o644))
 }
 
-// wants waits until the page shows these numbers and a chart, and then what is
-// published by hand.
+// wants waits until the page shows these numbers and a chart, and then events
+// that are published by hand.
 func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 	b.t.Helper()
 	if b.ctx == nil {

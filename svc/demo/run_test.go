@@ -24,7 +24,7 @@ type demo struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	dir    string   // for its temporary files
-	family *os.File // ends when the last process does that came of the demo
+	pipe   *os.File // its other end closes when the last process has ended that the demo started
 	output *bufio.Scanner
 	lines  []string
 	stderr bytes.Buffer
@@ -36,11 +36,11 @@ func startDemo(t *testing.T, args ...string) *demo {
 	must(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	d := &demo{t: t, cmd: exec.CommandContext(ctx, exe, args...), dir: t.TempDir()}
-	// All processes that come of the demo inherit an end of this pipe, as they
-	// close nothing they do not know.
-	family, inherited, err := os.Pipe()
+	// All processes that the demo starts inherit an end of this pipe, since they
+	// close no file that they do not know.
+	pipe, inherited, err := os.Pipe()
 	must(t, err)
-	d.family = family
+	d.pipe = pipe
 	d.cmd.Env = append(os.Environ(), mainVar+"=1", "TMPDIR="+d.dir)
 	d.cmd.ExtraFiles = []*os.File{inherited}
 	d.cmd.Stderr = &d.stderr
@@ -55,7 +55,7 @@ func startDemo(t *testing.T, args ...string) *demo {
 		io.Copy(io.Discard, stdout)
 		d.cmd.Wait()
 		cancel()
-		family.Close()
+		pipe.Close()
 		if t.Failed() {
 			t.Logf("the demo has said:\n%s\n%s", strings.Join(d.lines, "\n"), &d.stderr)
 		}
@@ -91,8 +91,8 @@ func (d *demo) wantEnd(status int) {
 	if got := d.cmd.ProcessState.ExitCode(); got != status {
 		d.t.Errorf("the exit status is %d (%v), want %d", got, d.cmd.ProcessState, status)
 	}
-	must(d.t, d.family.SetReadDeadline(time.Now().Add(10*time.Second)))
-	if _, err := io.ReadAll(d.family); err != nil {
+	must(d.t, d.pipe.SetReadDeadline(time.Now().Add(10*time.Second)))
+	if _, err := io.ReadAll(d.pipe); err != nil {
 		d.t.Errorf("a process has outlived the demo: %v", err)
 	}
 	left, err := os.ReadDir(d.dir)

@@ -55,12 +55,13 @@ func (s *script) step(f func(ctx context.Context) error) {
 
 // say shows what happens now, and leaves time to read it.
 func (s *script) say(format string, args ...any) {
-	if s.sceneCtx.Err() == nil {
-		text := fmt.Sprintf(format, args...)
-		s.status.update(func(v *view) { v.Step = text })
-		s.screen.step(text)
-		s.wait(500 * time.Millisecond)
+	if s.sceneCtx.Err() != nil {
+		return
 	}
+	text := fmt.Sprintf(format, args...)
+	s.status.update(func(v *view) { v.Step = text })
+	s.screen.step(text)
+	s.wait(500 * time.Millisecond)
 }
 
 // wait gives the audience time. No outcome depends on it.
@@ -115,19 +116,17 @@ func (s *script) kill(p *harness.Process) {
 
 // stop stops services at once, as ctrl-c does.
 func (s *script) stop(services ...*harness.Process) {
-	s.step(func(ctx context.Context) error { return stop(ctx, services) })
-}
-
-func stop(ctx context.Context, services []*harness.Process) error {
-	ctx, cancel := context.WithTimeout(ctx, maxWait)
-	defer cancel()
-	errs := make([]error, len(services))
-	var stopping sync.WaitGroup
-	for i, p := range services {
-		stopping.Go(func() { errs[i] = p.Stop(ctx) })
-	}
-	stopping.Wait()
-	return errors.Join(errs...)
+	s.step(func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, maxWait)
+		defer cancel()
+		errs := make([]error, len(services))
+		var stopping sync.WaitGroup
+		for i, p := range services {
+			stopping.Go(func() { errs[i] = p.Stop(ctx) })
+		}
+		stopping.Wait()
+		return errors.Join(errs...)
+	})
 }
 
 // receive starts a webhook receiver. It runs until the scene has ended.
