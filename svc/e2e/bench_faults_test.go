@@ -19,7 +19,7 @@ func BenchmarkReplicaKilled(b *testing.B) {
 	release := make(chan struct{})
 	defer close(release)
 	posted := make(chan string, ids)
-	sink := newSink(b, func(p post) int {
+	receiver := newReceiver(b, func(p post) int {
 		if killed.Load() {
 			return http.StatusOK
 		}
@@ -27,10 +27,10 @@ func BenchmarkReplicaKilled(b *testing.B) {
 		<-release
 		return http.StatusTeapot
 	})
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, fmt.Sprint("CLAIM_TTL=", ttl)}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, fmt.Sprint("CLAIM_TTL=", ttl)}
 	for range *benchRounds {
 		killed.Store(false)
-		before := len(sink.all())
+		before := len(receiver.all())
 		owner := m.start("orders", vars...)
 		owner.waitLog("msg=consuming")
 		bodies := m.fresh(ids)
@@ -46,7 +46,7 @@ func BenchmarkReplicaKilled(b *testing.B) {
 		kill := time.Now()
 		ended := m.kill(owner, session)
 		var last time.Time
-		sink.wait(b, "the dead replica's events", func(posts []post) bool {
+		receiver.wait(b, "the dead replica's events", func(posts []post) bool {
 			done := 0
 			for _, p := range posts[before:] {
 				if p.Status == http.StatusOK {

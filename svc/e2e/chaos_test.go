@@ -211,7 +211,7 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	if _, away := c.etcdAway(asked); reason != "" || away {
 		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
-	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.sink.URL,
+	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	return nil
 }
@@ -407,7 +407,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	b := newProxiedEnv(t)
 	posts := 0
 	lost := make(chan struct{})
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		switch posts++; {
 		case posts <= 5: // the pauses between the tries grow to seconds
 			return http.StatusServiceUnavailable
@@ -417,7 +417,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 		}
 		return http.StatusOK
 	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 	s.waitLog("msg=consuming")
 	b.publishBodies(orders("al", 1)...)
 	select {
@@ -431,7 +431,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	eventually(t, "it is done", func() error { return b.settled("orders", 1) })
 	s.stop()
 	tokens := make(map[int64]int)
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		tokens[p.Token]++
 	}
 	if len(tokens) != 1 {

@@ -150,7 +150,7 @@ const goesOnWithin = 20 * time.Second
 // restarted.
 func TestClusters(t *testing.T) {
 	c := newCluster(t)
-	c.sink = newSink(t, func(post) int {
+	c.receiver = newReceiver(t, func(post) int {
 		<-time.After(2 * time.Millisecond)
 		return http.StatusOK
 	})
@@ -160,7 +160,7 @@ func TestClusters(t *testing.T) {
 		for i, n := range order {
 			urls[i] = c.brokers[n]
 		}
-		s := c.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=quorum", "WEBHOOK_URL="+c.sink.URL,
+		s := c.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=quorum", "WEBHOOK_URL="+c.receiver.URL,
 			"CLAIM_TTL=4s", "PREFETCH=100", "AMQP_URL="+strings.Join(urls, ","))
 		s.waitLog("msg=consuming", fmt.Sprintf("broker=127.0.0.1:%d", c.nodes[order[0]].Port()))
 		c.replicas = append(c.replicas, s)
@@ -221,7 +221,7 @@ func (c *cluster) fault(name string, goner *stack.Server) {
 	c.t.Logf("killed %s: an event published after it is done after %v, 20 by each replica after %v; "+
 		"nothing was begun for up to %v then, and for up to %v while it came back",
 		name, took.Round(time.Millisecond), both.Round(time.Millisecond), silence.Round(time.Millisecond),
-		longestSilence(c.sink.all(), back, time.Now()).Round(time.Millisecond))
+		longestSilence(c.receiver.all(), back, time.Now()).Round(time.Millisecond))
 }
 
 // emptied stops publishing and waits until nothing is in the queues, not even

@@ -56,13 +56,13 @@ func TestDeadLettersTooLarge(t *testing.T) {
 	limit(4096)
 	t.Cleanup(func() { limit(128 << 20) })
 
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		if strings.HasPrefix(p.ID, "large") {
 			return 400
 		}
 		return 200
 	})
-	s := e.start("orders", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0", "PREFETCH=10", "CONCURRENCY=4")
+	s := e.start("orders", "WEBHOOK_URL="+receiver.URL, "HEALTH_ADDR=127.0.0.1:0", "PREFETCH=10", "CONCURRENCY=4")
 	s.waitLogs(99, "msg=dead-lettered")
 	s.waitLogs(20, "msg=processed")
 	for i := range large {

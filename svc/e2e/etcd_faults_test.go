@@ -51,12 +51,12 @@ func testFrozenMember(t *testing.T, leader bool) {
 	w.wantLog(0, 0, "session lost")
 	w.must(frozen.Resume())
 	resumed := time.Now()
-	if silence := longestSilence(w.sink.all(), from, resumed); silence > ttl {
+	if silence := longestSilence(w.receiver.all(), from, resumed); silence > ttl {
 		t.Errorf("nothing was begun for %v while one member of three was frozen", silence)
 	}
 	w.healthy()
 	t.Logf("it had %v watches; an event published after it was frozen was done after %v, 20 by each replica after %v; nothing was begun for up to %v",
-		watchers, took.Round(time.Millisecond), both.Round(time.Millisecond), longestSilence(w.sink.all(), from, time.Now()).Round(time.Millisecond))
+		watchers, took.Round(time.Millisecond), both.Round(time.Millisecond), longestSilence(w.receiver.all(), from, time.Now()).Round(time.Millisecond))
 	if revoked := metric(t, frozen, "etcd_debugging_server_lease_expired_total"); leader && revoked > 0 {
 		t.Logf("as it resumed, the frozen leader revoked %v leases", revoked)
 		w.long = append(w.long, span{resumed, resumed.Add(2 * time.Second)})
@@ -158,7 +158,7 @@ func TestEtcdRestored(t *testing.T) {
 			w.publishing.Wait()
 			w.publishBodies(orders("w", w.published)...)
 			w.settle()
-			for _, p := range w.sink.all() {
+			for _, p := range w.receiver.all() {
 				if recorded[p.ID] && p.Began.After(restored) {
 					t.Errorf("%s was in the backup and done again", p.ID)
 				}
@@ -174,8 +174,8 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	const saved, lost = 200, 400
 	b := newProxiedEnv(t)
 	ctx := deadline(t)
-	sink := newSink(t, nil)
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=60s", "HEALTH_ADDR=127.0.0.1:0"}
+	receiver := newReceiver(t, nil)
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "HEALTH_ADDR=127.0.0.1:0"}
 	idle := b.start("orders", vars...)
 	idle.waitLog("msg=consuming")
 	b.toRabbit.cut() // it is idle from now on
@@ -211,7 +211,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	b.publishBodies(append(orders("saved", saved), bodies...)...)
 	eventually(t, "an empty queue", func() error { return b.settled("orders", saved+again) })
 	idle.stop()
-	if n := len(sink.all()); n != saved+lost+again {
+	if n := len(receiver.all()); n != saved+lost+again {
 		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
 	}
 }
@@ -230,7 +230,7 @@ func TestFewOperations(t *testing.T) {
 	}
 	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
 	eventually(t, "everything done", func() error { return w.settled("orders", ids) })
-	if lost, twice := w.sink.accounts("full", ids); lost > 0 || twice > 0 {
+	if lost, twice := w.receiver.accounts("full", ids); lost > 0 || twice > 0 {
 		t.Errorf("%d ids were lost, %d done twice", lost, twice)
 	}
 	w.publishLone("lone", 1000)

@@ -161,9 +161,9 @@ func TestEtcdFaults(t *testing.T) {
 			quiet = time.After(6 * time.Second)
 		}
 		<-time.After(500 * time.Millisecond) // what was granted is finished
-		posts, cpu := len(w.sink.all()), w.replicas[0].cpu()+w.replicas[1].cpu()
+		posts, cpu := len(w.receiver.all()), w.replicas[0].cpu()+w.replicas[1].cpu()
 		<-quiet
-		if n := len(w.sink.all()) - posts; n > 0 {
+		if n := len(w.receiver.all()) - posts; n > 0 {
 			t.Errorf("%s: %d posts while etcd was away", f.name, n)
 		}
 		if used := w.replicas[0].cpu() + w.replicas[1].cpu() - cpu; used > time.Second/2 {

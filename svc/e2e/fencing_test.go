@@ -33,23 +33,23 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			b := newProxiedEnv(t)
-			var receiver fencing
+			var seen fencing
 			var first atomic.Int64 // the token of the replica that is cut off
-			sink := newSink(t, func(p post) int {
+			receiver := newReceiver(t, func(p post) int {
 				first.CompareAndSwap(0, p.Token)
 				switch {
-				case receiver.refuses(p):
+				case seen.refuses(p):
 					return status
 				case p.Token == first.Load():
 					return http.StatusServiceUnavailable // so that it is posted again
 				}
 				return http.StatusOK
 			})
-			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
 			cutOff := b.start("orders", vars...)
 			cutOff.waitLog("msg=consuming")
 			b.publishBodies(orders("f", 1)...)
-			sink.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
+			receiver.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
 			other := b.start("orders", append(vars, "ETCD_ENDPOINTS="+b.etcdServer.Endpoint())...)
 			other.waitLog("msg=consuming")
 			b.publishBodies(orders("f", 1)...) // the first replica has all that it may hold
@@ -65,7 +65,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 				}
 			}
 			other.waitLog("msg=processed", "id=f0")
-			sink.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].Status == status })
+			receiver.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].Status == status })
 			b.toEtcd.reconnect()
 			cutOff.waitLog("msg=skipped", "id=f0")
 			cutOff.stop()
@@ -96,11 +96,11 @@ func (e *env) sessions(role string) map[string]clientv3.LeaseID {
 func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, answer := make(chan struct{}), make(chan int)
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		close(began) // there is one post
 		return <-answer
 	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "CLAIM_TTL=60s")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "CLAIM_TTL=60s")
 	s.waitLog("msg=consuming")
 	b.publishBodies(orders("f", 1)...)
 	<-began

@@ -137,12 +137,12 @@ func TestStats(t *testing.T) {
 func TestTimers(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}, 3), make(chan struct{})
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		began <- struct{}{}
 		<-release
 		return http.StatusOK
 	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "HEALTH_ADDR=127.0.0.1:0")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "HEALTH_ADDR=127.0.0.1:0")
 	s.waitReady()
 	b.publishBodies(orders("t", 3)...)
 	inFlight := func(want int64) {

@@ -78,8 +78,8 @@ func badBodies() map[string]string {
 func TestBadInput(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, nil)
-	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+	receiver := newReceiver(t, nil)
+	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 	s.waitLog("msg=consuming")
 
 	bad := badBodies()
@@ -110,10 +110,10 @@ func TestBadInput(t *testing.T) {
 	processed := good + len(legal) + 1
 	e.waitCounts(map[string]int64{"orders_malformed": int64(len(bad)), "orders_new_order_ok": int64(processed), "orders_ignored": 0})
 	e.wantAllDone("orders", processed)
-	if n := len(sink.all()); n != processed {
+	if n := len(receiver.all()); n != processed {
 		t.Errorf("%d posts, want %d", n, processed)
 	}
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		if want, ok := legal[unescape(t, p.ID)]; ok && p.Body != want {
 			t.Errorf("the body of %s was posted as %.80q", p.ID, p.Body)
 		}
@@ -160,14 +160,14 @@ func unescape(t *testing.T, id string) string {
 func TestOddIDs(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, nil)
+	receiver := newReceiver(t, nil)
 	ids := legalIDs()
 	var bodies []string
 	for _, id := range ids {
 		body := fmt.Sprintf(`{"type":"new_order","id":%s}`, quoteJSON(id))
 		bodies = append(bodies, body, strings.ReplaceAll(body, `new_order`, `new\u005forder`)) // the same event, other bytes
 	}
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL}
 	a, b := e.start("orders", vars...), e.start("orders", vars...)
 	a.waitLog("msg=consuming")
 	b.waitLog("msg=consuming")
@@ -182,7 +182,7 @@ func TestOddIDs(t *testing.T) {
 		}
 	}
 	var posted []string
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		posted = append(posted, unescape(t, p.ID))
 		if p.Attempt != 1 {
 			t.Errorf("the attempt of %q is %d", p.ID, p.Attempt)
@@ -372,18 +372,18 @@ func TestOrder(t *testing.T) {
 	const ids = 200
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		if strings.HasSuffix(p.ID, "7") && p.Attempt == 1 {
 			return http.StatusInternalServerError // tried again, before the next
 		}
 		return http.StatusOK
 	})
 	e.publishBodies(orders("n", ids)...)
-	s := e.start("orders", "ENABLE_ETCD=true", "CONCURRENCY=1", "WEBHOOK_URL="+sink.URL)
+	s := e.start("orders", "ENABLE_ETCD=true", "CONCURRENCY=1", "WEBHOOK_URL="+receiver.URL)
 	e.waitCounts(map[string]int64{"orders_new_order_ok": ids})
 	s.stop()
 	next := 0
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		if want := fmt.Sprint("n", next); p.ID != want {
 			t.Fatalf("%s was posted when it was the turn of %s", p.ID, want)
 		}
@@ -395,7 +395,7 @@ func TestOrder(t *testing.T) {
 }
 
 // attempts returns the numbers of the tries of an id.
-func (s *sink) attempts(id string) (attempts []int) {
+func (s *receiver) attempts(id string) (attempts []int) {
 	for _, p := range s.all() {
 		if p.ID == id {
 			attempts = append(attempts, p.Attempt)
@@ -428,7 +428,7 @@ func TestAttempts(t *testing.T) {
 			e := newProxiedEnv(t)
 			var fixed atomic.Bool
 			release := make(chan struct{})
-			sink := newSink(t, func(p post) int {
+			receiver := newReceiver(t, func(p post) int {
 				if p.ID != "bad0" || fixed.Load() {
 					return http.StatusOK
 				}
@@ -438,7 +438,7 @@ func TestAttempts(t *testing.T) {
 				}
 				return tt.status
 			})
-			s := e.start("orders", append([]string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL}, tt.vars...)...)
+			s := e.start("orders", append([]string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL}, tt.vars...)...)
 			s.waitLog("msg=consuming")
 			began := time.Now()
 			e.publishBodies(append(orders("bad", 1), orders("good", 50)...)...)
@@ -448,7 +448,7 @@ func TestAttempts(t *testing.T) {
 			took := time.Since(began)
 			close(release)
 			eventually(t, "the tries", func() error {
-				if diff := cmp.Diff(tt.want, slices.Sorted(slices.Values(sink.attempts("bad0")))); diff != "" {
+				if diff := cmp.Diff(tt.want, slices.Sorted(slices.Values(receiver.attempts("bad0")))); diff != "" {
 					return fmt.Errorf("attempts (-want +got):\n%s", diff)
 				}
 				return nil

@@ -210,14 +210,14 @@ func deadline(t testing.TB) context.Context {
 func TestKeys(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}), make(chan struct{})
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		if p.ID == "slow" {
 			close(began)
 			<-release
 		}
 		return http.StatusOK
 	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "DEDUP_WINDOW=90m")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "DEDUP_WINDOW=90m")
 	s.waitLog("msg=consuming")
 	publish := func(ids ...string) {
 		t.Helper()
@@ -263,7 +263,7 @@ func TestKeys(t *testing.T) {
 	if len(keys.done()) != 5 || len(keys.sessions) != 0 || len(keys.claims) != 0 || len(keys.windows) != 1 {
 		t.Errorf("after a stop: %d ids done, %d sessions, %d claims, %d windows", len(keys.done()), len(keys.sessions), len(keys.claims), len(keys.windows))
 	}
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		if unescape(t, p.ID) == "slow" && p.Token != claim.CreateRevision {
 			t.Errorf("the token is %d, the claim's revision %d", p.Token, claim.CreateRevision)
 		}

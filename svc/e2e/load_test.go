@@ -18,7 +18,7 @@ import (
 )
 
 // faultEnv is an env of its own servers, behind networks of their own, with two
-// replicas of a role that work for a sink, and a steady stream of events: what
+// replicas of a role that work for a receiver, and a steady stream of events: what
 // a fault test breaks.
 type faultEnv struct {
 	*env
@@ -27,7 +27,7 @@ type faultEnv struct {
 	members           []*stack.Etcd
 	etcdServer        *stack.Etcd // the member, if there is one only
 	toRabbit, toEtcd  *proxy
-	sink              *sink
+	receiver          *receiver
 	replicas          []*service
 	growing           sync.Mutex // guards published while publishing
 	published         int
@@ -94,11 +94,11 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 			return http.StatusOK
 		}
 	}
-	w.sink = newSink(t, answer)
+	w.receiver = newReceiver(t, answer)
 	w.topology("orders")
 	for range 2 {
 		s := w.start("orders", append([]string{
-			"ENABLE_ETCD=true", "WEBHOOK_URL=" + w.sink.URL, "CLAIM_TTL=4s", "PREFETCH=100",
+			"ENABLE_ETCD=true", "WEBHOOK_URL=" + w.receiver.URL, "CLAIM_TTL=4s", "PREFETCH=100",
 		}, vars...)...)
 		s.waitLog("msg=consuming")
 		w.replicas = append(w.replicas, s)
@@ -164,8 +164,8 @@ func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 // progress waits until n more ids than now are done.
 func (w *faultEnv) progress(n int) {
 	w.t.Helper()
-	goal := len(w.sink.all()) + n
-	w.sink.wait(w.t, fmt.Sprintf("%d more posts", n), func(posts []post) bool { return len(posts) >= goal })
+	goal := len(w.receiver.all()) + n
+	w.receiver.wait(w.t, fmt.Sprintf("%d more posts", n), func(posts []post) bool { return len(posts) >= goal })
 }
 
 // healthy waits until both replicas consume and finish events again.
@@ -194,7 +194,7 @@ func (w *faultEnv) settle() {
 		s.alive()
 		s.stop()
 	}
-	lost, twice := w.sink.accounts("w", w.published)
+	lost, twice := w.receiver.accounts("w", w.published)
 	allowed := w.underWay()
 	w.t.Logf("%d events, %d done twice (allowed: %d), %d lost", w.published, twice, allowed, lost)
 	if lost > 0 || twice > allowed {
@@ -211,7 +211,7 @@ func (w *faultEnv) settle() {
 // waited for longer than their claim lasts.
 func (w *faultEnv) underWay() int {
 	first, tokens := make(map[string]time.Time), make(map[string]map[int64]bool)
-	for _, p := range w.sink.all() {
+	for _, p := range w.receiver.all() {
 		if at, ok := first[p.ID]; !ok || p.Began.Before(at) {
 			first[p.ID] = p.Began
 		}
@@ -265,10 +265,10 @@ func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 		n, err := strconv.Atoi(strings.TrimPrefix(p.ID, "w"))
 		return err == nil && n >= fresh && p.Status/100 == 2
 	}
-	w.sink.wait(w.t, "an event published after the fault", func(posts []post) bool {
+	w.receiver.wait(w.t, "an event published after the fault", func(posts []post) bool {
 		return slices.ContainsFunc(posts, done)
 	})
-	posts := w.sink.all()
+	posts := w.receiver.all()
 	at := posts[slices.IndexFunc(posts, done)].Began
 	return at.Sub(fault), longestSilence(posts, fault, at)
 }

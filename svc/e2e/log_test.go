@@ -15,7 +15,7 @@ import (
 func TestLogForMachines(t *testing.T) {
 	b := newProxiedEnv(t)
 	var unavailable atomic.Bool
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		switch {
 		case p.ID == "bad0":
 			return http.StatusBadRequest
@@ -26,7 +26,7 @@ func TestLogForMachines(t *testing.T) {
 	})
 	b.toEtcd.cut()
 	b.toRabbit.cut()
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "LOG_FORMAT=json", "LOG_LEVEL=debug", "HEALTH_ADDR=127.0.0.1:0")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "LOG_FORMAT=json", "LOG_LEVEL=debug", "HEALTH_ADDR=127.0.0.1:0")
 	s.waitLog("etcd is unreachable")
 	b.toEtcd.reconnect()
 	s.waitLog("no connection to the broker")

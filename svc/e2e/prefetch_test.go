@@ -20,8 +20,8 @@ func TestHeldDeliveries(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e, _ := newBroker(t)
 			e.publishBodies(orders("h", events)...)
-			sink, began := newHang(t)
-			s := e.start("orders", append(tt.vars, "WEBHOOK_URL="+sink.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())...)
+			receiver, began := newHang(t)
+			s := e.start("orders", append(tt.vars, "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())...)
 			<-began
 			e.waitDepth("orders-queue", events-tt.held)
 			if n := s.log.count("fewer deliveries than PREFETCH are held", tt.says, "hint="); (n == 1) != (tt.says != "") {

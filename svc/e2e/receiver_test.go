@@ -10,27 +10,27 @@ import (
 
 type post = harness.Post
 
-// sink is a receiver of a test, which closes it.
-type sink struct{ *harness.Receiver }
+// receiver is a receiver of a test, which closes it.
+type receiver struct{ *harness.Receiver }
 
-// newSink starts a receiver. Without an answer it answers 204 at once.
-func newSink(t testing.TB, answer func(post) int) *sink {
+// newReceiver starts a receiver. Without an answer it answers 204 at once.
+func newReceiver(t testing.TB, answer func(post) int) *receiver {
 	var withContext harness.Answer
 	if answer != nil {
 		withContext = func(_ context.Context, p post) int { return answer(p) }
 	}
-	s := &sink{harness.NewReceiver(withContext)}
+	s := &receiver{harness.NewReceiver(withContext)}
 	t.Cleanup(s.Close)
 	return s
 }
 
 // work returns the work that orders has done: for each id, the tokens.
-func (s *sink) work() map[string]map[int64]int { return s.Work("orders") }
+func (s *receiver) work() map[string]map[int64]int { return s.Work("orders") }
 
-func (s *sink) all() []post { return s.Posts() }
+func (s *receiver) all() []post { return s.Posts() }
 
 // wait waits until ok is true of the posts so far.
-func (s *sink) wait(t testing.TB, what string, ok func(posts []post) bool) {
+func (s *receiver) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
@@ -41,7 +41,7 @@ func (s *sink) wait(t testing.TB, what string, ok func(posts []post) bool) {
 
 // accounts compares the work that orders has done with the n ids of that prefix:
 // how many were never done, and how many more than once.
-func (s *sink) accounts(prefix string, n int) (lost, twice int) {
+func (s *receiver) accounts(prefix string, n int) (lost, twice int) {
 	_, lost, twice = s.Accounts("orders", idsOf(prefix, n))
 	return lost, twice
 }

@@ -14,7 +14,7 @@ func TestReplicas(t *testing.T) {
 	const ids, copies = 3000, 3
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, nil)
+	receiver := newReceiver(t, nil)
 	var bodies []string
 	for range copies {
 		bodies = append(bodies, orders("r", ids)...)
@@ -22,7 +22,7 @@ func TestReplicas(t *testing.T) {
 	rand.Shuffle(len(bodies), func(i, j int) { bodies[i], bodies[j] = bodies[j], bodies[i] })
 	var replicas []*service
 	for range 2 {
-		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "PREFETCH=200")
+		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "PREFETCH=200")
 		s.waitLog("msg=consuming")
 		replicas = append(replicas, s)
 	}
@@ -34,10 +34,10 @@ func TestReplicas(t *testing.T) {
 		}
 		s.stop()
 	}
-	if n := len(sink.all()); n != ids {
+	if n := len(receiver.all()); n != ids {
 		t.Errorf("%d posts for %d ids", n, ids)
 	}
-	if lost, twice := sink.accounts("r", ids); lost != 0 || twice != 0 {
+	if lost, twice := receiver.accounts("r", ids); lost != 0 || twice != 0 {
 		t.Errorf("%d ids were lost, %d done twice", lost, twice)
 	}
 	e.wantAllDone("orders", ids)
@@ -52,11 +52,11 @@ func TestCrashes(t *testing.T) {
 	const ids, copies, crashes = 8000, 2, 8
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		<-time.After(5 * time.Millisecond) // so that there is work to do until the last crash
 		return http.StatusOK
 	})
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
 	start := func() *service { return e.start("orders", vars...) }
 	var bodies []string
 	for range copies {
@@ -66,7 +66,7 @@ func TestCrashes(t *testing.T) {
 	replicas := []*service{start(), start()}
 	for crash := range crashes {
 		goal := (crash + 1) * ids / (crashes + 2)
-		sink.wait(t, fmt.Sprintf("%d posts", goal), func(posts []post) bool { return len(posts) >= goal })
+		receiver.wait(t, fmt.Sprintf("%d posts", goal), func(posts []post) bool { return len(posts) >= goal })
 		victim := crash % len(replicas)
 		replicas[victim].kill()
 		replicas[victim] = start()
@@ -79,7 +79,7 @@ func TestCrashes(t *testing.T) {
 		s.alive()
 		s.stop()
 	}
-	lost, twice := sink.accounts("c", ids)
+	lost, twice := receiver.accounts("c", ids)
 	if lost != 0 {
 		t.Errorf("%d of %d ids were lost", lost, ids)
 	}
@@ -96,8 +96,8 @@ func TestCrashes(t *testing.T) {
 func TestSlowHandler(t *testing.T) {
 	e := newProxiedEnv(t)
 	release := make(chan struct{})
-	sink := newSink(t, func(post) int { <-release; return http.StatusOK })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=2s"}
+	receiver := newReceiver(t, func(post) int { <-release; return http.StatusOK })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s"}
 	a, b := e.start("orders", vars...), e.start("orders", vars...)
 	a.waitLog("msg=consuming")
 	b.waitLog("msg=consuming")
@@ -108,7 +108,7 @@ func TestSlowHandler(t *testing.T) {
 	if took := time.Since(began); took < 5*time.Second {
 		t.Errorf("done after %v, before the handler", took)
 	}
-	if n := len(sink.all()); n != 1 {
+	if n := len(receiver.all()); n != 1 {
 		t.Errorf("%d posts, want 1", n)
 	}
 }
@@ -117,14 +117,14 @@ func TestSlowHandler(t *testing.T) {
 func TestClaimOutlivesCrash(t *testing.T) {
 	e := newProxiedEnv(t)
 	hang, began := newHang(t)
-	sink := newSink(t, nil)
+	receiver := newReceiver(t, nil)
 	a := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "CLAIM_TTL=3s")
 	a.waitLog("msg=consuming")
 	e.publishBodies(orders("x", 1)...)
 	<-began
 	a.kill()
 	crashed := time.Now()
-	b := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "CLAIM_TTL=3s")
+	b := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "CLAIM_TTL=3s")
 	b.waitLog("msg=processed", "id=x0")
 	// The lease was renewed at most a third of it before the crash.
 	if took := time.Since(crashed); took < 1500*time.Millisecond || took > 3*time.Second+4*time.Second {
@@ -139,13 +139,13 @@ func TestCleanStop(t *testing.T) {
 	const ids = 1200
 	e := newEnv(t)
 	e.topology("orders")
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		<-time.After(5 * time.Millisecond)
 		return http.StatusOK
 	})
 	e.publishBodies(orders("s", ids)...)
 	for left := ids; left > 0; {
-		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL)
+		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 		s.waitLogs(min(left, 300), "msg=processed")
 		s.stop()
 		left -= s.log.count("msg=processed")
@@ -153,7 +153,7 @@ func TestCleanStop(t *testing.T) {
 			t.Fatalf("claims are left behind: %v", claimed)
 		}
 	}
-	if n := len(sink.all()); n != ids {
+	if n := len(receiver.all()); n != ids {
 		t.Errorf("%d posts for %d ids", n, ids)
 	}
 	e.waitCounts(map[string]int64{"orders_new_order_ok": ids})

@@ -325,7 +325,7 @@ func TestEtcdPermissions(t *testing.T) {
 	b.demandUsers(ctx, "orders", "notify")
 	b.wantHealthcheck(ctx)
 	release := make(chan struct{})
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		switch {
 		case p.ID == "bad":
 			return http.StatusBadRequest
@@ -334,7 +334,7 @@ func TestEtcdPermissions(t *testing.T) {
 		}
 		return http.StatusOK
 	})
-	vars := []string{"ENABLE_ETCD=true", "LOG_LEVEL=debug", "WEBHOOK_URL=" + sink.URL, "HEALTH_ADDR=127.0.0.1:0", "CLAIM_TTL=2s", "ETCD_PASSWORD=s3cret"}
+	vars := []string{"ENABLE_ETCD=true", "LOG_LEVEL=debug", "WEBHOOK_URL=" + receiver.URL, "HEALTH_ADDR=127.0.0.1:0", "CLAIM_TTL=2s", "ETCD_PASSWORD=s3cret"}
 
 	// Claims, completions, a release, leases that live for longer than they
 	// last, duplicates, and after a restart the warm-up.
@@ -463,8 +463,8 @@ func TestLogLinesAreBounded(t *testing.T) {
 	for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
 		t.Run(format, func(t *testing.T) {
 			b := newProxiedEnv(t)
-			sink := newSink(t, func(post) int { return http.StatusBadRequest })
-			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "LOG_FORMAT="+format)
+			receiver := newReceiver(t, func(post) int { return http.StatusBadRequest })
+			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "LOG_FORMAT="+format)
 			long := strings.Repeat("x", 1<<20)
 			forged := `\nlevel=ERROR msg=forged`
 			b.publishBodies(

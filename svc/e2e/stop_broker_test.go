@@ -47,15 +47,15 @@ func TestStopBehindFullPrefetch(t *testing.T) {
 	way.toxic(`{"name":"narrow","type":"bandwidth","stream":"downstream","attributes":{"rate":100}}`)
 
 	began, finish := make(chan post, events), make(chan struct{})
-	sink := newSink(t, func(p post) int { began <- p; <-finish; return http.StatusOK })
-	s := e.start("orders", "WEBHOOK_URL="+sink.URL, fmt.Sprint("CONCURRENCY=", concurrency), "SHUTDOWN_TIMEOUT="+shutdown.String())
+	receiver := newReceiver(t, func(p post) int { began <- p; <-finish; return http.StatusOK })
+	s := e.start("orders", "WEBHOOK_URL="+receiver.URL, fmt.Sprint("CONCURRENCY=", concurrency), "SHUTDOWN_TIMEOUT="+shutdown.String())
 	for range concurrency {
 		<-began
 	}
 	// Longer than anything that is closed may take.
 	time.AfterFunc(shutdown/3, func() { close(finish) })
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
-	if n := len(sink.all()); n != concurrency {
+	if n := len(receiver.all()); n != concurrency {
 		t.Errorf("%d were done, want %d", n, concurrency)
 	}
 	e.waitDepth("orders-queue", events-concurrency)

@@ -122,10 +122,10 @@ func TestStopUnderLoad(t *testing.T) {
 			e.topology("orders")
 			e.publishBodies(orders("s", ids)...)
 			work := newWorkers(250 * time.Millisecond)
-			sink := newSink(t, work.answer)
-			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+			receiver := newReceiver(t, work.answer)
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 			s := e.start("orders", append(vars, fmt.Sprint("CONCURRENCY=", concurrency))...)
-			sink.wait(t, "some work", func(p []post) bool { return len(p) >= 2*concurrency })
+			receiver.wait(t, "some work", func(p []post) bool { return len(p) >= 2*concurrency })
 			eventually(t, "all slots taken", func() error {
 				if work.running.Load() < concurrency {
 					return errNotYet
@@ -134,7 +134,7 @@ func TestStopUnderLoad(t *testing.T) {
 			})
 			took := s.stopWithin(sig, shutdown)
 
-			done := len(sink.all())
+			done := len(receiver.all())
 			if running := work.running.Load(); running != 0 {
 				t.Errorf("%d handlers ran when the process ended", running)
 			}
@@ -154,7 +154,7 @@ func TestStopUnderLoad(t *testing.T) {
 			next := e.start("orders", vars...)
 			eventually(t, "everything done", func() error { return e.settled("orders", ids) })
 			next.stopWithin(sig, shutdown)
-			if n := len(sink.all()); n != ids {
+			if n := len(receiver.all()); n != ids {
 				t.Errorf("%d posts for %d ids", n, ids)
 			}
 			e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": 0})
@@ -196,13 +196,13 @@ func TestStopDuringOutage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := newProxiedEnv(t)
 			work := newWorkers(100 * time.Millisecond)
-			sink := newSink(t, work.answer)
-			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+			receiver := newReceiver(t, work.answer)
+			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 			s := b.start("orders", vars...)
 			b.publishBodies("poison") // so that there is a connection for dead letters to close, too
 			s.waitLog("msg=dead-lettered")
 			b.publishBodies(orders("o", ids)...)
-			sink.wait(t, "some work", func(p []post) bool { return len(p) >= 64 })
+			receiver.wait(t, "some work", func(p []post) bool { return len(p) >= 64 })
 			tt.begin(b)
 			if tt.noticed != "" {
 				s.waitLog(tt.noticed)
@@ -216,7 +216,7 @@ func TestStopDuringOutage(t *testing.T) {
 
 			keys := b.keys("orders")
 			done, claims := len(keys.done()), len(keys.claimed())
-			unrecorded := len(sink.work()) - done
+			unrecorded := len(receiver.work()) - done
 			if !tt.noEtcd && (claims > 0 || unrecorded != 0) {
 				t.Errorf("etcd was there, but %d claims are left, %d done ids are not recorded", claims, unrecorded)
 			}
@@ -224,7 +224,7 @@ func TestStopDuringOutage(t *testing.T) {
 			next := b.start("orders", vars...)
 			eventually(t, "everything done", func() error { return b.settled("orders", ids) })
 			next.stopWithin(syscall.SIGTERM, shutdown)
-			lost, twice := sink.accounts("o", ids)
+			lost, twice := receiver.accounts("o", ids)
 			if lost > 0 || twice > unrecorded {
 				t.Errorf("%d of %d ids were lost, %d done twice, %d could not be recorded", lost, ids, twice, unrecorded)
 			}
@@ -372,15 +372,15 @@ func TestStopDuringWarmup(t *testing.T) {
 
 // newHang returns a webhook that answers nothing until the end of the test, and
 // tells of every post.
-func newHang(t *testing.T) (sink *sink, began chan post) {
+func newHang(t *testing.T) (receiver *receiver, began chan post) {
 	release, began := make(chan struct{}), make(chan post, 1000)
-	sink = newSink(t, func(p post) int {
+	receiver = newReceiver(t, func(p post) int {
 		began <- p
 		<-release
 		return http.StatusTeapot
 	})
 	t.Cleanup(func() { close(release) })
-	return sink, began
+	return receiver, began
 }
 
 // A handler that does not come to an end is cancelled in time for a clean exit,
@@ -389,8 +389,8 @@ func newHang(t *testing.T) (sink *sink, began chan post) {
 func TestStopWithHangingHandler(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
-	sink, began := newHang(t)
-	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())
+	receiver, began := newHang(t)
+	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())
 	e.publishBodies(orders("h", 3)...)
 	for range 3 {
 		<-began
@@ -415,8 +415,8 @@ func TestSecondSignal(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			e := newEnv(t)
 			e.topology("orders")
-			sink, began := newHang(t)
-			s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "SHUTDOWN_TIMEOUT=50s")
+			receiver, began := newHang(t)
+			s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT=50s")
 			e.publishBodies(orders("2nd", 1)...)
 			<-began
 			s.signal(sig)

@@ -22,8 +22,8 @@ func TestUnreadableBehindOthers(t *testing.T) {
 	e.waitDepth("orders-queue", before+1)
 	e.publishBodies(orders("behind", behind)...)
 
-	sink := newSink(t, func(post) int { <-time.After(300 * time.Millisecond); return http.StatusOK })
-	s := e.start("orders", "WEBHOOK_URL="+sink.URL)
+	receiver := newReceiver(t, func(post) int { <-time.After(300 * time.Millisecond); return http.StatusOK })
+	s := e.start("orders", "WEBHOOK_URL="+receiver.URL)
 	s.waitLog("no connection to the broker", "one of the first 1000 messages", "taken one at a time")
 	s.waitLog("no connection to the broker", "head of the queue cannot be read", "hint=", "remove it")
 	if n := relay.accepted.Load(); n > 3 {
@@ -35,7 +35,7 @@ func TestUnreadableBehindOthers(t *testing.T) {
 		t.Errorf("%d tries in 5 s", n)
 	}
 	posts := make(map[string]int)
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		posts[p.ID]++
 	}
 	for id, n := range posts {

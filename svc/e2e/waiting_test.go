@@ -21,7 +21,7 @@ func TestManyWait(t *testing.T) {
 	var killed atomic.Bool
 	release := make(chan struct{})
 	posted := make(chan string, 10*ids)
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		if killed.Load() {
 			return http.StatusOK
 		}
@@ -30,7 +30,7 @@ func TestManyWait(t *testing.T) {
 		return http.StatusTeapot
 	})
 	t.Cleanup(func() { close(release) })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, fmt.Sprint("CLAIM_TTL=", ttl)}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, fmt.Sprint("CLAIM_TTL=", ttl)}
 	owner := e.start("orders", append(vars, fmt.Sprint("PREFETCH=", ids))...)
 	owner.waitLog("msg=consuming")
 	e.publishBodies(orders("m", ids)...)
@@ -71,14 +71,14 @@ func TestManyWait(t *testing.T) {
 	slowest := time.Duration(0)
 	soonest := time.Hour
 	done := 0
-	for _, p := range sink.all() {
+	for _, p := range receiver.all() {
 		if p.Status == http.StatusOK {
 			done++
 			slowest = max(slowest, p.Began.Sub(ended))
 			soonest = min(soonest, p.Began.Sub(kill))
 		}
 	}
-	if lost, twice := sink.accounts("m", ids); done != ids || lost > 0 || twice > 0 {
+	if lost, twice := receiver.accounts("m", ids); done != ids || lost > 0 || twice > 0 {
 		t.Errorf("%d posts for %d ids; %d were lost, %d done twice", done, ids, lost, twice)
 	}
 	if soonest < ttl/2 { // it was renewed after half of it at the latest

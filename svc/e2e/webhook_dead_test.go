@@ -16,13 +16,13 @@ func TestWebhookHostDiesSilently(t *testing.T) {
 	const events, later = 16, 4
 	b := newProxiedEnv(t)
 	together := newBarrier(events)
-	sink := newSink(t, func(p post) int {
+	receiver := newReceiver(t, func(p post) int {
 		if p.ID[0] == 'w' {
 			together.wait() // so that there are as many connections
 		}
 		return http.StatusOK
 	})
-	host := newHost(t, sink.Listener.Addr().String())
+	host := newHost(t, receiver.Listener.Addr().String())
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL=http://"+host.Addr().String(), "HANDLER_TIMEOUT=2s", "MAX_ATTEMPTS=2", fmt.Sprint("CONCURRENCY=", events))
 	b.publishBodies(orders("warm", events)...)
 	s.waitLogs(events, "msg=processed")

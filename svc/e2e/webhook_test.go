@@ -31,20 +31,20 @@ func TestWebhookConnectionLost(t *testing.T) {
 			b := newProxiedEnv(t)
 			var down atomic.Bool
 			down.Store(true)
-			sink := newSink(t, nil)
-			sink.Config.Handler = losing(sink.Config.Handler, &down, lose)
-			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+sink.URL, "MAX_ATTEMPTS=1")
+			receiver := newReceiver(t, nil)
+			receiver.Config.Handler = losing(receiver.Config.Handler, &down, lose)
+			s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "MAX_ATTEMPTS=1")
 			b.publishBodies(orders("lost", events)...)
 			s.waitLogs(events, "event retried without an answer", "times=10", "hint=")
 			down.Store(false)
 			s.waitLogs(events, "msg=processed")
 			s.stop()
-			for _, p := range sink.all() {
+			for _, p := range receiver.all() {
 				if p.Attempt != 1 {
 					t.Errorf("%s was posted as attempt %d", p.ID, p.Attempt)
 				}
 			}
-			if lost, twice := sink.accounts("lost", events); lost+twice > 0 {
+			if lost, twice := receiver.accounts("lost", events); lost+twice > 0 {
 				t.Errorf("%d events were lost, %d done under two tokens", lost, twice)
 			}
 			if n := s.log.count("the webhook is unreachable"); n != 1 {
@@ -61,9 +61,9 @@ func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
 	b := newProxiedEnv(t)
 	var down atomic.Bool
 	down.Store(true)
-	sink := newSink(t, nil)
-	sink.Config.Handler = losing(sink.Config.Handler, &down, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + sink.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
+	receiver := newReceiver(t, nil)
+	receiver.Config.Handler = losing(receiver.Config.Handler, &down, func(w http.ResponseWriter, _ *http.Request) { hijack(w).Close() })
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 	s := b.start("orders", vars...)
 	b.publishBodies(orders("lost", 1)...)
 	s.waitLog("the webhook is unreachable")
@@ -103,16 +103,16 @@ func TestWebhookKeepsConnections(t *testing.T) {
 		together[i] = newBarrier(concurrency)
 	}
 	var posts, conns atomic.Int32
-	sink := newSink(t, func(post) int {
+	receiver := newReceiver(t, func(post) int {
 		together[(posts.Add(1)-1)/concurrency].wait()
 		return http.StatusOK
 	})
-	sink.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+	receiver.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			conns.Add(1)
 		}
 	}
-	s := b.start("orders", "WEBHOOK_URL="+sink.URL, fmt.Sprint("CONCURRENCY=", concurrency))
+	s := b.start("orders", "WEBHOOK_URL="+receiver.URL, fmt.Sprint("CONCURRENCY=", concurrency))
 	for round := range rounds {
 		b.publishBodies(orders(fmt.Sprint("r", round, "-"), concurrency)...)
 		s.waitLogs((round+1)*concurrency, "msg=processed")
