@@ -28,7 +28,7 @@ func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
 // does here without this service, too: it takes the time in which it was frozen
 // for one without renewals. Only then are handlers cancelled and events done again.
 func testFrozenMember(t *testing.T, leader bool) {
-	const ttl = 10 * time.Second
+	const ttl = 6 * time.Second
 	w := newFaultEnvOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
 	w.publishSteadily()
 	w.healthy()
