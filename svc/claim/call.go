@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -27,6 +28,11 @@ const (
 	// resendAfter is the time without an answer after which a call is sent again,
 	// to the next member: the first may be frozen or cut off, or its leader dead.
 	resendAfter = time.Second
+	// quickResend replaces it for the second try, for quickFor, after a call that only
+	// a later try answered: one member of several does not answer, and it takes the
+	// client that long to notice (see Dial).
+	quickResend = 100 * time.Millisecond
+	quickFor    = 15 * time.Second
 	// maxTries bounds the tries that are under way at once.
 	maxTries = 8
 )
@@ -38,7 +44,16 @@ type caller struct {
 	// leasesOnly: an answer says nothing about the right to read and write keys.
 	leasesOnly bool
 
-	tries sync.WaitGroup
+	quickUntil atomic.Int64 // Unix nanoseconds
+	tries      sync.WaitGroup
+}
+
+// pauseAfter returns the time from a try to the next, if it is not answered.
+func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
+	if try == 1 && time.Now().UnixNano() < c.quickUntil.Load() {
+		return min(resend, quickResend)
+	}
+	return resend
 }
 
 // call calls f until it succeeds, and returns its error only if that is one of
@@ -46,6 +61,7 @@ type caller struct {
 // within resend; f must have the same effect however often it is carried out.
 func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
 	type answer struct {
+		try   int // from 1
 		v     T
 		err   error
 		began time.Time
@@ -65,18 +81,22 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 				timeout := min(callTimeout<<min(sent/5, 3), maxCallTimeout)
 				sent++
 				underWay++
+				n := sent
 				c.tries.Go(func() {
 					try, cancel := context.WithTimeout(ctx, timeout)
 					defer cancel()
 					began := time.Now()
 					v, err := f(try)
-					answers <- answer{v, err, began}
+					answers <- answer{n, v, err, began}
 				})
 			}
-			start.Reset(resend)
+			start.Reset(c.pauseAfter(sent, resend))
 		case a := <-answers:
 			underWay--
 			if a.err == nil || isAny(a.err, final) {
+				if a.try > 1 && underWay > 0 {
+					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
+				}
 				c.answered(a.began)
 				c.refusals.end(refused)
 				return a.v, a.err

@@ -47,6 +47,9 @@ func testFrozenMember(t *testing.T, leader bool) {
 	took, _ := w.goneOn(from)
 	w.healthy()
 	both := time.Since(from)
+	if both > 2*ttl {
+		t.Errorf("one replica was idle for %v", both)
+	}
 	<-over
 	w.wantLog(0, 0, "session lost")
 	w.must(frozen.Resume())
