@@ -57,6 +57,9 @@ var (
 	ErrSuspended = errors.New("the claim is suspended: its session was not renewed in time")
 	// ErrClosed says that the process is stopping. The outcome is unknown.
 	ErrClosed = errors.New("the claims are closed")
+	// ErrInvalidID says that an id cannot be stored: it is not UTF-8, or longer than
+	// 10,000 bytes.
+	ErrInvalidID = errors.New("the id is not UTF-8, or too long")
 )
 
 // Claim is the right to work on an id. It ends with Complete or Release.

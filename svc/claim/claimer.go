@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // Claimer claims ids for the deliveries of one process. It follows the state of
@@ -68,8 +69,11 @@ func NewClaimer(state *State) *Claimer {
 }
 
 // Claim waits until id is the caller's. It returns ErrDone if the id was
-// processed, ErrClosed, or the cause of ctx's end.
+// processed, ErrInvalidID, ErrClosed, or the cause of ctx's end.
 func (c *Claimer) Claim(ctx context.Context, id string) (*Claim, error) {
+	if len(id) > maxID || !utf8.ValidString(id) {
+		return nil, ErrInvalidID
+	}
 	w := c.ask(id)
 	if err := c.wait(ctx, w); err != nil {
 		return nil, err

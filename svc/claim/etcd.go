@@ -36,7 +36,6 @@ type Etcd struct {
 	lease   clientv3.Lease
 	watcher clientv3.Watcher
 	calls   *caller
-	leases  *caller // of calls about leases alone, which every user may make
 
 	viewed  atomic.Int64  // the latest revision that the view has seen
 	rebuilt chan error    // receives why the view must be read again
@@ -47,12 +46,11 @@ type Etcd struct {
 // which remains the caller's. It asks nothing of etcd yet.
 func NewEtcd(kv clientv3.KV, lease clientv3.Lease, watcher clientv3.Watcher, o Options) *Etcd {
 	host, _ := os.Hostname()
-	away, refused := outage.New(o.Log, "etcd", "events wait unacknowledged"), newRefusals(o.Log)
 	return &Etcd{
 		Claimer: NewClaimer(NewState()), o: o, prefix: "/service/" + o.Role + "/",
 		value: host + " " + strconv.Itoa(os.Getpid()),
 		kv:    kv, lease: lease, watcher: watcher,
-		calls: &caller{outage: away, refusals: refused}, leases: &caller{outage: away, refusals: refused, leasesOnly: true},
+		calls:   &caller{outage: outage.New(o.Log, "etcd", "events wait unacknowledged"), refusals: newRefusals(o.Log)},
 		rebuilt: make(chan error, 1), full: make(chan struct{}, 1),
 	}
 }
@@ -64,7 +62,7 @@ func (s *Etcd) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
 	}
-	if state.Version(session) < write { // etcd was restored from a backup
+	if state.Version(session) < write { // the session is over, or etcd was restored from a backup
 		s.suspect(session)
 	}
 	s.rebuild(state)
@@ -86,7 +84,6 @@ func (s *Etcd) Run(ctx context.Context) {
 	s.Claimer.close()
 	s.revokeLast(context.WithoutCancel(ctx), last)
 	s.calls.tries.Wait()
-	s.leases.tries.Wait()
 }
 
 // revokeLast revokes the last session. A claim whose work may still run, or whose
@@ -106,8 +103,7 @@ func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	}
 }
 
-// Ping asks etcd for one key in the way of the other calls: with the rights that
-// they need, and from a majority.
+// Ping reads a key as the other calls do: with their rights, and through a majority.
 func (s *Etcd) Ping(ctx context.Context) error {
 	_, err := s.kv.Get(ctx, s.prefix)
 	return err

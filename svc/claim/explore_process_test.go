@@ -156,11 +156,7 @@ func (p *simProcess) answer(a simAnswer) {
 		p.send()
 		return
 	case !a.succeeded:
-		switch p.c.resolve(a.version) {
-		case notYet:
-			p.send()
-			return
-		case sessionOver:
+		if !p.c.isCommitted(a.version) {
 			p.end()
 			return
 		}

@@ -48,7 +48,7 @@ type session struct {
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
 	ses := &session{name: randomName()}
-	granted, err := call(ctx, s.leases, resendAfter, func(ctx context.Context) (*session, error) {
+	granted, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*session, error) {
 		began := time.Now()
 		resp, err := s.lease.Grant(ctx, wholeSeconds(s.o.TTL))
 		if err != nil {
@@ -97,7 +97,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		sent, err := call(ctx, s.leases, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
+		sent, err := call(ctx, s.calls, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
 			began := time.Now()
 			_, err := s.lease.KeepAliveOnce(ctx, ses.lease)
 			return began, err

@@ -18,11 +18,12 @@ const (
 	// maxLag bounds how long the view may lag behind a write that is known to be
 	// committed: the member that serves the watch may be cut off or frozen, or etcd
 	// was restored from a backup.
-	maxLag = 2 * time.Second
-	// pageBytes is the size of a page that a read aims at.
-	pageBytes    = 4 << 20
-	maxPage      = 10_000
-	progressTime = 5 * time.Second
+	maxLag          = 2 * time.Second
+	historyInterval = 2 * time.Second // between two looks for a restored etcd
+	// pageBytes is the target size of a page, maxPage bounds its keys.
+	pageBytes        = 4 << 20
+	maxPage          = 10_000
+	progressInterval = 5 * time.Second // between two lines of the log while reading
 )
 
 // follow keeps the state up with etcd until ctx ends.
@@ -43,11 +44,12 @@ func (s *Etcd) follow(ctx context.Context) {
 			return
 		}
 		// Until the new state is there, ids that are known to be done are skipped,
-		// and nothing new is granted.
+		// and no newly claimed id is granted.
+		reading := time.Now()
 		if s.Load(ctx) != nil {
 			return
 		}
-		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(reading).Round(time.Millisecond))
 	}
 }
 
@@ -134,7 +136,7 @@ func (s *Etcd) isLate(l *lateWrite) bool {
 		l.since = time.Now()
 		return false
 	}
-	return time.Since(l.since) >= maxLag-maxLag/4
+	return time.Since(l.since) >= maxLag-maxLag/4 // which is a tick
 }
 
 // applyChanges applies the changes of one answer, which are of whole revisions.
@@ -168,7 +170,7 @@ func (s *Etcd) event(kv *mvccpb.KeyValue) Event {
 // view has seen: etcd was restored from a backup, and the watch would wait in
 // silence for the revisions that it lost.
 func (s *Etcd) checkHistory(ctx context.Context) {
-	tick := time.NewTicker(maxLag)
+	tick := time.NewTicker(historyInterval)
 	defer tick.Stop()
 	for {
 		seen := s.viewed.Load()
@@ -223,7 +225,7 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		page *clientv3.GetResponse
 		err  error
 	}
-	read := func(from string, limit int64) <-chan answer {
+	read := func(from string, limit, revision int64) <-chan answer {
 		answers := make(chan answer, 1)
 		go func() {
 			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
@@ -234,7 +236,7 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		return answers
 	}
 	told, limit := time.Now(), int64(100)
-	for next := read(prefix, limit); next != nil; {
+	for next := read(prefix, limit, revision); next != nil; {
 		a := <-next
 		if a.err != nil {
 			return 0, a.err
@@ -251,12 +253,12 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
 		next = nil
 		if a.page.More {
-			next = read(last+"\x00", limit) // while this page is applied
+			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
 		if err := state.Apply(events, func(string) {}); err != nil {
 			s.logUnreadable(err)
 		}
-		if time.Since(told) > progressTime {
+		if time.Since(told) > progressInterval {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
 		}

@@ -8,6 +8,7 @@ import (
 // The limits of a write. etcd's own are 128 operations, unless --max-txn-ops says
 // otherwise, and 1.5 MiB.
 const (
+	maxID      = 10_000 // bytes; in JSON it grows sixfold at most
 	maxOps     = 48
 	maxClaims  = maxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
 	maxList    = 64 << 10   // bytes of JSON of a new claim, and of a record
@@ -298,18 +299,13 @@ func (w *writer) countSmall(p *Write) {
 	}
 }
 
-// resolve tells the outcome of the pending write from the version of the session's
-// key.
-func (c *Claimer) resolve(version int64) outcome {
+// isCommitted reports, by the version that the session's key has when the condition
+// of the pending write fails, whether an earlier copy of the write was committed.
+// Otherwise the session is over, and that is unknown.
+func (c *Claimer) isCommitted(version int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch version {
-	case c.writer.pending.N:
-		return wasCommitted
-	case c.writer.pending.N - 1:
-		return notYet
-	}
-	return sessionOver
+	return version == c.writer.pending.N
 }
 
 // pending returns the write that is under way, or nil.
@@ -318,15 +314,6 @@ func (c *Claimer) pending() *Write {
 	defer c.mu.Unlock()
 	return c.writer.pending
 }
-
-// outcome is the outcome of a write.
-type outcome int
-
-const (
-	wasCommitted outcome = iota
-	notYet               // send it again
-	sessionOver          // the session has ended; whether the write was committed before is unknown
-)
 
 // recordExists notes, after the end of a session, that the record of its pending
 // write exists: the write had been committed before.

@@ -46,8 +46,8 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
 		resp, err := s.send(ctx, ses, w)
 		switch {
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			// The session lives, so it is the window that has ended: nothing of the
-			// write was carried out.
+			// The session lives, so it is the window that has ended. etcd compares
+			// before it checks leases: no copy of this write was committed.
 			if len(w.Done) == 0 || w.Window.Lease == 0 {
 				return fmt.Errorf("write %d: %w", w.N, err)
 			}
@@ -62,11 +62,8 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
 			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 				version = kvs[0].Version
 			}
-			switch s.resolve(version) {
-			case notYet:
-				continue
-			case sessionOver:
-				return fmt.Errorf("write %d: its key has version %d", w.N, version)
+			if !s.isCommitted(version) {
+				return fmt.Errorf("write %d: the session's key has version %d", w.N, version)
 			}
 		}
 		s.committed()
