@@ -175,7 +175,7 @@ func (s *doneSet) ended(n uint32) bool {
 func (s *doneSet) oldest() (oldest, next window) {
 	for _, w := range s.windows {
 		switch {
-		case w.created == 0 || w.name == Forever:
+		case w.created == 0 || w.name == forever:
 		case oldest.name == "" || w.created < oldest.created:
 			oldest, next = *w, oldest
 		case next.name == "" || w.created < next.created:

@@ -100,8 +100,8 @@ func TestSweep(t *testing.T) {
 // ends.
 func TestOldestWindows(t *testing.T) {
 	s := newDoneSet()
-	s.begin(Forever, 1)
-	s.add("ever", Forever)
+	s.begin(forever, 1)
+	s.add("ever", forever)
 	for i, name := range []string{"c", "a", "b"} {
 		s.begin(name, int64(10-i))
 		s.add(name, name)

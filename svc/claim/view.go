@@ -26,7 +26,7 @@ const (
 	progressInterval = 5 * time.Second // between two lines of the log while reading
 )
 
-// follow keeps the state up with etcd until ctx ends.
+// follow applies the changes in etcd to the state until ctx ends.
 func (s *Etcd) follow(ctx context.Context) {
 	pause := newBackoff()
 	for {
@@ -77,7 +77,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			if s.isLate(&late) {
 				return errors.New("the watch does not show what this process wrote")
 			}
-		case err := <-s.rebuilt:
+		case err := <-s.reread:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
@@ -102,7 +102,7 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 			ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "try", strconv.Itoa(n)))
 			cancels = append(cancels, cancel)
 			s.calls.tries.Go(func() {
-				opened <- try{n, s.watcher.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
+				opened <- try{n, s.client.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
 			})
 		}
 		select {
@@ -114,7 +114,7 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 			}
 			return first.changes, nil
 		case <-tick.C:
-		case err := <-s.rebuilt:
+		case err := <-s.reread:
 			return nil, err
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -142,15 +142,16 @@ func (s *Etcd) isLate(l *lateWrite) bool {
 // applyChanges applies the changes of one answer, which are of whole revisions.
 // It fails if changes before them were missed.
 func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
-	events := make([]Event, len(resp.Events))
+	changes := make([]change, len(resp.Events))
 	for i, e := range resp.Events {
-		events[i] = s.event(e.Kv)
-		events[i].Deleted = e.Type == mvccpb.DELETE
+		changes[i] = s.change(e.Kv)
+		changes[i].Deleted = e.Type == mvccpb.DELETE
 	}
-	if err := s.state.follows(events); err != nil {
+	// Without the lock: nothing else changes the state.
+	if err := s.state.checkNoGap(changes); err != nil {
 		return err
 	}
-	if err := s.apply(events); err != nil {
+	if err := s.apply(changes); err != nil {
 		s.logUnreadable(err)
 	}
 	s.viewed.Store(resp.Header.Revision)
@@ -162,12 +163,12 @@ func (s *Etcd) logUnreadable(err error) {
 	s.o.Log.Warn("keys in etcd cannot be read: they list nothing", "error", err, "hint", "delete them if they are of an earlier version")
 }
 
-func (s *Etcd) event(kv *mvccpb.KeyValue) Event {
-	return Event{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
+func (s *Etcd) change(kv *mvccpb.KeyValue) change {
+	return change{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
 }
 
-// checkHistory has the view read again if etcd's revision is below one that the
-// view has seen: etcd was restored from a backup, and the watch would wait in
+// checkHistory makes follow read the view again if etcd's revision is below one that
+// the view has seen: etcd was restored from a backup, and the watch would wait in
 // silence for the revisions that it lost.
 func (s *Etcd) checkHistory(ctx context.Context) {
 	tick := time.NewTicker(historyInterval)
@@ -175,13 +176,13 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 	for {
 		seen := s.viewed.Load()
 		resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-			return s.kv.Get(ctx, s.prefix)
+			return s.client.Get(ctx, s.prefix)
 		})
 		if err != nil {
 			return
 		}
 		if resp.Header.Revision < seen {
-			s.requestRebuild(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
+			s.requestReread(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
 		}
 		select {
 		case <-tick.C:
@@ -191,18 +192,18 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 	}
 }
 
-// requestRebuild has the view read again.
-func (s *Etcd) requestRebuild(reason error) {
+// requestReread makes follow read the view again.
+func (s *Etcd) requestReread(reason error) {
 	select {
-	case s.rebuilt <- reason:
+	case s.reread <- reason:
 	default: // it is requested already
 	}
 }
 
 // snapshot reads all keys at one revision.
-func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err error) {
+func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
 	for {
-		state, revision = NewState(), 0
+		state, revision = newRoleState(), 0
 		state.done.load()
 		// The windows first: what a record means depends on them.
 		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
@@ -220,7 +221,7 @@ func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err 
 
 // readRange applies all keys with a prefix to state, page by page, at a revision;
 // 0: at the latest, which it returns.
-func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revision int64) (int64, error) {
+func (s *Etcd) readRange(ctx context.Context, state *roleState, prefix string, revision int64) (int64, error) {
 	type answer struct {
 		page *clientv3.GetResponse
 		err  error
@@ -229,7 +230,7 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		answers := make(chan answer, 1)
 		go func() {
 			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
+				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
 			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
 			answers <- answer{page, err}
 		}()
@@ -244,9 +245,9 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		if revision == 0 {
 			revision = a.page.Header.Revision
 		}
-		events, size, last := make([]Event, len(a.page.Kvs)), int64(1), ""
+		changes, size, last := make([]change, len(a.page.Kvs)), int64(1), ""
 		for i, kv := range a.page.Kvs {
-			events[i] = s.event(kv)
+			changes[i] = s.change(kv)
 			size += int64(len(kv.Key) + len(kv.Value))
 			last = string(kv.Key)
 		}
@@ -255,7 +256,7 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		if err := state.Apply(events, func(string) {}); err != nil {
+		if err := state.Apply(changes, func(string) {}); err != nil {
 			s.logUnreadable(err)
 		}
 		if time.Since(told) > progressInterval {

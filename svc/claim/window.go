@@ -19,13 +19,13 @@ const (
 // openWindow grants a lease for the records that follow.
 func (s *Etcd) openWindow(ctx context.Context) error {
 	if s.o.Window == 0 {
-		s.setWindow(Window{Name: Forever, Room: 1 << 62})
+		s.setWindow(recordWindow{Name: forever, Room: 1 << 62})
 		return nil
 	}
 	span := min(s.o.Window/windowParts, maxSpan)
 	until := time.Now().Add(span)
 	lease, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (clientv3.LeaseID, error) {
-		resp, err := s.lease.Grant(ctx, wholeSeconds(s.o.Window+span))
+		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.Window+span))
 		if err != nil {
 			return 0, err
 		}
@@ -34,7 +34,7 @@ func (s *Etcd) openWindow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.setWindow(Window{Name: leaseName(lease), Lease: int64(lease), Until: until, Room: max(1, s.o.MaxIDs/windowParts)})
+	s.setWindow(recordWindow{Name: leaseName(lease), Lease: int64(lease), Until: until, Room: max(1, s.o.MaxIDs/windowParts)})
 	return nil
 }
 
@@ -98,7 +98,7 @@ func (s *Etcd) age(ctx context.Context, w window) time.Duration {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := s.lease.TimeToLive(ctx, leaseOf(w))
+	resp, err := s.client.TimeToLive(ctx, leaseOf(w))
 	if err != nil || resp.TTL < 0 {
 		return 0
 	}
