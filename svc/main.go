@@ -180,7 +180,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *he
 	if err != nil {
 		return nil, nil, err
 	}
-	claims := claim.NewEtcd(client.KV, client.Lease, client.Watcher, claim.Options{
+	claims := claim.NewEtcd(client, claim.Options{
 		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)

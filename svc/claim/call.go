@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -17,35 +19,47 @@ import (
 )
 
 const (
-	// callTimeout bounds the first tries of a call to etcd, maxCallTimeout the
-	// later ones: an etcd that is slow must get through in the end.
-	callTimeout    = 5 * time.Second
-	maxCallTimeout = 40 * time.Second
+	// callTimeout bounds the first tries of a call to etcd. It doubles every five
+	// tries, up to 40 s: a call to an etcd that is slow must succeed in the end.
+	callTimeout = 5 * time.Second
 	// retryInterval bounds the wait between two tries, so that work goes on within
 	// a second of etcd's return.
 	retryInterval = 700 * time.Millisecond
 	// resendAfter is the time without an answer after which a call is sent again,
 	// to the next member: the first may be frozen or cut off, or its leader dead.
 	resendAfter = time.Second
+	// quickResend replaces it for the second try, for quickFor, after a call that only
+	// a later try answered: one member of several does not answer, and it takes the
+	// client that long to notice (see Dial).
+	quickResend = 100 * time.Millisecond
+	quickFor    = 15 * time.Second
 	// maxTries bounds the tries that are under way at once.
 	maxTries = 8
 )
 
 // caller calls etcd until it answers.
 type caller struct {
-	outage   *outage.Log
-	refusals *refusals
-	// leasesOnly: an answer says nothing about the right to read and write keys.
-	leasesOnly bool
+	outage     *outage.Log
+	refusals   *refusals
+	quickUntil atomic.Int64 // Unix nanoseconds
+	tries      sync.WaitGroup
+}
 
-	tries sync.WaitGroup
+// pauseAfter returns the time from a try to the next, if it is not answered.
+func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
+	if try == 1 && time.Now().UnixNano() < c.quickUntil.Load() {
+		return min(resend, quickResend)
+	}
+	return resend
 }
 
 // call calls f until it succeeds, and returns its error only if that is one of
 // final, or the cause of ctx's end. Calls of f overlap when one is not answered
-// within resend; f must have the same effect however often it is carried out.
+// within resend; f must have the same effect however often it is carried out. (A
+// lease that was granted twice does no harm: one of the two expires unused.)
 func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
 	type answer struct {
+		try   int // from 1
 		v     T
 		err   error
 		began time.Time
@@ -62,22 +76,26 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 		select {
 		case <-start.C:
 			if underWay < maxTries {
-				timeout := min(callTimeout<<min(sent/5, 3), maxCallTimeout)
+				timeout := callTimeout << min(sent/5, 3)
 				sent++
 				underWay++
+				n := sent
 				c.tries.Go(func() {
 					try, cancel := context.WithTimeout(ctx, timeout)
 					defer cancel()
 					began := time.Now()
 					v, err := f(try)
-					answers <- answer{v, err, began}
+					answers <- answer{n, v, err, began}
 				})
 			}
-			start.Reset(resend)
+			start.Reset(c.pauseAfter(sent, resend))
 		case a := <-answers:
 			underWay--
-			if a.err == nil || isAny(a.err, final) {
-				c.answered(a.began)
+			if a.err == nil || slices.ContainsFunc(final, func(err error) bool { return errors.Is(a.err, err) }) {
+				if a.try > 1 && underWay > 0 {
+					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
+				}
+				c.outage.Answered(a.began)
 				c.refusals.end(refused)
 				return a.v, a.err
 			}
@@ -93,6 +111,7 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 				start.Reset(pause.NextBackOff())
 			}
 		case <-ctx.Done():
+			c.refusals.giveUp(refused)
 			var none T
 			if last != nil {
 				return none, fmt.Errorf("%w; the last answer of etcd: %w", context.Cause(ctx), last)
@@ -105,23 +124,6 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 func newBackoff() *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{
 		InitialInterval: 20 * time.Millisecond, Multiplier: 2, MaxInterval: retryInterval, RandomizationFactor: 0.3,
-	}
-}
-
-func isAny(err error, targets []error) bool {
-	for _, target := range targets {
-		if errors.Is(err, target) {
-			return true
-		}
-	}
-	return false
-}
-
-func (c *caller) answered(began time.Time) {
-	if c.leasesOnly {
-		c.outage.Reached(began)
-	} else {
-		c.outage.Answered(began)
 	}
 }
 
@@ -163,6 +165,13 @@ func (r *refusals) end(text string) {
 	if r.remove(text); len(r.calls) == 0 {
 		r.log.Info("etcd accepts calls again")
 	}
+}
+
+// giveUp notes that a call which was refused with text is not tried again.
+func (r *refusals) giveUp(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.remove(text)
 }
 
 func (r *refusals) remove(text string) {

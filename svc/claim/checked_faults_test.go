@@ -222,14 +222,6 @@ func breakThings(t *testing.T, etcd []*stack.Etcd, links [claimers][]*link) (sto
 	}
 }
 
-// servers are the interfaces of a client, which a broken claimer has in another
-// form.
-type servers struct {
-	kv      clientv3.KV
-	lease   clientv3.Lease
-	watcher clientv3.Watcher
-}
-
 // brokenTxn is a transaction that is committed in another way.
 type brokenTxn struct {
 	ctx          context.Context
@@ -269,16 +261,16 @@ func (k brokenKV) Txn(ctx context.Context) clientv3.Txn {
 }
 
 // loseRecords has no id recorded.
-func loseRecords(s *servers) {
-	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+func loseRecords(c *clientv3.Client) {
+	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		_, others := b.records()
 		return b.send(others)
 	}}
 }
 
 // recordLate takes ids off their claims before it records them.
-func recordLate(s *servers) {
-	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+func recordLate(c *clientv3.Client) {
+	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		records, others := b.records()
 		resp, err := b.send(others)
 		if err == nil && resp.Succeeded && len(records) > 0 {
@@ -289,8 +281,8 @@ func recordLate(s *servers) {
 }
 
 // copyWithoutCondition sends each write on no condition, and a copy of it later.
-func copyWithoutCondition(s *servers) {
-	s.kv = brokenKV{s.kv, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
+func copyWithoutCondition(c *clientv3.Client) {
+	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		time.AfterFunc(between(0, 300*time.Millisecond), func() {
 			ctx, cancel := context.WithTimeout(context.Background(), ttl)
 			defer cancel()
@@ -301,9 +293,9 @@ func copyWithoutCondition(s *servers) {
 }
 
 // ignoreClaims shows only the claims that are under the claimer's own leases.
-func ignoreClaims(s *servers) {
+func ignoreClaims(c *clientv3.Client) {
 	own := new(sync.Map)
-	s.lease, s.watcher = notingLease{s.lease, own}, blindWatcher{s.watcher, own}
+	c.Lease, c.Watcher = notingLease{c.Lease, own}, blindWatcher{c.Watcher, own}
 }
 
 type notingLease struct {

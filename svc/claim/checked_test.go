@@ -64,10 +64,10 @@ func TestCheckedHistoriesNotice(t *testing.T) {
 	etcd := startEtcd(t, 1)
 	for _, test := range []struct {
 		name string
-		wrap func(*servers)
+		wrap func(*clientv3.Client)
 		want string // what is noticed
 	}{
-		{"nothing", func(*servers) {}, ""},
+		{"nothing", func(*clientv3.Client) {}, ""},
 		{"claims of others are not seen", ignoreClaims, "illegal"},
 		{"records are lost", loseRecords, "illegal"},
 		{"ids are taken off before they are recorded", recordLate, "illegal"},
@@ -98,7 +98,7 @@ type run struct {
 	t         *testing.T
 	role      string
 	links     [claimers][]*link
-	wrap      func(*servers) // breaks the first claimer; nil: none is broken
+	wrap      func(*clientv3.Client) // breaks the first claimer; nil: none is broken
 	inspector *clientv3.Client
 	processes atomic.Int64
 
@@ -226,11 +226,10 @@ func (r *run) live(ctx context.Context, claimer int) {
 		return
 	}
 	defer client.Close()
-	s := &servers{client.KV, client.Lease, client.Watcher}
 	if r.wrap != nil && claimer == 0 {
-		r.wrap(s)
+		r.wrap(client)
 	}
-	store := claim.NewEtcd(s.kv, s.lease, s.watcher, claim.Options{
+	store := claim.NewEtcd(client, claim.Options{
 		Role: r.role, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log,
 	})
 	if store.Load(ctx) != nil {
@@ -265,7 +264,7 @@ func (r *run) live(ctx context.Context, claimer int) {
 func (r *run) askAgain() {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
-	store := claim.NewEtcd(r.inspector.KV, r.inspector.Lease, r.inspector.Watcher, claim.Options{
+	store := claim.NewEtcd(r.inspector, claim.Options{
 		Role: r.role, TTL: time.Minute, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
 	})
 	if err := store.Load(ctx); err != nil {

@@ -1,5 +1,6 @@
-// Package claim lets one delivery of an id at a time through, in all processes
-// of a role together, and remembers the ids that were processed.
+// Package claim grants each id to one delivery at a time, among all processes of a
+// role, and remembers the ids that were processed. A service calls [Dial], [NewEtcd],
+// Load and Run at its start, and for each event Claim and then Complete or Release.
 //
 // # The keys
 //
@@ -12,8 +13,9 @@
 //	done/<w>/<s>/<n>  a list         these ids were processed
 //	window/<w>        DEDUP_WINDOW   the window has not ended
 //
-// Sessions and claims are under the lease of their session, records and windows
-// under the lease of their window.
+// Keys of a session and its claims are attached to the session's lease, those of a
+// window and its records to the window's lease (the window "forever" has none). A
+// session or a window lives as long as its key exists.
 //
 // # The rule
 //
@@ -25,22 +27,23 @@
 //	   ▲                 │
 //	   └──taken off the claim, or the session ends; the next oldest claim owns the id at that instant
 //
-// Each process reads all keys once and then follows the changes with a watch
-// ([State]), so all processes see the same states in the same order. A process
-// writes with one transaction at a time, on condition that its session lives and
-// that this is its next write ([Write]). Therefore each write happens once and in
-// order, however often it is sent, and a session that lives cannot lose a claim.
+// Each process reads all keys once and then follows the changes with a watch (state.go),
+// so all processes see the same states in the same order. A process writes with one
+// transaction at a time, on condition that its session lives and that this is its next
+// write (write.go). Therefore each write happens once and in order, however often it is
+// sent. Only a session's own writes take ids off its claims, so it cannot lose a claim
+// while it lives.
 //
 // # What a crash costs
 //
 //	before the claim is written        nothing: the event is delivered again
-//	after that, before the work        the event waits for CLAIM_TTL, then another process works
+//	after that, before the work        the event waits for CLAIM_TTL, then another process does the work
 //	after the work, before the record  the wait, and the work is done again
 //	after the record, before the ack   the event is delivered again and skipped
 //
 // A process that cannot reach etcd for CLAIM_TTL suspends its session: it stops
 // its handlers and begins nothing. If the lease still exists when etcd answers
-// again, the session goes on with the same claims. Otherwise a new session claims
+// again, the session resumes with the same claims. Otherwise a new session claims
 // the ids again, and records work that had finished without doing it again.
 package claim
 
@@ -57,9 +60,13 @@ var (
 	ErrSuspended = errors.New("the claim is suspended: its session was not renewed in time")
 	// ErrClosed says that the process is stopping. The outcome is unknown.
 	ErrClosed = errors.New("the claims are closed")
+	// ErrInvalidID says that an id cannot be stored: it is not UTF-8, or longer than
+	// 10,000 bytes.
+	ErrInvalidID = errors.New("the id is not UTF-8, or too long")
 )
 
-// Claim is the right to work on an id. It ends with Complete or Release.
+// Claim is the right to work on an id. It ends with Complete, to be called once, or
+// with Release; a Release after Complete does nothing.
 type Claim struct {
 	ID string
 	// Token is the fencing token, an etcd revision: it grows with each new owner

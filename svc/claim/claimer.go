@@ -6,23 +6,23 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
-// Claimer claims ids for the deliveries of one process. It follows the state of
+// claimer claims ids for the deliveries of one process. It follows the state of
 // the role, decides what the process's session writes next, and grants each id to
 // one delivery at a time. It talks to no server: see [Etcd].
-type Claimer struct {
+type claimer struct {
 	wake   chan struct{} // receives when there may be something to write
 	closed chan struct{}
 
 	mu      sync.Mutex
-	state   *State
+	state   *roleState
 	entries map[string]*entry
 	writer  writer
 	checks  []*waiter
 
-	// The session may be assumed to live until then, unless it is renewed.
-	validUntil time.Time
+	validUntil time.Time       // the session lives that long; each renewal moves it on
 	held       context.Context // of the claims that are granted now
 	suspend    context.CancelCauseFunc
 }
@@ -55,10 +55,10 @@ func (w *waiter) answer(err error) {
 	close(w.ready)
 }
 
-// NewClaimer returns a Claimer that follows state. It is suspended until
+// newClaimer returns a claimer that follows state. It is suspended until
 // a session begins.
-func NewClaimer(state *State) *Claimer {
-	c := &Claimer{
+func newClaimer(state *roleState) *claimer {
+	c := &claimer{
 		wake: make(chan struct{}, 1), closed: make(chan struct{}),
 		state: state, entries: make(map[string]*entry),
 	}
@@ -68,8 +68,11 @@ func NewClaimer(state *State) *Claimer {
 }
 
 // Claim waits until id is the caller's. It returns ErrDone if the id was
-// processed, ErrClosed, or the cause of ctx's end.
-func (c *Claimer) Claim(ctx context.Context, id string) (*Claim, error) {
+// processed, ErrInvalidID, ErrClosed, or the cause of ctx's end.
+func (c *claimer) Claim(ctx context.Context, id string) (*Claim, error) {
+	if len(id) > maxID || !utf8.ValidString(id) {
+		return nil, ErrInvalidID
+	}
 	w := c.ask(id)
 	if err := c.wait(ctx, w); err != nil {
 		return nil, err
@@ -77,8 +80,8 @@ func (c *Claimer) Claim(ctx context.Context, id string) (*Claim, error) {
 	return w.claim, nil
 }
 
-// ask has a delivery wait for id.
-func (c *Claimer) ask(id string) *waiter {
+// ask adds a delivery that wants id.
+func (c *claimer) ask(id string) *waiter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := &waiter{ready: make(chan struct{}), claim: &Claim{ID: id}}
@@ -103,12 +106,12 @@ func (c *Claimer) ask(id string) *waiter {
 // caller's again, under the same token if the session goes on. The caller's work
 // must have ended. Its errors are those of Claim; after an error the claim is not
 // the caller's.
-func (c *Claimer) Reclaim(ctx context.Context, claim *Claim) error {
+func (c *claimer) Reclaim(ctx context.Context, claim *Claim) error {
 	return c.wait(ctx, c.askAgain(claim))
 }
 
-// askAgain has the holder of a claim wait for its id, before all others.
-func (c *Claimer) askAgain(claim *Claim) *waiter {
+// askAgain puts the holder of a claim before all others that want its id.
+func (c *claimer) askAgain(claim *Claim) *waiter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[claim.ID]
@@ -120,7 +123,7 @@ func (c *Claimer) askAgain(claim *Claim) *waiter {
 }
 
 // wait waits for the answer to a waiter.
-func (c *Claimer) wait(ctx context.Context, w *waiter) error {
+func (c *claimer) wait(ctx context.Context, w *waiter) error {
 	select {
 	case <-w.ready:
 		return w.err
@@ -136,9 +139,8 @@ func (c *Claimer) wait(ctx context.Context, w *waiter) error {
 	return ErrClosed
 }
 
-// withdraw has a delivery wait no longer. It reports false if the answer is there
-// already.
-func (c *Claimer) withdraw(w *waiter) bool {
+// withdraw ends a delivery's wait. It reports false if the answer is there already.
+func (c *claimer) withdraw(w *waiter) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -154,7 +156,7 @@ func (c *Claimer) withdraw(w *waiter) bool {
 
 // Check makes sure, by a write of the session, that the claim is still the
 // caller's. Otherwise it returns ErrSuspended, ErrClosed, or the cause of ctx's end.
-func (c *Claimer) Check(ctx context.Context, claim *Claim) error {
+func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	w := c.askCheck()
 	select {
 	case <-w.ready:
@@ -171,8 +173,8 @@ func (c *Claimer) Check(ctx context.Context, claim *Claim) error {
 	}
 }
 
-// askCheck has a delivery wait for the next write.
-func (c *Claimer) askCheck() *waiter {
+// askCheck returns a waiter for the next write.
+func (c *claimer) askCheck() *waiter {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := &waiter{ready: make(chan struct{})}
@@ -184,7 +186,7 @@ func (c *Claimer) askCheck() *waiter {
 // Complete records that the work is done, and waits for that through outages and
 // the ends of sessions. ErrDone: another process has done it as well and recorded
 // it first. ErrClosed: the outcome is unknown.
-func (c *Claimer) Complete(claim *Claim) error {
+func (c *claimer) Complete(claim *Claim) error {
 	select {
 	case err := <-c.finish(claim):
 		return err
@@ -193,8 +195,9 @@ func (c *Claimer) Complete(claim *Claim) error {
 	}
 }
 
-// finish has the id of a claim recorded. It returns where the outcome arrives.
-func (c *Claimer) finish(claim *Claim) <-chan error {
+// finish queues the id of a claim to be recorded. It returns the channel of the
+// outcome.
+func (c *claimer) finish(claim *Claim) <-chan error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[claim.ID]
@@ -205,7 +208,7 @@ func (c *Claimer) finish(claim *Claim) <-chan error {
 }
 
 // Release gives the id back undone, to the next who asks.
-func (c *Claimer) Release(claim *Claim) {
+func (c *claimer) Release(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[claim.ID]
@@ -218,7 +221,7 @@ func (c *Claimer) Release(claim *Claim) {
 }
 
 // evaluate answers the deliveries of an entry as far as the state allows.
-func (c *Claimer) evaluate(e *entry) {
+func (c *claimer) evaluate(e *entry) {
 	if e.recording { // the answer to the write tells the outcome
 		return
 	}
@@ -234,7 +237,7 @@ func (c *Claimer) evaluate(e *entry) {
 		return
 	}
 	switch {
-	case e.queued:
+	case e.queued: // it waits for its write
 	case e.finished != nil:
 		// Even while the session is suspended: the write has effect only if it lives.
 		e.queued = true
@@ -251,7 +254,7 @@ func (c *Claimer) evaluate(e *entry) {
 
 // end tells the deliveries that wait that the id is done, and the one whose work
 // is finished how its record went.
-func (c *Claimer) end(e *entry, recorded error) {
+func (c *claimer) end(e *entry, recorded error) {
 	for _, w := range e.waiting {
 		w.answer(ErrDone)
 	}
@@ -263,8 +266,8 @@ func (c *Claimer) end(e *entry, recorded error) {
 	c.unlist(e)
 }
 
-// unlist has an id that no delivery wants any more taken off its claim.
-func (c *Claimer) unlist(e *entry) {
+// unlist queues an id that no delivery wants any more to be taken off its claim.
+func (c *claimer) unlist(e *entry) {
 	switch {
 	case e.wanted():
 	case e.listing != nil:
@@ -275,7 +278,7 @@ func (c *Claimer) unlist(e *entry) {
 	}
 }
 
-func (c *Claimer) notify() {
+func (c *claimer) notify() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
@@ -283,11 +286,11 @@ func (c *Claimer) notify() {
 }
 
 // valid reports whether the session may be assumed to live.
-func (c *Claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
+func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
 
-// begin starts a new session, whose key exists with version 1. Ids that
-// deliveries still want, or have finished, are asked for again.
-func (c *Claimer) begin(session string, validUntil time.Time) {
+// begin starts a new session, whose key exists with version 1. It will claim the ids
+// that deliveries still want, or have finished.
+func (c *claimer) begin(session string, validUntil time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
@@ -308,7 +311,7 @@ func (c *Claimer) begin(session string, validUntil time.Time) {
 }
 
 // renewed notes that the session was renewed. A suspended session goes on.
-func (c *Claimer) renewed(validUntil time.Time) (resumed bool) {
+func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.valid() {
@@ -328,7 +331,7 @@ func (c *Claimer) renewed(validUntil time.Time) (resumed bool) {
 
 // suspendSession ends the contexts of all claims and grants nothing until renewed or
 // begin. It reports whether the session was not suspended before.
-func (c *Claimer) suspendSession() bool {
+func (c *claimer) suspendSession() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	first := c.held.Err() == nil
@@ -336,8 +339,8 @@ func (c *Claimer) suspendSession() bool {
 	return first
 }
 
-// apply moves the state on; see [State.Apply].
-func (c *Claimer) apply(events []Event) error {
+// apply applies changes to the state; see [roleState.Apply].
+func (c *claimer) apply(events []change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state.Apply(events, func(id string) {
@@ -347,8 +350,8 @@ func (c *Claimer) apply(events []Event) error {
 	})
 }
 
-// rebuild goes on with a state that was read anew.
-func (c *Claimer) rebuild(state *State) {
+// rebuild replaces the state by one that was read anew.
+func (c *claimer) rebuild(state *roleState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.state = state
@@ -359,7 +362,7 @@ func (c *Claimer) rebuild(state *State) {
 
 // unseen returns the last write that is known to be committed, if the state has
 // not seen it; otherwise 0.
-func (c *Claimer) unseen() (session string, write int64) {
+func (c *claimer) unseen() (session string, write int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if w := &c.writer; c.state.Version(w.session) < w.last {
@@ -370,22 +373,22 @@ func (c *Claimer) unseen() (session string, write int64) {
 
 // saw reports whether the state has seen a write of a session, or the session is
 // over.
-func (c *Claimer) saw(session string, write int64) bool {
+func (c *claimer) saw(session string, write int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return session != c.writer.session || c.state.Version(session) >= write
 }
 
 // lastWrite returns the number of the last write that is known to be committed.
-func (c *Claimer) lastWrite() (session string, write int64) {
+func (c *claimer) lastWrite() (session string, write int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.writer.session, c.writer.last
 }
 
-// suspect suspends a session that etcd may have lost. A write tells, or a renewal
-// that succeeds after it.
-func (c *Claimer) suspect(session string) {
+// suspect suspends a session that etcd may have lost, and forces a write: it fails if
+// the session is gone. Otherwise the next renewal resumes it.
+func (c *claimer) suspect(session string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if session == c.writer.session {
@@ -397,7 +400,7 @@ func (c *Claimer) suspect(session string) {
 
 // inUse returns how many ids deliveries work on, or have finished without a
 // record.
-func (c *Claimer) inUse() (n int) {
+func (c *claimer) inUse() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
@@ -409,11 +412,11 @@ func (c *Claimer) inUse() (n int) {
 }
 
 // Remembered returns how many ids are known to be done.
-func (c *Claimer) Remembered() int {
+func (c *claimer) Remembered() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state.done.living
 }
 
-// close has all calls that wait return ErrClosed.
-func (c *Claimer) close() { close(c.closed) }
+// close makes all calls that wait return ErrClosed.
+func (c *claimer) close() { close(c.closed) }

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// pair is two Claimers on a simulated etcd, step by step: what the tests below say
+// pair is two claimers on a simulated etcd, step by step: what the tests below say
 // happens, and nothing else.
 type pair struct {
 	*run

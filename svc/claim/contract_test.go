@@ -116,7 +116,7 @@ func start(t testing.TB, client, direct *clientv3.Client, o claim.Options) *proc
 	o.CloseTimeout = 5 * time.Second
 	p := &process{t: t, client: direct, prefix: "/service/" + o.Role + "/", log: &journal{t: t}}
 	o.Log = slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	p.Etcd = claim.NewEtcd(client.KV, client.Lease, client.Watcher, o)
+	p.Etcd = claim.NewEtcd(client, o)
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := p.Load(ctx); err != nil {
 		t.Fatal(err)

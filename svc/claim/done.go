@@ -23,7 +23,7 @@ type doneSet struct {
 	last    uint32            // number given
 	living  int               // ids of living windows
 	unswept int               // shards that may hold ids of ended windows
-	loading *[shards][]loaded // not nil: from begin to end of a load
+	loading *[shards][]loaded // not nil during a load
 }
 
 // loaded is an id that is not in its shard yet.
@@ -170,15 +170,16 @@ func (s *doneSet) ended(n uint32) bool {
 	return !ok || named != n
 }
 
-// oldest returns the two living windows that began first, or nil.
-func (s *doneSet) oldest() (oldest, next *window) {
+// oldest returns the two living windows that began first, of those that end; without
+// a name: none.
+func (s *doneSet) oldest() (oldest, next window) {
 	for _, w := range s.windows {
 		switch {
-		case w.created == 0:
-		case oldest == nil || w.created < oldest.created:
-			oldest, next = w, oldest
-		case next == nil || w.created < next.created:
-			next = w
+		case w.created == 0 || w.name == forever:
+		case oldest.name == "" || w.created < oldest.created:
+			oldest, next = *w, oldest
+		case next.name == "" || w.created < next.created:
+			next = *w
 		}
 	}
 	return oldest, next

@@ -96,9 +96,12 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// The oldest windows are those whose keys are the oldest.
+// The oldest windows are those whose keys are the oldest, and not the one that never
+// ends.
 func TestOldestWindows(t *testing.T) {
 	s := newDoneSet()
+	s.begin(forever, 1)
+	s.add("ever", forever)
 	for i, name := range []string{"c", "a", "b"} {
 		s.begin(name, int64(10-i))
 		s.add(name, name)
@@ -106,16 +109,12 @@ func TestOldestWindows(t *testing.T) {
 	s.add("x", "unseen")
 	for _, want := range []string{"b a", "a c", "c "} {
 		oldest, next := s.oldest()
-		got := oldest.name + " "
-		if next != nil {
-			got += next.name
-		}
-		if got != want {
+		if got := oldest.name + " " + next.name; got != want {
 			t.Errorf("the oldest windows are %q, want %q", got, want)
 		}
 		s.end(oldest.name)
 	}
-	if oldest, next := s.oldest(); oldest != nil || next != nil {
+	if oldest, next := s.oldest(); oldest.name != "" || next.name != "" {
 		t.Errorf("%v and %v are left", oldest, next)
 	}
 }

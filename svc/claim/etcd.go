@@ -26,34 +26,31 @@ type Options struct {
 	Log          *slog.Logger
 }
 
-// Etcd is a Claimer on etcd. Load it, then Run it.
+// Etcd claims ids for the deliveries of one process. Call Load, then Run; the other
+// methods may be called by many goroutines at once, until Run returns.
 type Etcd struct {
-	*Claimer
-	o       Options
-	prefix  string // of all keys of the role
-	value   string // of the session's key, for people
-	kv      clientv3.KV
-	lease   clientv3.Lease
-	watcher clientv3.Watcher
-	calls   *caller
-	leases  *caller // of calls about leases alone, which every user may make
+	*claimer
+	o      Options
+	prefix string // of all keys of the role
+	value  string // of the session's key, for people
+	client *clientv3.Client
+	calls  *caller
 
-	viewed  atomic.Int64  // the latest revision that the view has seen
-	rebuilt chan error    // receives why the view must be read again
-	full    chan struct{} // receives when too many ids are remembered
+	viewed atomic.Int64  // the latest revision that the view has seen
+	reread chan error    // receives why the view must be read again
+	full   chan struct{} // receives when too many ids are remembered
 }
 
-// NewEtcd returns the claims of one process on the interfaces of an etcd client,
-// which remains the caller's. It asks nothing of etcd yet.
-func NewEtcd(kv clientv3.KV, lease clientv3.Lease, watcher clientv3.Watcher, o Options) *Etcd {
+// NewEtcd returns the claims of one process. The client, of which only KV, Lease and
+// Watcher are used, remains the caller's. NewEtcd asks nothing of etcd yet.
+func NewEtcd(client *clientv3.Client, o Options) *Etcd {
 	host, _ := os.Hostname()
-	away, refused := outage.New(o.Log, "etcd", "events wait unacknowledged"), newRefusals(o.Log)
 	return &Etcd{
-		Claimer: NewClaimer(NewState()), o: o, prefix: "/service/" + o.Role + "/",
-		value: host + " " + strconv.Itoa(os.Getpid()),
-		kv:    kv, lease: lease, watcher: watcher,
-		calls: &caller{outage: away, refusals: refused}, leases: &caller{outage: away, refusals: refused, leasesOnly: true},
-		rebuilt: make(chan error, 1), full: make(chan struct{}, 1),
+		claimer: newClaimer(newRoleState()), o: o, prefix: "/service/" + o.Role + "/",
+		value:  host + " " + strconv.Itoa(os.Getpid()),
+		client: client,
+		calls:  &caller{outage: outage.New(o.Log, "etcd", "events wait unacknowledged"), refusals: newRefusals(o.Log)},
+		reread: make(chan error, 1), full: make(chan struct{}, 1),
 	}
 }
 
@@ -64,7 +61,7 @@ func (s *Etcd) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
 	}
-	if state.Version(session) < write { // etcd was restored from a backup
+	if state.Version(session) < write { // the session is over, or etcd was restored from a backup
 		s.suspect(session)
 	}
 	s.rebuild(state)
@@ -81,12 +78,11 @@ func (s *Etcd) Run(ctx context.Context) {
 	parts.Go(func() { s.follow(ctx) })
 	parts.Go(func() { s.checkHistory(ctx) })
 	parts.Go(func() { s.endOldWindows(ctx) })
-	last := s.keepSessions(ctx)
+	last := s.runSessions(ctx)
 	parts.Wait()
-	s.Claimer.close()
+	s.claimer.close()
 	s.revokeLast(context.WithoutCancel(ctx), last)
 	s.calls.tries.Wait()
-	s.leases.tries.Wait()
 }
 
 // revokeLast revokes the last session. A claim whose work may still run, or whose
@@ -106,10 +102,9 @@ func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	}
 }
 
-// Ping asks etcd for one key in the way of the other calls: with the rights that
-// they need, and from a majority.
+// Ping reads a key as the other calls do: with their rights, and through a majority.
 func (s *Etcd) Ping(ctx context.Context) error {
-	_, err := s.kv.Get(ctx, s.prefix)
+	_, err := s.client.Get(ctx, s.prefix)
 	return err
 }
 

@@ -164,9 +164,11 @@ func TestMaxIDs(t *testing.T) {
 	}
 }
 
-// Without a window nothing is forgotten, and there is one warning.
+// Without a window nothing is forgotten, and there is one warning. Ids that are
+// recorded later in windows that end are forgotten as usual.
 func TestMaxIDsForEver(t *testing.T) {
-	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), MaxIDs: 10})
+	role := newRole()
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: role, MaxIDs: 10})
 	for i := range 30 {
 		p.mustComplete(fmt.Sprint(i))
 	}
@@ -177,6 +179,18 @@ func TestMaxIDsForEver(t *testing.T) {
 	if n := len(p.log.find("level=WARN", "CACHE_SIZE")); n != 1 {
 		t.Errorf("%d warnings", n)
 	}
+	later := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, MaxIDs: 40})
+	for i := range 100 {
+		later.mustComplete(fmt.Sprint("later", i))
+	}
+	eventually(t, func() error {
+		if n := later.Remembered(); n > 40 {
+			return fmt.Errorf("%d ids are remembered", n)
+		}
+		return nil
+	})
+	later.mustBeDone("later99")
+	later.mustBeDone("0")
 }
 
 // A clean stop frees all claims at once: those that wait, and those that were

@@ -26,7 +26,7 @@ func Example() {
 		panic(err)
 	}
 	defer client.Close()
-	claims := claim.NewEtcd(client.KV, client.Lease, client.Watcher, claim.Options{
+	claims := claim.NewEtcd(client, claim.Options{
 		Role: "example", TTL: 10 * time.Second, Window: 24 * time.Hour, MaxIDs: 1_000_000,
 		CloseTimeout: time.Second, Log: log,
 	})

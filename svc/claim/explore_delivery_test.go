@@ -22,7 +22,7 @@ const (
 	finished phase = 'f' // the work is done: Complete waits
 )
 
-// deliver is the begin of Claimer.Claim.
+// deliver is the begin of claimer.Claim.
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
 	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
@@ -39,7 +39,7 @@ func (p *simProcess) settle() {
 				p.answered(d)
 			default:
 			}
-		case checking: // Claimer.Check
+		case checking: // claimer.Check
 			if d.claim.Held.Err() != nil {
 				p.cancelled(d)
 				continue
@@ -72,13 +72,13 @@ func (p *simProcess) answered(d *simDelivery) {
 	p.x.checkGrant(p, d)
 }
 
-// finish is the end of the work, and the begin of Claimer.Complete.
+// finish is the end of the work, and the begin of claimer.Complete.
 func (p *simProcess) finish(d *simDelivery) {
 	p.x.works[d.id]++
 	d.phase, d.finished = finished, p.c.finish(d.claim)
 }
 
-// fail is a handler that has failed for good: the begin of Claimer.Check.
+// fail is a handler that has failed for good: the begin of claimer.Check.
 func (p *simProcess) fail(d *simDelivery) { d.phase, d.wait = checking, p.c.askCheck() }
 
 // cancelled is a handler that has returned because its claim is suspended.

@@ -15,7 +15,7 @@ type simEtcd struct {
 	revision int64
 	keys     map[string]simKey
 	leases   []simLease         // lease n is leases[n-1]
-	log      [][]Event          // by revision
+	log      [][]change         // by revision
 	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
 	recorded map[string]bool    // ids that were done at some time
 	ids      []string
@@ -32,7 +32,7 @@ type simKey struct {
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
-	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]bool), ids: ids, log: [][]Event{nil}}
+	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]bool), ids: ids, log: [][]change{nil}}
 	e.truth = append(e.truth, e.rule())
 	return e
 }
@@ -51,7 +51,7 @@ func (e *simEtcd) end(lease int64) {
 		return
 	}
 	e.leases[lease-1].living = false
-	var events []Event
+	var events []change
 	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
 		if e.keys[key].lease == lease {
 			events = append(events, e.delete(key))
@@ -60,7 +60,7 @@ func (e *simEtcd) end(lease int64) {
 	e.commit(events)
 }
 
-func (e *simEtcd) put(key string, value string, lease int64) Event {
+func (e *simEtcd) put(key string, value string, lease int64) change {
 	k := e.keys[key]
 	if k.created == 0 {
 		k.created = e.revision + 1
@@ -74,22 +74,22 @@ func (e *simEtcd) put(key string, value string, lease int64) Event {
 	return e.event(key)
 }
 
-func (e *simEtcd) delete(key string) Event {
+func (e *simEtcd) delete(key string) change {
 	delete(e.keys, key)
-	return Event{Key: key, Deleted: true}
+	return change{Key: key, Deleted: true}
 }
 
-func (e *simEtcd) event(key string) Event {
+func (e *simEtcd) event(key string) change {
 	k := e.keys[key]
 	created := k.created
 	if e.broken == "the newest claim owns" && strings.HasPrefix(key, "claim/") {
 		created = 1<<40 - created // to the state the newest looks oldest
 	}
-	return Event{Key: key, Value: k.value, Created: created, Version: k.version}
+	return change{Key: key, Value: k.value, Created: created, Version: k.version}
 }
 
 // commit makes events the next revision.
-func (e *simEtcd) commit(events []Event) {
+func (e *simEtcd) commit(events []change) {
 	if len(events) == 0 {
 		return
 	}
@@ -102,7 +102,7 @@ func (e *simEtcd) commit(events []Event) {
 }
 
 // snapshot returns all keys in the order of Etcd.snapshot: the windows first.
-func (e *simEtcd) snapshot() (events []Event) {
+func (e *simEtcd) snapshot() (events []change) {
 	keys := slices.Sorted(maps.Keys(e.keys))
 	for _, windows := range []bool{true, false} {
 		for _, key := range keys {
@@ -121,7 +121,7 @@ type simAnswer struct {
 	version   int64 // of the session's key, if the condition failed
 }
 
-// txn carries out one copy of a write: Etcd.send in writer.go.
+// txn carries out one copy of a write: Etcd.send in commit.go.
 func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 	session := "session/" + w.Session
 	version := e.keys[session].version
@@ -132,7 +132,7 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		return simAnswer{leaseGone: true}, nil
 	}
 	lease := e.keys[session].lease
-	var events []Event
+	var events []change
 	if e.broken == "ids are taken off before the record" && len(w.Done) > 0 && !w.half {
 		w.half = true
 		e.commit(e.rewrite(w, lease))
@@ -143,10 +143,10 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		if w.NewWindow {
 			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
 		}
-		record := e.paths.recordKey(&w.Write, w.N)
+		record := e.paths.recordPath(&w.sessionWrite, w.N)
 		events = append(events, e.put(record, listJSON(w.Done), w.Window.Lease))
 		if w.MergedFrom > 0 {
-			from := e.paths.recordKey(&w.Write, w.MergedFrom)
+			from := e.paths.recordPath(&w.sessionWrite, w.MergedFrom)
 			for _, key := range slices.Sorted(maps.Keys(e.keys)) {
 				if from <= key && key < record {
 					events = append(events, e.delete(key))
@@ -158,7 +158,7 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		events = append(events, e.rewrite(w, lease)...)
 	}
 	if len(w.Claim) > 0 {
-		events = append(events, e.put(e.paths.claimKey(&w.Write, w.N), listJSON(w.Claim), lease))
+		events = append(events, e.put(e.paths.claimPath(&w.sessionWrite, w.N), listJSON(w.Claim), lease))
 	}
 	e.commit(events)
 	return simAnswer{succeeded: true}, nil
@@ -166,9 +166,9 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 
 var errHalf = fmt.Errorf("carried out by half")
 
-func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []Event) {
+func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []change) {
 	for _, left := range w.Left {
-		key := e.paths.claimKey(&w.Write, left.N)
+		key := e.paths.claimPath(&w.sessionWrite, left.N)
 		if _, exists := e.keys[key]; len(left.IDs) > 0 {
 			events = append(events, e.put(key, listJSON(left.IDs), lease))
 		} else if exists {

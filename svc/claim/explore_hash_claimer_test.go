@@ -39,7 +39,7 @@ func (h *hasher) addProcess(p *simProcess) {
 }
 
 // currentIDs leaves out entries that list would skip.
-func currentIDs(c *Claimer, entries []*entry) (ids []string) {
+func currentIDs(c *claimer, entries []*entry) (ids []string) {
 	for _, e := range entries {
 		if c.entries[e.id] == e {
 			ids = append(ids, e.id)
@@ -68,7 +68,7 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 		h.add(index(&h.windows, s.done.windows[n].name))
 	}
 	q := s.queues[id]
-	for _, r := range append([]*record{q.owner}, q.next...) {
+	for _, r := range append([]*claimKey{q.owner}, q.next...) {
 		if r != nil {
 			h.addWrite(r.session, r.write)
 			h.addToken(r.token)
@@ -118,7 +118,7 @@ func (h *hasher) addNet() []byte {
 	h.addSorted(len(h.x.net), func(i int) {
 		w := h.x.net[i]
 		h.addBools(w.current(), w.half)
-		h.addContent(&w.Write)
+		h.addContent(&w.sessionWrite)
 	})
 	return h.b
 }
@@ -131,7 +131,7 @@ func (h *hasher) version(session string, n int64) int {
 	return 100
 }
 
-func (h *hasher) addContent(w *Write) {
+func (h *hasher) addContent(w *sessionWrite) {
 	h.addWrite(w.Session, w.N)
 	h.add(h.version(w.Session, w.N))
 	h.addIDs(w.Claim)

@@ -80,7 +80,7 @@ func (h *hasher) rank() {
 		}
 	}
 	for _, w := range h.x.net {
-		h.write(&w.Write)
+		h.write(&w.sessionWrite)
 	}
 	for _, events := range h.x.etcd.log[low+1:] {
 		for _, e := range events {
@@ -102,7 +102,7 @@ func parseNumber(s string) int64 {
 
 func (h *hasher) number(session string, n int64) { h.numbers[session] = append(h.numbers[session], n) }
 
-func (h *hasher) write(w *Write) {
+func (h *hasher) write(w *sessionWrite) {
 	h.number(w.Session, w.N)
 	for _, left := range w.Left {
 		h.number(w.Session, left.N)

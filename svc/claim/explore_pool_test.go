@@ -5,12 +5,12 @@ import (
 	"testing"
 )
 
-// The canonical form of a state has all that the Claimer's next steps depend on.
+// The canonical form of a state has all that the claimer's next steps depend on.
 // A field that is new must be added to it, if they depend on it, and here.
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
-		reflect.TypeFor[Claimer](): 10, reflect.TypeFor[entry](): 7, reflect.TypeFor[waiter](): 4, reflect.TypeFor[writer](): 10,
-		reflect.TypeFor[listing](): 4, reflect.TypeFor[Write](): 10, reflect.TypeFor[State](): 4, reflect.TypeFor[doneSet](): 8,
+		reflect.TypeFor[claimer](): 10, reflect.TypeFor[entry](): 7, reflect.TypeFor[waiter](): 4, reflect.TypeFor[writer](): 10,
+		reflect.TypeFor[listing](): 4, reflect.TypeFor[sessionWrite](): 10, reflect.TypeFor[roleState](): 4, reflect.TypeFor[doneSet](): 8,
 	} {
 		if typ.NumField() != want {
 			t.Errorf("%v has %d fields, the exploration knows %d", typ, typ.NumField(), want)
@@ -21,15 +21,15 @@ func TestHashKnowsTheFields(t *testing.T) {
 // statePool makes empty States again and again: one has a thousand maps.
 type statePool struct {
 	ids  []string
-	all  []*State
+	all  []*roleState
 	used int
 }
 
 func (p *statePool) reset() { p.used = 0 }
 
-func (p *statePool) get() *State {
+func (p *statePool) get() *roleState {
 	if p.used == len(p.all) {
-		p.all = append(p.all, NewState())
+		p.all = append(p.all, newRoleState())
 	}
 	s := p.all[p.used]
 	p.used++

@@ -7,12 +7,12 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// simProcess is one process: a real Claimer, and the steps of the functions that
+// simProcess is one process: a real claimer, and the steps of the functions that
 // connect it to etcd, each between two points at which something else can happen.
 type simProcess struct {
 	x       *run
-	c       *Claimer
-	view    int64 // revision of the Claimer's state
+	c       *claimer
+	view    int64 // revision of the claimer's state
 	lease   int64 // of the session
 	over    bool  // Etcd.keep has returned, before Etcd.endSession
 	running bool  // Etcd.write is in its inner loop
@@ -24,9 +24,9 @@ type simProcess struct {
 // simCopy is a write on its way to etcd. Copies are carried out at any time, in
 // any order, long after their process has gone.
 type simCopy struct {
-	Write
+	sessionWrite
 	from *simProcess
-	c    *Claimer // of the process before a crash
+	c    *claimer // of the process before a crash
 	call int
 	half bool // of a broken variant
 }
@@ -36,7 +36,7 @@ func (w *simCopy) current() bool { return w.c == w.from.c && w.call == w.from.ca
 
 // start is NewEtcd, Load and the begin of Run.
 func (p *simProcess) start() {
-	*p = simProcess{x: p.x, c: NewClaimer(p.x.newState())}
+	*p = simProcess{x: p.x, c: newClaimer(p.x.newState())}
 	p.load()
 	p.open()
 }
@@ -52,7 +52,7 @@ func (p *simProcess) load() {
 // watch is Etcd.applyChanges with the next n revisions.
 func (p *simProcess) watch(n int64) {
 	events := slices.Concat(p.x.etcd.log[p.view+1 : p.view+1+n]...)
-	p.x.unreadable(p.c.state.follows(events))
+	p.x.unreadable(p.c.state.checkNoGap(events))
 	p.x.unreadable(p.c.apply(events))
 	p.view += n
 }
@@ -63,7 +63,7 @@ var farFuture = time.Now().Add(1000 * time.Hour)
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	name := p.x.newSession()
-	p.x.etcd.commit([]Event{p.x.etcd.put("session/"+name, "host 1", p.lease)})
+	p.x.etcd.commit([]change{p.x.etcd.put("session/"+name, "host 1", p.lease)})
 	p.c.begin(name, farFuture)
 	p.over = false
 }
@@ -80,7 +80,7 @@ func (p *simProcess) end() {
 func (p *simProcess) endSession() {
 	p.x.etcd.end(p.lease)
 	if w := p.c.pending(); w != nil && len(w.Done) > 0 {
-		if _, exists := p.x.etcd.keys[p.x.etcd.paths.recordKey(w, w.N)]; exists {
+		if _, exists := p.x.etcd.keys[p.x.etcd.paths.recordPath(w, w.N)]; exists {
 			p.c.recordExists()
 		}
 	}
@@ -135,13 +135,13 @@ func (p *simProcess) send() {
 
 // resend is another try of the call.
 func (p *simProcess) resend() {
-	p.x.net = append(p.x.net, &simCopy{Write: *p.c.pending(), from: p, c: p.c, call: p.call})
+	p.x.net = append(p.x.net, &simCopy{sessionWrite: *p.c.pending(), from: p, c: p.c, call: p.call})
 }
 
 // openWindow is Etcd.openWindow.
 func (p *simProcess) openWindow() {
 	lease := p.x.etcd.grant(false)
-	p.c.setWindow(Window{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
+	p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 }
 
 // answer is Etcd.commit with the answer of a call.
@@ -156,11 +156,7 @@ func (p *simProcess) answer(a simAnswer) {
 		p.send()
 		return
 	case !a.succeeded:
-		switch p.c.resolve(a.version) {
-		case notYet:
-			p.send()
-			return
-		case sessionOver:
+		if !p.c.isCommitted(a.version) {
 			p.end()
 			return
 		}
@@ -180,10 +176,10 @@ const oldID = "old"
 func (p *simProcess) nearMerge() {
 	p.openWindow()
 	w, e := &p.c.writer, p.x.etcd
-	first := &Write{Session: w.session, N: 2, Window: w.window}
-	events := []Event{
+	first := &sessionWrite{Session: w.session, N: 2, Window: w.window}
+	events := []change{
 		e.put("window/"+w.window.Name, "24h", w.window.Lease),
-		e.put(e.paths.recordKey(first, 2), listJSON([]string{oldID}), w.window.Lease),
+		e.put(e.paths.recordPath(first, 2), listJSON([]string{oldID}), w.window.Lease),
 	}
 	w.known, w.small, w.smallIDs = true, []small{{2, []string{oldID}}}, 1
 	for w.last = 2; w.last < maxMerged-1; w.last++ {

@@ -28,7 +28,7 @@ type grant struct {
 	session string
 }
 
-func (x *run) newState() *State { return x.explorer.states.get() }
+func (x *run) newState() *roleState { return x.explorer.states.get() }
 
 func (x *run) newSession() string {
 	x.sessions++

@@ -29,7 +29,7 @@ func (s scenario) ids() []string {
 	return ids
 }
 
-// TestExplore runs the real Claimers of two processes on a simulated etcd through
+// TestExplore runs the real claimers of two processes on a simulated etcd through
 // every order of what can happen, with up to some faults in a run: a write that
 // is sent twice, of which one copy arrives late; a lost answer; a crash; a
 // suspension; a watch that is closed; a change of leader; a window that ends; a

@@ -15,14 +15,14 @@ func TestFollowingIsReading(t *testing.T) {
 	revisions, states := 0, statePool{ids: newHistory(0).ids}
 	for seed := range uint64(300) {
 		h := newHistory(seed)
-		follower, seen := NewState(), int64(0)
+		follower, seen := newRoleState(), int64(0)
 		for range 80 {
 			h.step()
 			if h.rand.IntN(3) == 0 {
 				continue // the next ones come together
 			}
 			events := slices.Concat(h.log[seen+1:]...)
-			if err := follower.follows(events); err != nil {
+			if err := follower.checkNoGap(events); err != nil {
 				t.Fatalf("history %d: %v", seed, err)
 			}
 			if err := follower.Apply(events, func(string) {}); err != nil {
@@ -60,8 +60,8 @@ func TestFollowingIsReading(t *testing.T) {
 type history struct {
 	*simEtcd
 	rand     *rand.Rand
-	sessions []*Write // the last of each
-	windows  []Window
+	sessions []*sessionWrite // the last of each
+	windows  []recordWindow
 }
 
 func newHistory(seed uint64) *history {
@@ -83,11 +83,11 @@ func (h *history) step() {
 	switch n := h.rand.IntN(12); {
 	case n == 0 || len(h.sessions) == 0:
 		name := fmt.Sprintf("s%d", h.revision)
-		h.sessions = append(h.sessions, &Write{Session: name, N: 1})
-		h.commit([]Event{h.put("session/"+name, "host 1", h.grant(true))})
+		h.sessions = append(h.sessions, &sessionWrite{Session: name, N: 1})
+		h.commit([]change{h.put("session/"+name, "host 1", h.grant(true))})
 	case n == 1 || len(h.windows) == 0:
 		lease := h.grant(false)
-		h.windows = append(h.windows, Window{Name: fmt.Sprint("w", lease), Lease: lease})
+		h.windows = append(h.windows, recordWindow{Name: fmt.Sprint("w", lease), Lease: lease})
 	case n == 2:
 		h.end(int64(1 + h.rand.IntN(len(h.leases)))) // of a session or a window
 	default:
@@ -97,8 +97,8 @@ func (h *history) step() {
 
 // write has a session ask for ids, take some off an earlier claim, and record some
 // that are its own, merged with an earlier record or not.
-func (h *history) write(last *Write) {
-	w := &Write{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
+func (h *history) write(last *sessionWrite) {
+	w := &sessionWrite{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
 	w.Claim = h.some(func(truth) bool { return true })
 	w.Done = h.some(func(t truth) bool { return t.session == w.Session })
 	left := make(map[string][]string)
@@ -124,9 +124,9 @@ func (h *history) write(last *Write) {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(left)) {
-		w.Left = append(w.Left, Left{parseNumber(key[strings.LastIndex(key, "/")+1:]), left[key]})
+		w.Left = append(w.Left, remainder{parseNumber(key[strings.LastIndex(key, "/")+1:]), left[key]})
 	}
-	if a, _ := h.txn(&simCopy{Write: *w}); a.succeeded {
+	if a, _ := h.txn(&simCopy{sessionWrite: *w}); a.succeeded {
 		last.N = w.N
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -65,6 +66,17 @@ func TestRefusals(t *testing.T) {
 			p.log.await("etcd accepts calls again")
 		})
 	}
+}
+
+// An id that cannot be stored as it is, or not at all, is refused at once.
+func TestInvalidID(t *testing.T) {
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
+	for _, id := range []string{"\xff", strings.Repeat("x", 10_001)} {
+		if _, err := p.Claim(t.Context(), id); !errors.Is(err, claim.ErrInvalidID) {
+			t.Errorf("claim of an id of %d bytes: %v", len(id), err)
+		}
+	}
+	p.mustComplete(strings.Repeat("\x01", 10_000)) // which grows sixfold in JSON
 }
 
 // counting counts the transactions.

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// keepSessions keeps a session, one after the other, until ctx ends. It returns
-// the lease of the last.
-func (s *Etcd) keepSessions(ctx context.Context) (last clientv3.LeaseID) {
+// runSessions runs one session after the other until ctx ends. It returns the lease
+// of the last.
+func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
 	for ctx.Err() == nil {
 		ses, err := s.open(ctx)
 		if err != nil {
@@ -22,18 +22,17 @@ func (s *Etcd) keepSessions(ctx context.Context) (last clientv3.LeaseID) {
 		last = ses.lease
 		s.begin(ses.name, ses.validUntil)
 		s.o.Log.Debug("session opened", "session", ses.name, "lease", leaseName(ses.lease), "ttl", s.o.TTL)
-		if err := s.keep(ctx, ses); ctx.Err() != nil {
+		if err = s.runSession(ctx, ses); ctx.Err() != nil {
 			return last
-		} else {
-			s.o.Log.Warn("session lost: a new one claims its ids again", "session", ses.name, "error", err)
 		}
+		s.o.Log.Warn("session lost: a new one claims its ids again", "session", ses.name, "error", err)
 		s.suspendSession()
 		if s.endSession(ctx, ses) != nil {
 			return last
 		}
 		// If etcd was restored from a backup, the view has seen keys that do not
 		// exist any more.
-		s.requestRebuild(errSessionOver)
+		s.requestReread(errSessionOver)
 	}
 	return last
 }
@@ -48,9 +47,9 @@ type session struct {
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
 	ses := &session{name: randomName()}
-	granted, err := call(ctx, s.leases, resendAfter, func(ctx context.Context) (*session, error) {
+	granted, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*session, error) {
 		began := time.Now()
-		resp, err := s.lease.Grant(ctx, wholeSeconds(s.o.TTL))
+		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.TTL))
 		if err != nil {
 			return nil, err
 		}
@@ -62,7 +61,7 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 	ses.lease, ses.validUntil = granted.lease, granted.validUntil
 	key := s.prefix + "session/" + ses.name
 	_, err = call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.kv.Txn(ctx).
+		return s.client.Txn(ctx).
 			If(clientv3.Compare(clientv3.Version(key), "=", 0)).
 			Then(clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))).Commit()
 	}, rpctypes.ErrLeaseNotFound)
@@ -72,16 +71,16 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 	return ses, err
 }
 
-// keep renews the session and sends its writes until it is over.
-func (s *Etcd) keep(ctx context.Context, ses *session) error {
+// runSession renews the session and sends its writes until it is over.
+func (s *Etcd) runSession(ctx context.Context, ses *session) error {
 	parts, ctx := errgroup.WithContext(ctx)
 	parts.Go(func() error { return s.renew(ctx, ses) })
 	parts.Go(func() error { return s.write(ctx, ses) })
 	return parts.Wait()
 }
 
-// renew keeps the lease alive. When CLAIM_TTL has passed since the sending of the
-// last renewal that was answered, the session is suspended.
+// renew keeps the lease alive. It suspends the session when CLAIM_TTL has passed since
+// it sent the last renewal that was answered.
 func (s *Etcd) renew(ctx context.Context, ses *session) error {
 	suspend := time.AfterFunc(time.Until(ses.validUntil), func() {
 		if s.suspendSession() {
@@ -97,9 +96,9 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		sent, err := call(ctx, s.leases, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
+		sent, err := call(ctx, s.calls, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
 			began := time.Now()
-			_, err := s.lease.KeepAliveOnce(ctx, ses.lease)
+			_, err := s.client.KeepAliveOnce(ctx, ses.lease)
 			return began, err
 		}, rpctypes.ErrLeaseNotFound)
 		if err != nil {
@@ -125,7 +124,7 @@ func (s *Etcd) endSession(ctx context.Context, ses *session) error {
 		return nil
 	}
 	resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.kv.Get(ctx, s.recordKey(pending, pending.N), clientv3.WithCountOnly())
+		return s.client.Get(ctx, s.recordPath(pending, pending.N), clientv3.WithCountOnly())
 	})
 	if err == nil && resp.Count > 0 {
 		s.recordExists()
@@ -136,7 +135,7 @@ func (s *Etcd) endSession(ctx context.Context, ses *session) error {
 // revoke ends a lease, with all keys under it.
 func (s *Etcd) revoke(ctx context.Context, lease clientv3.LeaseID) error {
 	_, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
-		return s.lease.Revoke(ctx, lease)
+		return s.client.Revoke(ctx, lease)
 	}, rpctypes.ErrLeaseNotFound)
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Event is one change of a key.
-type Event struct {
+// change is one change of a key.
+type change struct {
 	Key     string // without /service/<role>/
 	Value   []byte
 	Deleted bool
@@ -18,17 +18,17 @@ type Event struct {
 	Version int64 // how often the key was put since then
 }
 
-// State is the state of a role at one revision, as a pure function of its keys. It
+// roleState is the state of a role at one revision, as a pure function of its keys. It
 // knows no server, no goroutine and no clock, and is not safe for concurrent use.
-type State struct {
-	sessions map[string]int64   // versions of session/<s>
-	claims   map[string]*record // by claim/<s>/<n>
-	queues   map[string]queue   // the claims that list an id
+type roleState struct {
+	sessions map[string]int64     // versions of session/<s>
+	claims   map[string]*claimKey // by claim/<s>/<n>
+	queues   map[string]queue     // the claims that list an id
 	done     *doneSet
 }
 
-// record is a claim key.
-type record struct {
+// claimKey is a key claim/<s>/<n>.
+type claimKey struct {
 	session string
 	write   int64
 	token   int64 // CreateRevision
@@ -38,21 +38,21 @@ type record struct {
 // queue holds the claims that list one id, the oldest first. Nearly always there is
 // only one.
 type queue struct {
-	owner *record
-	next  []*record
+	owner *claimKey
+	next  []*claimKey
 }
 
-// NewState returns the state of a role without keys.
-func NewState() *State {
-	return &State{sessions: make(map[string]int64), claims: make(map[string]*record), queues: make(map[string]queue), done: newDoneSet()}
+// newRoleState returns the state of a role without keys.
+func newRoleState() *roleState {
+	return &roleState{sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string]queue), done: newDoneSet()}
 }
 
 // Done reports whether id was processed.
-func (s *State) Done(id string) bool { return s.done.has(id) }
+func (s *roleState) Done(id string) bool { return s.done.has(id) }
 
 // Owner returns the session and the number of the write whose claim owns id, and
 // its fencing token; "" if no claim lists id. An id that is done has no owner.
-func (s *State) Owner(id string) (session string, write, token int64) {
+func (s *roleState) Owner(id string) (session string, write, token int64) {
 	owner := s.queues[id].owner
 	if owner == nil || s.Done(id) {
 		return "", 0, 0
@@ -62,13 +62,13 @@ func (s *State) Owner(id string) (session string, write, token int64) {
 
 // Version returns how many writes of a session the state has seen; 0 if the
 // session does not live.
-func (s *State) Version(session string) int64 { return s.sessions[session] }
+func (s *roleState) Version(session string) int64 { return s.sessions[session] }
 
-// follows fails if changes before events were missed, as when etcd was restored
+// checkNoGap fails if changes before these were missed, as when etcd was restored
 // from a backup: each write raises the version of its session's key by one.
-func (s *State) follows(events []Event) error {
+func (s *roleState) checkNoGap(changes []change) error {
 	versions := make(map[string]int64)
-	for _, e := range events {
+	for _, e := range changes {
 		name, ok := strings.CutPrefix(e.Key, "session/")
 		if !ok {
 			continue
@@ -85,14 +85,13 @@ func (s *State) follows(events []Event) error {
 	return nil
 }
 
-// Apply moves the state on by the changes of one or more whole revisions. It
-// calls changed with each id that they concern, in the end, when the state is
-// that of the last revision: states within a revision do not exist. The error
+// Apply applies the changes of one or more whole revisions, then calls changed for
+// each id that they may concern: no process sees a state within a revision. The error
 // names the keys that cannot be read; they list nothing.
-func (s *State) Apply(events []Event, changed func(id string)) error {
+func (s *roleState) Apply(changes []change, changed func(id string)) error {
 	var ids []string
 	var errs []error
-	for _, e := range events {
+	for _, e := range changes {
 		touched, err := s.apply(e)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("key %s: %w", e.Key, err))
@@ -107,7 +106,7 @@ func (s *State) Apply(events []Event, changed func(id string)) error {
 }
 
 // apply applies one change, and returns the ids that it may concern.
-func (s *State) apply(e Event) ([]string, error) {
+func (s *roleState) apply(e change) ([]string, error) {
 	kind, name, _ := strings.Cut(e.Key, "/")
 	switch kind {
 	case "session":
@@ -142,7 +141,7 @@ func (s *State) apply(e Event) ([]string, error) {
 			return nil, err
 		}
 		ids, err := parseIDs(e.Value)
-		return s.replace(e.Key, &record{session, n, e.Created, ids}), err
+		return s.replace(e.Key, &claimKey{session, n, e.Created, ids}), err
 	default:
 		return nil, errors.New("not of a known form: ignored")
 	}
@@ -151,7 +150,7 @@ func (s *State) apply(e Event) ([]string, error) {
 
 // replace puts a claim in the place of an earlier one under the same key. Nil
 // removes the key.
-func (s *State) replace(key string, claim *record) (changed []string) {
+func (s *roleState) replace(key string, claim *claimKey) (changed []string) {
 	old := s.claims[key]
 	if claim == nil {
 		delete(s.claims, key)
@@ -176,19 +175,19 @@ func (s *State) replace(key string, claim *record) (changed []string) {
 }
 
 // with adds a claim, or puts it in the place of old.
-func (q queue) with(claim, old *record) queue {
+func (q queue) with(claim, old *claimKey) queue {
 	if q.owner == nil || q.owner == old || q.owner == claim {
 		return queue{claim, q.next}
 	}
-	all := slices.DeleteFunc(append([]*record{q.owner}, q.next...), func(r *record) bool { return r == old || r == claim })
-	at, _ := slices.BinarySearchFunc(all, claim, func(a, b *record) int { return int(a.token - b.token) })
+	all := slices.DeleteFunc(append([]*claimKey{q.owner}, q.next...), func(r *claimKey) bool { return r == old || r == claim })
+	at, _ := slices.BinarySearchFunc(all, claim, func(a, b *claimKey) int { return int(a.token - b.token) })
 	all = slices.Insert(all, at, claim)
 	return queue{all[0], all[1:]}
 }
 
-func (q queue) without(claim *record) queue {
+func (q queue) without(claim *claimKey) queue {
 	if q.owner != claim {
-		return queue{q.owner, slices.DeleteFunc(slices.Clone(q.next), func(r *record) bool { return r == claim })}
+		return queue{q.owner, slices.DeleteFunc(slices.Clone(q.next), func(r *claimKey) bool { return r == claim })}
 	}
 	if len(q.next) == 0 {
 		return queue{}

@@ -9,7 +9,7 @@ import (
 
 // owner is what the rule says of an id, as these tests write it: "done", "absent",
 // or session, write and token of the claim that owns it.
-func owner(s *State, id string) string {
+func owner(s *roleState, id string) string {
 	session, write, token := s.Owner(id)
 	switch {
 	case s.Done(id):
@@ -20,71 +20,71 @@ func owner(s *State, id string) string {
 	return fmt.Sprintf("%s/%d token %d", session, write, token)
 }
 
-func put(created int64, key string, ids ...string) Event {
-	return Event{Key: key, Value: []byte(listJSON(ids)), Created: created, Version: 1}
+func put(created int64, key string, ids ...string) change {
+	return change{Key: key, Value: []byte(listJSON(ids)), Created: created, Version: 1}
 }
 
-func gone(key string) Event { return Event{Key: key, Deleted: true} }
+func gone(key string) change { return change{Key: key, Deleted: true} }
 
 // The rule of the package's documentation, one revision a line.
 func TestRule(t *testing.T) {
-	window := Event{Key: "window/w", Value: []byte("24h"), Created: 1, Version: 1}
+	window := change{Key: "window/w", Value: []byte("24h"), Created: 1, Version: 1}
 	tests := map[string][]struct {
-		events []Event
+		events []change
 		want   string // of id x
 	}{
 		"claimed, recorded, forgotten": {
-			{[]Event{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
-			{[]Event{window, put(3, "done/w/a/3", "x"), put(2, "claim/a/2", "y")}, "done"},
-			{[]Event{gone("done/w/a/3"), gone("window/w")}, "absent"},
+			{[]change{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
+			{[]change{window, put(3, "done/w/a/3", "x"), put(2, "claim/a/2", "y")}, "done"},
+			{[]change{gone("done/w/a/3"), gone("window/w")}, "absent"},
 		},
 		"the oldest claim owns, and the next one when it goes": {
-			{[]Event{put(2, "claim/a/2", "x")}, "a/2 token 2"},
-			{[]Event{put(3, "claim/b/2", "x")}, "a/2 token 2"},
-			{[]Event{put(4, "claim/c/2", "x")}, "a/2 token 2"},
-			{[]Event{gone("claim/b/2")}, "a/2 token 2"},
-			{[]Event{gone("claim/a/2")}, "c/2 token 4"},
-			{[]Event{gone("claim/c/2")}, "absent"},
+			{[]change{put(2, "claim/a/2", "x")}, "a/2 token 2"},
+			{[]change{put(3, "claim/b/2", "x")}, "a/2 token 2"},
+			{[]change{put(4, "claim/c/2", "x")}, "a/2 token 2"},
+			{[]change{gone("claim/b/2")}, "a/2 token 2"},
+			{[]change{gone("claim/a/2")}, "c/2 token 4"},
+			{[]change{gone("claim/c/2")}, "absent"},
 		},
 		"claims are read in any order": {
-			{[]Event{put(4, "claim/c/2", "x"), put(2, "claim/b/2", "x"), put(3, "claim/a/9", "x")}, "b/2 token 2"},
-			{[]Event{gone("claim/b/2")}, "a/9 token 3"},
+			{[]change{put(4, "claim/c/2", "x"), put(2, "claim/b/2", "x"), put(3, "claim/a/9", "x")}, "b/2 token 2"},
+			{[]change{gone("claim/b/2")}, "a/9 token 3"},
 		},
 		"an id is taken off its claim, and the claim keeps its age": {
-			{[]Event{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
-			{[]Event{put(2, "claim/a/2", "x")}, "a/2 token 2"},
-			{[]Event{put(3, "claim/a/3", "x")}, "a/2 token 2"},
-			{[]Event{put(2, "claim/a/2", "y")}, "a/3 token 3"},
+			{[]change{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "x")}, "a/2 token 2"},
+			{[]change{put(3, "claim/a/3", "x")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "y")}, "a/3 token 3"},
 		},
 		"a record without a window says nothing": {
-			{[]Event{put(2, "done/w/a/2", "x")}, "absent"},
-			{[]Event{window}, "done"},
+			{[]change{put(2, "done/w/a/2", "x")}, "absent"},
+			{[]change{window}, "done"},
 		},
 		"the end of a record says nothing: it was merged": {
-			{[]Event{window, put(2, "done/w/a/2", "x")}, "done"},
-			{[]Event{put(3, "done/w/a/3", "x", "y"), gone("done/w/a/2")}, "done"},
+			{[]change{window, put(2, "done/w/a/2", "x")}, "done"},
+			{[]change{put(3, "done/w/a/3", "x", "y"), gone("done/w/a/2")}, "done"},
 		},
 		"the end of a window forgets its own ids only": {
-			{[]Event{window, {Key: "window/v", Created: 2, Version: 1}, put(2, "done/v/a/2", "x")}, "done"},
-			{[]Event{gone("window/w")}, "done"},
+			{[]change{window, {Key: "window/v", Created: 2, Version: 1}, put(2, "done/v/a/2", "x")}, "done"},
+			{[]change{gone("window/w")}, "done"},
 		},
 		"a forgotten id is recorded again": {
-			{[]Event{window, put(2, "done/w/a/2", "x")}, "done"},
-			{[]Event{gone("window/w")}, "absent"},
-			{[]Event{{Key: "window/v", Created: 4, Version: 1}, put(5, "done/v/b/2", "x")}, "done"},
+			{[]change{window, put(2, "done/w/a/2", "x")}, "done"},
+			{[]change{gone("window/w")}, "absent"},
+			{[]change{{Key: "window/v", Created: 4, Version: 1}, put(5, "done/v/b/2", "x")}, "done"},
 		},
 		"a done id has no owner": {
-			{[]Event{put(2, "claim/a/2", "x")}, "a/2 token 2"},
-			{[]Event{window, put(3, "done/w/b/2", "x")}, "done"},
-			{[]Event{gone("window/w")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "x")}, "a/2 token 2"},
+			{[]change{window, put(3, "done/w/b/2", "x")}, "done"},
+			{[]change{gone("window/w")}, "a/2 token 2"},
 		},
 		"only the state after a whole revision counts": {
-			{[]Event{put(2, "claim/a/2", "x"), gone("claim/a/2"), put(3, "claim/b/2", "x")}, "b/2 token 3"},
+			{[]change{put(2, "claim/a/2", "x"), gone("claim/a/2"), put(3, "claim/b/2", "x")}, "b/2 token 3"},
 		},
 	}
 	for name, steps := range tests {
 		t.Run(name, func(t *testing.T) {
-			s := NewState()
+			s := newRoleState()
 			for i, step := range steps {
 				if err := s.Apply(step.events, func(string) {}); err != nil {
 					t.Fatal(err)
@@ -99,9 +99,9 @@ func TestRule(t *testing.T) {
 
 // Apply names each id that a change concerns, those that are left behind, too.
 func TestApplyNamesTheIDs(t *testing.T) {
-	s := NewState()
+	s := newRoleState()
 	tests := []struct {
-		event Event
+		event change
 		want  string
 	}{
 		{put(2, "claim/a/2", "x", "y"), "x y"},
@@ -109,11 +109,11 @@ func TestApplyNamesTheIDs(t *testing.T) {
 		{put(3, "claim/b/2", "x"), "x"},
 		{gone("claim/b/2"), "x"},
 		{put(4, "done/w/a/3", "y"), "y"},
-		{Event{Key: "session/a", Version: 1}, ""},
+		{change{Key: "session/a", Version: 1}, ""},
 	}
 	for _, tt := range tests {
 		changed := make(map[string]bool)
-		if err := s.Apply([]Event{tt.event}, func(id string) { changed[id] = true }); err != nil {
+		if err := s.Apply([]change{tt.event}, func(id string) { changed[id] = true }); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -129,15 +129,15 @@ func TestApplyNamesTheIDs(t *testing.T) {
 
 // A key that cannot be read lists nothing, is named, and hides no other key.
 func TestUnreadableKeys(t *testing.T) {
-	for _, bad := range []Event{
+	for _, bad := range []change{
 		{Key: "32/123", Value: []byte("done 17000000")}, // of the first version
 		{Key: "claim/a/first", Value: []byte(`["x"]`)},
 		{Key: "claim/a/2", Value: []byte(`"x"`)},
 		{Key: "done/w/a/2", Value: []byte(`["x",1]`)},
 		{Key: "other/a", Value: []byte(`["x"]`)},
 	} {
-		s := NewState()
-		err := s.Apply([]Event{bad, put(3, "claim/b/2", "y")}, func(string) {})
+		s := newRoleState()
+		err := s.Apply([]change{bad, put(3, "claim/b/2", "y")}, func(string) {})
 		if err == nil || !strings.Contains(err.Error(), bad.Key) {
 			t.Errorf("%s: the error is %v", bad.Key, err)
 		}
@@ -152,25 +152,25 @@ func TestUnreadableKeys(t *testing.T) {
 
 // Missed changes are noticed by the versions of the sessions' keys.
 func TestFollows(t *testing.T) {
-	session := func(name string, version int64) Event { return Event{Key: "session/" + name, Version: version} }
+	session := func(name string, version int64) change { return change{Key: "session/" + name, Version: version} }
 	tests := map[string]struct {
-		events []Event
+		events []change
 		ok     bool
 	}{
-		"the next write":             {[]Event{session("a", 4)}, true},
-		"the next two":               {[]Event{session("a", 4), put(9, "claim/a/4", "x"), session("a", 5)}, true},
-		"a new session":              {[]Event{session("b", 1), session("b", 2)}, true},
-		"a new one of the same name": {[]Event{gone("session/a"), session("a", 1)}, true},
-		"no session":                 {[]Event{put(9, "claim/a/4", "x")}, true},
-		"a write was missed":         {[]Event{session("a", 5)}, false},
-		"the first was missed":       {[]Event{session("b", 2)}, false},
-		"it went back":               {[]Event{session("a", 3)}, false},
-		"the second of two":          {[]Event{session("a", 4), session("a", 6)}, false},
+		"the next write":             {[]change{session("a", 4)}, true},
+		"the next two":               {[]change{session("a", 4), put(9, "claim/a/4", "x"), session("a", 5)}, true},
+		"a new session":              {[]change{session("b", 1), session("b", 2)}, true},
+		"a new one of the same name": {[]change{gone("session/a"), session("a", 1)}, true},
+		"no session":                 {[]change{put(9, "claim/a/4", "x")}, true},
+		"a write was missed":         {[]change{session("a", 5)}, false},
+		"the first was missed":       {[]change{session("b", 2)}, false},
+		"it went back":               {[]change{session("a", 3)}, false},
+		"the second of two":          {[]change{session("a", 4), session("a", 6)}, false},
 	}
 	for name, tt := range tests {
-		s := NewState()
-		s.Apply([]Event{session("a", 3)}, func(string) {})
-		if err := s.follows(tt.events); (err == nil) != tt.ok {
+		s := newRoleState()
+		s.Apply([]change{session("a", 3)}, func(string) {})
+		if err := s.checkNoGap(tt.events); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -163,16 +163,3 @@ func TestSuspect(t *testing.T) {
 		t.Errorf("%d writes found out that the session is over: %t", n, x.a.over)
 	}
 }
-
-// Writes are resolved by the version of the session's key.
-func TestResolve(t *testing.T) {
-	x := newPair(t, "1")
-	x.a.c.ask("1")
-	x.a.write()
-	n := x.a.c.pending().N
-	for version, want := range map[int64]outcome{n: wasCommitted, n - 1: notYet, n + 1: sessionOver, n - 2: sessionOver, 0: sessionOver} {
-		if got := x.a.c.resolve(version); got != want {
-			t.Errorf("write %d with version %d: %v, want %v", n, version, got, want)
-		}
-	}
-}

@@ -18,14 +18,15 @@ const (
 	// maxLag bounds how long the view may lag behind a write that is known to be
 	// committed: the member that serves the watch may be cut off or frozen, or etcd
 	// was restored from a backup.
-	maxLag = 2 * time.Second
-	// pageBytes is the size of a page that a read aims at.
-	pageBytes    = 4 << 20
-	maxPage      = 10_000
-	progressTime = 5 * time.Second
+	maxLag          = 2 * time.Second
+	historyInterval = 2 * time.Second // between two looks for a restored etcd
+	// pageBytes is the target size of a page, maxPage bounds its keys.
+	pageBytes        = 4 << 20
+	maxPage          = 10_000
+	progressInterval = 5 * time.Second // between two lines of the log while reading
 )
 
-// follow keeps the state up with etcd until ctx ends.
+// follow applies the changes in etcd to the state until ctx ends.
 func (s *Etcd) follow(ctx context.Context) {
 	pause := newBackoff()
 	for {
@@ -43,11 +44,12 @@ func (s *Etcd) follow(ctx context.Context) {
 			return
 		}
 		// Until the new state is there, ids that are known to be done are skipped,
-		// and nothing new is granted.
+		// and no newly claimed id is granted.
+		reading := time.Now()
 		if s.Load(ctx) != nil {
 			return
 		}
-		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(reading).Round(time.Millisecond))
 	}
 }
 
@@ -75,7 +77,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			if s.isLate(&late) {
 				return errors.New("the watch does not show what this process wrote")
 			}
-		case err := <-s.rebuilt:
+		case err := <-s.reread:
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
@@ -100,7 +102,7 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 			ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "try", strconv.Itoa(n)))
 			cancels = append(cancels, cancel)
 			s.calls.tries.Go(func() {
-				opened <- try{n, s.watcher.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
+				opened <- try{n, s.client.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
 			})
 		}
 		select {
@@ -112,7 +114,7 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 			}
 			return first.changes, nil
 		case <-tick.C:
-		case err := <-s.rebuilt:
+		case err := <-s.reread:
 			return nil, err
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -134,21 +136,22 @@ func (s *Etcd) isLate(l *lateWrite) bool {
 		l.since = time.Now()
 		return false
 	}
-	return time.Since(l.since) >= maxLag-maxLag/4
+	return time.Since(l.since) >= maxLag-maxLag/4 // which is a tick
 }
 
 // applyChanges applies the changes of one answer, which are of whole revisions.
 // It fails if changes before them were missed.
 func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
-	events := make([]Event, len(resp.Events))
+	changes := make([]change, len(resp.Events))
 	for i, e := range resp.Events {
-		events[i] = s.event(e.Kv)
-		events[i].Deleted = e.Type == mvccpb.DELETE
+		changes[i] = s.change(e.Kv)
+		changes[i].Deleted = e.Type == mvccpb.DELETE
 	}
-	if err := s.state.follows(events); err != nil {
+	// Without the lock: nothing else changes the state.
+	if err := s.state.checkNoGap(changes); err != nil {
 		return err
 	}
-	if err := s.apply(events); err != nil {
+	if err := s.apply(changes); err != nil {
 		s.logUnreadable(err)
 	}
 	s.viewed.Store(resp.Header.Revision)
@@ -160,26 +163,26 @@ func (s *Etcd) logUnreadable(err error) {
 	s.o.Log.Warn("keys in etcd cannot be read: they list nothing", "error", err, "hint", "delete them if they are of an earlier version")
 }
 
-func (s *Etcd) event(kv *mvccpb.KeyValue) Event {
-	return Event{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
+func (s *Etcd) change(kv *mvccpb.KeyValue) change {
+	return change{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
 }
 
-// checkHistory has the view read again if etcd's revision is below one that the
-// view has seen: etcd was restored from a backup, and the watch would wait in
+// checkHistory makes follow read the view again if etcd's revision is below one that
+// the view has seen: etcd was restored from a backup, and the watch would wait in
 // silence for the revisions that it lost.
 func (s *Etcd) checkHistory(ctx context.Context) {
-	tick := time.NewTicker(maxLag)
+	tick := time.NewTicker(historyInterval)
 	defer tick.Stop()
 	for {
 		seen := s.viewed.Load()
 		resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-			return s.kv.Get(ctx, s.prefix)
+			return s.client.Get(ctx, s.prefix)
 		})
 		if err != nil {
 			return
 		}
 		if resp.Header.Revision < seen {
-			s.requestRebuild(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
+			s.requestReread(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
 		}
 		select {
 		case <-tick.C:
@@ -189,18 +192,18 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 	}
 }
 
-// requestRebuild has the view read again.
-func (s *Etcd) requestRebuild(reason error) {
+// requestReread makes follow read the view again.
+func (s *Etcd) requestReread(reason error) {
 	select {
-	case s.rebuilt <- reason:
+	case s.reread <- reason:
 	default: // it is requested already
 	}
 }
 
 // snapshot reads all keys at one revision.
-func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err error) {
+func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
 	for {
-		state, revision = NewState(), 0
+		state, revision = newRoleState(), 0
 		state.done.load()
 		// The windows first: what a record means depends on them.
 		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
@@ -218,23 +221,23 @@ func (s *Etcd) snapshot(ctx context.Context) (state *State, revision int64, err 
 
 // readRange applies all keys with a prefix to state, page by page, at a revision;
 // 0: at the latest, which it returns.
-func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revision int64) (int64, error) {
+func (s *Etcd) readRange(ctx context.Context, state *roleState, prefix string, revision int64) (int64, error) {
 	type answer struct {
 		page *clientv3.GetResponse
 		err  error
 	}
-	read := func(from string, limit int64) <-chan answer {
+	read := func(from string, limit, revision int64) <-chan answer {
 		answers := make(chan answer, 1)
 		go func() {
 			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return s.kv.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
+				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
 			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
 			answers <- answer{page, err}
 		}()
 		return answers
 	}
 	told, limit := time.Now(), int64(100)
-	for next := read(prefix, limit); next != nil; {
+	for next := read(prefix, limit, revision); next != nil; {
 		a := <-next
 		if a.err != nil {
 			return 0, a.err
@@ -242,21 +245,21 @@ func (s *Etcd) readRange(ctx context.Context, state *State, prefix string, revis
 		if revision == 0 {
 			revision = a.page.Header.Revision
 		}
-		events, size, last := make([]Event, len(a.page.Kvs)), int64(1), ""
+		changes, size, last := make([]change, len(a.page.Kvs)), int64(1), ""
 		for i, kv := range a.page.Kvs {
-			events[i] = s.event(kv)
+			changes[i] = s.change(kv)
 			size += int64(len(kv.Key) + len(kv.Value))
 			last = string(kv.Key)
 		}
 		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
 		next = nil
 		if a.page.More {
-			next = read(last+"\x00", limit) // while this page is applied
+			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		if err := state.Apply(events, func(string) {}); err != nil {
+		if err := state.Apply(changes, func(string) {}); err != nil {
 			s.logUnreadable(err)
 		}
-		if time.Since(told) > progressTime {
+		if time.Since(told) > progressInterval {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
 		}

@@ -8,25 +8,24 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// windowParts is into how many windows the memory is divided: an id is remembered
-// for up to an eighth longer than DEDUP_WINDOW, and an eighth of CACHE_SIZE is
-// forgotten at once when too many ids are remembered.
 const (
+	// windowParts is the number of windows in one DEDUP_WINDOW, and in CACHE_SIZE: an
+	// id is remembered for up to an eighth longer than DEDUP_WINDOW, and an eighth of
+	// CACHE_SIZE is forgotten at once when too many ids are remembered.
 	windowParts = 8
-	maxSlice    = time.Hour
+	maxSpan     = time.Hour // that a window takes records for
 )
 
-// openWindow has ids recorded under a new lease from now on.
+// openWindow grants a lease for the records that follow.
 func (s *Etcd) openWindow(ctx context.Context) error {
-	room := max(1, s.o.MaxIDs/windowParts)
 	if s.o.Window == 0 {
-		s.setWindow(Window{Name: Forever, Room: 1 << 62})
+		s.setWindow(recordWindow{Name: forever, Room: 1 << 62})
 		return nil
 	}
-	slice := min(s.o.Window/windowParts, maxSlice)
-	until := time.Now().Add(slice)
+	span := min(s.o.Window/windowParts, maxSpan)
+	until := time.Now().Add(span)
 	lease, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (clientv3.LeaseID, error) {
-		resp, err := s.lease.Grant(ctx, wholeSeconds(s.o.Window+slice))
+		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.Window+span))
 		if err != nil {
 			return 0, err
 		}
@@ -35,11 +34,11 @@ func (s *Etcd) openWindow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.setWindow(Window{Name: leaseName(lease), Lease: int64(lease), Until: until, Room: room})
+	s.setWindow(recordWindow{Name: leaseName(lease), Lease: int64(lease), Until: until, Room: max(1, s.o.MaxIDs/windowParts)})
 	return nil
 }
 
-// checkFull has the oldest window ended if too many ids are remembered.
+// checkFull asks for the end of the oldest window if too many ids are remembered.
 func (s *Etcd) checkFull() {
 	if s.Remembered() > s.o.MaxIDs {
 		select {
@@ -52,7 +51,8 @@ func (s *Etcd) checkFull() {
 // endOldWindows ends the oldest window early, for all processes of the role, when
 // more than MaxIDs ids are remembered.
 func (s *Etcd) endOldWindows(ctx context.Context) {
-	var last *window // that was ended, or warned about
+	var last string // that was ended
+	warned := false // that none can be ended
 	for {
 		select {
 		case <-s.full:
@@ -60,17 +60,16 @@ func (s *Etcd) endOldWindows(ctx context.Context) {
 			return
 		}
 		oldest, next := s.oldestWindows()
-		if oldest == nil || oldest == last {
-			continue
-		}
-		last = oldest
-		lease := leaseOf(oldest)
-		if lease == clientv3.NoLease {
+		if next.name == "" && !warned {
+			warned = true
 			s.o.Log.Warn("more ids are remembered than CACHE_SIZE", "ids", s.Remembered(),
 				"hint", "raise CACHE_SIZE, or set a DEDUP_WINDOW: with 0 nothing is forgotten")
+		}
+		if next.name == "" || oldest.name == last { // the newest window stays
 			continue
 		}
-		if s.revoke(ctx, lease) != nil {
+		last = oldest.name
+		if s.revoke(ctx, leaseOf(oldest)) != nil {
 			return
 		}
 		s.o.Log.Warn("more ids are remembered than CACHE_SIZE: the oldest are forgotten", "forgotten", oldest.ids,
@@ -78,8 +77,8 @@ func (s *Etcd) endOldWindows(ctx context.Context) {
 	}
 }
 
-// oldestWindows returns the two windows that began first, or nil.
-func (s *Etcd) oldestWindows() (oldest, next *window) {
+// oldestWindows returns the two windows that began first; see [doneSet.oldest].
+func (s *Etcd) oldestWindows() (oldest, next window) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.state.done.oldest()
@@ -92,22 +91,22 @@ func (s *Etcd) MemoryReach(ctx context.Context) time.Duration {
 	return s.age(ctx, oldest)
 }
 
-// age returns the time since a window began.
-func (s *Etcd) age(ctx context.Context, w *window) time.Duration {
-	if w == nil || leaseOf(w) == clientv3.NoLease {
+// age returns the time since a window began, or 0.
+func (s *Etcd) age(ctx context.Context, w window) time.Duration {
+	if w.name == "" {
 		return 0
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	resp, err := s.lease.TimeToLive(ctx, leaseOf(w))
+	resp, err := s.client.TimeToLive(ctx, leaseOf(w))
 	if err != nil || resp.TTL < 0 {
 		return 0
 	}
 	return time.Duration(resp.GrantedTTL-resp.TTL) * time.Second
 }
 
-// leaseOf returns the lease of a window; NoLease is that of Forever.
-func leaseOf(w *window) clientv3.LeaseID {
+// leaseOf returns the lease of a window, which is its name.
+func leaseOf(w window) clientv3.LeaseID {
 	lease, _ := strconv.ParseInt(w.name, 16, 64)
 	return clientv3.LeaseID(lease)
 }

@@ -6,8 +6,10 @@ import (
 )
 
 // The limits of a write. etcd's own are 128 operations, unless --max-txn-ops says
-// otherwise, and 1.5 MiB.
+// otherwise (64 is seen), and 1.5 MiB; what Hint asks for is 512 KiB. Larger writes
+// gain nothing.
 const (
+	maxID      = 10_000 // bytes; in JSON it grows sixfold at most
 	maxOps     = 48
 	maxClaims  = maxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
 	maxList    = 64 << 10   // bytes of JSON of a new claim, and of a record
@@ -21,7 +23,7 @@ const (
 	maxMergedIDs = 4096
 )
 
-// Write is one transaction of a session:
+// sessionWrite is one transaction of a session:
 //
 //	If    version(session/<s>) = N-1
 //	Then  put session/<s>, and each of the following that is there
@@ -32,12 +34,12 @@ const (
 //
 // It is sent until its outcome is known, always with the same content: a copy that
 // arrives late does not meet the condition.
-type Write struct {
+type sessionWrite struct {
 	Session    string
 	N          int64
 	Claim      []string
-	Left       []Left // earlier claims, some of whose ids have ended
-	Window     Window
+	Left       []remainder // earlier claims, some of whose ids have ended
+	Window     recordWindow
 	NewWindow  bool // its key is to be put
 	Done       []string
 	MergedFrom int64 // 0: the record replaces none
@@ -46,29 +48,29 @@ type Write struct {
 	checks   []*waiter
 }
 
-// Left is an earlier claim of the session with the ids that are left on it.
-type Left struct {
+// remainder is an earlier claim of the session with the ids that remain on it.
+type remainder struct {
 	N   int64
 	IDs []string // empty: the key is to be deleted
 }
 
-// Window is a window that ids are recorded in. Its records expire together.
-type Window struct {
-	Name  string // the lease in hex, or Forever; "": none
+// recordWindow is a window that ids are recorded in. Its records expire together.
+type recordWindow struct {
+	Name  string // the lease in hex, or forever; "": none
 	Lease int64
 	Until time.Time // no ids are recorded in it after that; zero: for ever
-	Room  int       // ids that may still be recorded in it
+	Room  int       // how many more ids may be recorded in it
 }
 
-// Forever is the window of ids that are never forgotten.
-const Forever = "forever"
+// forever is the window of ids that are never forgotten.
+const forever = "forever"
 
 // writer composes the writes of one session.
 type writer struct {
 	session  string
-	last     int64  // number of the last write that is known to be committed
-	pending  *Write // under way
-	window   Window
+	last     int64         // number of the last write that is known to be committed
+	pending  *sessionWrite // under way
+	window   recordWindow
 	known    bool // the window's key exists
 	wanted   []*entry
 	finished []*entry   // granted to us, worked on, to be recorded
@@ -99,16 +101,16 @@ type small struct {
 
 // needsWindow reports whether ids wait to be recorded and there is no window to
 // record them in.
-func (c *Claimer) needsWindow(now time.Time) bool {
+func (c *claimer) needsWindow(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.writer.window
 	return len(c.writer.finished) > 0 && (w.Name == "" || w.Room <= 0 || !w.Until.IsZero() && !now.Before(w.Until))
 }
 
-// setWindow has ids recorded in a window from now on. A write under way that was
+// setWindow sets the window of the records that follow. A write under way that was
 // refused because its window has ended is moved to the new one.
-func (c *Claimer) setWindow(w Window) {
+func (c *claimer) setWindow(w recordWindow) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writer.use(w)
@@ -119,21 +121,21 @@ func (c *Claimer) setWindow(w Window) {
 	}
 }
 
-func (w *writer) use(window Window) {
+func (w *writer) use(window recordWindow) {
 	w.window, w.known = window, false
 	w.small, w.smallIDs = nil, 0
 }
 
 // next returns the next write of the session, or nil if there is nothing to
 // write. The previous one must have been answered.
-func (c *Claimer) next() *Write {
+func (c *claimer) next() *sessionWrite {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := &c.writer
 	if w.session == "" || w.pending != nil {
 		return nil
 	}
-	n := &Write{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
+	n := &sessionWrite{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
 	rewritten := c.record(n)
 	c.rewrite(n, rewritten)
 	if c.held.Err() == nil {
@@ -147,8 +149,8 @@ func (c *Claimer) next() *Write {
 	return n
 }
 
-// record takes finished ids into the write. It returns the claims that list them.
-func (c *Claimer) record(n *Write) (rewritten []*listing) {
+// record adds finished ids to the write. It returns the claims that list them.
+func (c *claimer) record(n *sessionWrite) (rewritten []*listing) {
 	w := &c.writer
 	bytes, rewrite := 0, 0
 	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
@@ -200,7 +202,7 @@ func (w *writer) merge(next []string) (merged []string) {
 
 // rewrite takes ended ids off their claims: first those that are recorded by this
 // same write, then those that no delivery wants any more.
-func (c *Claimer) rewrite(n *Write, listings []*listing) {
+func (c *claimer) rewrite(n *sessionWrite, listings []*listing) {
 	w := &c.writer
 	bytes := 0
 	for _, l := range listings {
@@ -222,8 +224,8 @@ func (c *Claimer) rewrite(n *Write, listings []*listing) {
 }
 
 // compact removes the entries that have ended from a listing.
-func (c *Claimer) compact(l *listing) Left {
-	left := Left{N: l.write}
+func (c *claimer) compact(l *listing) remainder {
+	left := remainder{N: l.write}
 	l.bytes, l.dirty = 0, false
 	l.entries = slices.DeleteFunc(l.entries, func(e *entry) bool {
 		switch {
@@ -240,8 +242,8 @@ func (c *Claimer) compact(l *listing) Left {
 	return left
 }
 
-// list asks for ids that deliveries want.
-func (c *Claimer) list(n *Write) {
+// list adds a claim of the ids that deliveries want.
+func (c *claimer) list(n *sessionWrite) {
 	w := &c.writer
 	l := &listing{write: n.N}
 	for len(w.wanted) > 0 {
@@ -262,7 +264,7 @@ func (c *Claimer) list(n *Write) {
 }
 
 // committed notes that the pending write was committed.
-func (c *Claimer) committed() {
+func (c *claimer) committed() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := &c.writer
@@ -279,7 +281,7 @@ func (c *Claimer) committed() {
 }
 
 // recordedAll tells the deliveries of a write that their ids are recorded.
-func (c *Claimer) recordedAll(p *Write) {
+func (c *claimer) recordedAll(p *sessionWrite) {
 	for _, e := range p.recorded {
 		e.recording, e.listing = false, nil
 		c.end(e, nil)
@@ -288,7 +290,7 @@ func (c *Claimer) recordedAll(p *Write) {
 
 // countSmall remembers a record that may be merged. Records that are merged, or
 // large enough together, are left alone.
-func (w *writer) countSmall(p *Write) {
+func (w *writer) countSmall(p *sessionWrite) {
 	if p.MergedFrom == 0 {
 		w.small = append(w.small, small{p.N, p.Done})
 		w.smallIDs += len(p.Done)
@@ -298,39 +300,25 @@ func (w *writer) countSmall(p *Write) {
 	}
 }
 
-// resolve tells the outcome of the pending write from the version of the session's
-// key.
-func (c *Claimer) resolve(version int64) outcome {
+// isCommitted reports, by the version that the session's key has when the condition
+// of the pending write fails, whether an earlier copy of the write was committed.
+// Otherwise the session is over, and that is unknown.
+func (c *claimer) isCommitted(version int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch version {
-	case c.writer.pending.N:
-		return wasCommitted
-	case c.writer.pending.N - 1:
-		return notYet
-	}
-	return sessionOver
+	return version == c.writer.pending.N
 }
 
 // pending returns the write that is under way, or nil.
-func (c *Claimer) pending() *Write {
+func (c *claimer) pending() *sessionWrite {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.writer.pending
 }
 
-// outcome is the outcome of a write.
-type outcome int
-
-const (
-	wasCommitted outcome = iota
-	notYet               // send it again
-	sessionOver          // the session has ended; whether the write was committed before is unknown
-)
-
 // recordExists notes, after the end of a session, that the record of its pending
 // write exists: the write had been committed before.
-func (c *Claimer) recordExists() {
+func (c *claimer) recordExists() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.recordedAll(c.writer.pending)

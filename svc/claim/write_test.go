@@ -11,7 +11,7 @@ import (
 )
 
 // opsOf counts the operations of a write, as Etcd.send makes them.
-func opsOf(w *Write) int {
+func opsOf(w *sessionWrite) int {
 	n := 1 + len(w.Left)
 	for _, there := range []bool{len(w.Claim) > 0, len(w.Done) > 0, len(w.Done) > 0 && w.NewWindow, len(w.Done) > 0 && w.MergedFrom > 0} {
 		if there {
@@ -22,7 +22,7 @@ func opsOf(w *Write) int {
 }
 
 // bytesOf counts the bytes of JSON in a write.
-func bytesOf(w *Write) int {
+func bytesOf(w *sessionWrite) int {
 	n := len(listJSON(w.Claim)) + len(listJSON(w.Done))
 	for _, left := range w.Left {
 		if len(left.IDs) > 0 {
@@ -97,12 +97,12 @@ func TestWriteLimits(t *testing.T) {
 	}
 }
 
-// driver is a Claimer whose writes are carried out at once.
+// driver is a claimer whose writes are carried out at once.
 type driver struct {
 	*simProcess
 	t                        *testing.T
 	writes, maxOps, maxBytes int
-	all                      []*Write
+	all                      []*sessionWrite
 }
 
 func newDriver(t *testing.T) *driver {
@@ -240,14 +240,14 @@ func TestWindowsAreNotMerged(t *testing.T) {
 func TestNeedsWindow(t *testing.T) {
 	now := time.Now()
 	tests := map[string]struct {
-		window Window
+		window recordWindow
 		want   bool
 	}{
-		"none":          {Window{}, true},
-		"for ever":      {Window{Name: Forever, Room: 1}, false},
-		"before":        {Window{Name: "w", Until: now.Add(1), Room: 1}, false},
-		"its time over": {Window{Name: "w", Until: now, Room: 1}, true},
-		"full":          {Window{Name: "w", Until: now.Add(1), Room: 0}, true},
+		"none":          {recordWindow{}, true},
+		"for ever":      {recordWindow{Name: forever, Room: 1}, false},
+		"before":        {recordWindow{Name: "w", Until: now.Add(1), Room: 1}, false},
+		"its time over": {recordWindow{Name: "w", Until: now, Room: 1}, true},
+		"full":          {recordWindow{Name: "w", Until: now.Add(1), Room: 0}, true},
 	}
 	for name, tt := range tests {
 		d := newDriver(t)
@@ -272,7 +272,7 @@ func TestRoomOfAWindow(t *testing.T) {
 		asked = append(asked, d.c.ask(fmt.Sprint(i)))
 	}
 	d.pump()
-	d.c.setWindow(Window{Name: "w", Lease: d.x.etcd.grant(false), Room: 7})
+	d.c.setWindow(recordWindow{Name: "w", Lease: d.x.etcd.grant(false), Room: 7})
 	for _, w := range asked {
 		d.c.finish(w.claim)
 	}

@@ -3,6 +3,7 @@ package e2e
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -22,7 +23,7 @@ import (
 
 var (
 	chaosSeed = flag.Uint64("chaos.seed", 0, "of TestChaos's faults; 0: from the time")
-	chaosFor  = flag.Duration("chaos.for", 60*time.Second, "how long TestChaos goes on")
+	chaosFor  = flag.Duration("chaos.for", 0, "how long TestChaos goes on, once it has had each fault")
 )
 
 // TestChaos is everything at once: two replicas under a steady load, each event
@@ -38,7 +39,7 @@ func TestChaos(t *testing.T) {
 	c := newChaos(t, seed)
 	c.publishSteadily()
 	c.progress(200)
-	for began := time.Now(); time.Since(began) < *chaosFor; {
+	for began := time.Now(); time.Since(began) < *chaosFor || len(c.drawn) < len(c.faults); {
 		c.breakSomething(draw)
 		c.healthy()
 	}
@@ -116,6 +117,13 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 			}
 			return c.rabbit.Start(ctx)
 		}},
+		{"broker stopped (TERM)", "broker", func(ctx context.Context) error {
+			if err := c.rabbit.Stop(ctx); err != nil {
+				return err
+			}
+			return c.rabbit.Start(ctx)
+		}},
+		{"broker's packets lost", "broker", c.losePackets},
 		{"broker's connections cut", "broker", func(context.Context) error { c.toRabbit.cut(); return c.toRabbit.reopen() }},
 		{"broker's connections closed by it", "broker", func(ctx context.Context) error {
 			_, err := c.rabbit.Ctl(ctx, "close_all_connections", "chaos")
@@ -239,6 +247,17 @@ func (c *chaos) freeze(context.Context) error {
 	c.replicas[1].signal(syscall.SIGCONT)
 	c.allowDuplicates("a replica was frozen for longer than CLAIM_TTL", from, time.Now().Add(2*time.Second), 2*chaosHeld)
 	return nil
+}
+
+// losePackets lasts until a replica has missed the broker's heartbeats.
+func (c *chaos) losePackets(context.Context) error {
+	s := c.replicas[0]
+	before := s.log.count("no connection to the broker")
+	c.toRabbit.blackhole()
+	_, err := s.log.wait(maxWait, before+1, []string{"no connection to the broker"})
+	c.toRabbit.heal()
+	c.toRabbit.cut()
+	return errors.Join(err, c.toRabbit.reopen())
 }
 
 func (c *chaos) pauseEtcd(d time.Duration) func(context.Context) error {

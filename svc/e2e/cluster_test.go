@@ -139,11 +139,9 @@ func (c *cluster) nodeOf(s *service) (node *stack.Rabbit) {
 	return node
 }
 
-// goesOnWithin is how soon new events must be done after a server was killed,
-// with much to spare. It takes 5 s when that was etcd's leader: what is
-// forwarded to it before another is elected is lost, and is asked for again
-// when the time of the first try is over.
-const goesOnWithin = 20 * time.Second
+// goesOnWithin is how soon new events must be done after a server was killed. Alone
+// on the machine it is the 2.5 s that are wanted at most, here there are other tests.
+const goesOnWithin = 10 * time.Second
 
 // A node of the broker or a member of etcd is killed, the leaders first, and
 // comes back: every id is done once, nothing is lost, and no service is
@@ -197,6 +195,7 @@ func TestClusters(t *testing.T) {
 	if processed != c.published {
 		t.Errorf("%d events were processed, want %d", processed, c.published)
 	}
+	c.cutOff()
 }
 
 // fault kills a server, sees the work go on, and starts it again.
@@ -239,14 +238,15 @@ func (c *cluster) emptied() {
 	})
 }
 
-// A node that is cut off from the others lets clients in, and can do nothing
-// for them: the service goes on to the next, with its dead letters too.
-func TestCutOffNode(t *testing.T) {
-	c := newCluster(t)
+// cutOff cuts a node off from the others. It lets clients in, and can do nothing for
+// them: the service goes on to the next, with its dead letters too.
+func (c *cluster) cutOff() {
+	c.t.Helper()
+	c.allOnline()
 	// The others' cookie is wrong from now on: to Erlang, there is no way to them.
-	if out, err := c.nodes[0].Ctl(t.Context(), "eval",
+	if out, err := c.nodes[0].Ctl(c.t.Context(), "eval",
 		"[begin erlang:set_cookie(N, wrong), erlang:disconnect_node(N) end || N <- nodes()]."); err != nil || out != "[true,true]" {
-		t.Fatal(out, err)
+		c.t.Fatal(out, err)
 	}
 	s := c.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=quorum")
 	s.waitLog("no connection to the broker", fmt.Sprintf("127.0.0.1:%d", c.nodes[0].Port()))
@@ -256,7 +256,7 @@ func TestCutOffNode(t *testing.T) {
 	s.waitLog("msg=dead-lettered")
 	s.stop()
 	if letters, left := c.depth("orders-queue.dead"), c.depth("orders-queue"); letters != 1 || left != 0 {
-		t.Errorf("%d dead letters, want 1; %d messages are left", letters, left)
+		c.t.Errorf("%d dead letters, want 1; %d messages are left", letters, left)
 	}
-	c.wantAllDone("orders", 20)
+	c.wantAllDone("orders", c.published+20)
 }

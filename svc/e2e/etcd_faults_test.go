@@ -28,7 +28,7 @@ func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
 // does here without this service, too: it takes the time in which it was frozen
 // for one without renewals. Only then are handlers cancelled and events done again.
 func testFrozenMember(t *testing.T, leader bool) {
-	const ttl = 10 * time.Second
+	const ttl = 6 * time.Second
 	w := newFaultEnvOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
 	w.publishSteadily()
 	w.healthy()
@@ -47,6 +47,9 @@ func testFrozenMember(t *testing.T, leader bool) {
 	took, _ := w.goneOn(from)
 	w.healthy()
 	both := time.Since(from)
+	if both > 2*ttl {
+		t.Errorf("one replica was idle for %v", both)
+	}
 	<-over
 	w.wantLog(0, 0, "session lost")
 	w.must(frozen.Resume())

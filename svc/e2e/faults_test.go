@@ -24,43 +24,6 @@ func readFile(t testing.TB, path string) string {
 	return string(text)
 }
 
-// Whatever happens to the broker, no event is lost, and while the process lives
-// none is done twice.
-func TestBrokerFaults(t *testing.T) {
-	w := newFaultEnv(t)
-	w.publishSteadily()
-	ctx := t.Context()
-	faults := []struct {
-		name   string
-		break_ func()
-	}{
-		{"connections cut", func() { w.toRabbit.cut(); w.toRabbit.reconnect() }},
-		{"connections closed by the broker", func() {
-			_, err := w.rabbit.Ctl(ctx, "close_all_connections", "a test")
-			w.must(err)
-		}},
-		{"killed and restarted", func() { w.must(w.rabbit.Kill()); w.must(w.rabbit.Start(ctx)) }},
-		{"stopped and restarted", func() { w.must(w.rabbit.Stop(ctx)); w.must(w.rabbit.Start(ctx)) }},
-		{"packets lost", func() {
-			before := w.replicas[0].log.count("no connection to the broker")
-			w.toRabbit.blackhole()
-			w.replicas[0].waitLogs(before+1, "no connection to the broker") // heartbeats are missed
-			w.toRabbit.heal()
-			w.toRabbit.cut()
-			w.toRabbit.reconnect()
-		}},
-	}
-	for _, f := range faults {
-		before := w.replicas[0].log.count("msg=consuming")
-		w.progress(100)
-		f.break_()
-		w.replicas[0].waitLogs(before+1, "msg=consuming")
-		w.progress(100)
-		t.Log("survived:", f.name)
-	}
-	w.settle()
-}
-
 // A queue that is deleted under the consumer is declared again.
 func TestQueueDeleted(t *testing.T) {
 	e := newEnv(t)
@@ -294,9 +257,10 @@ func TestDeadQueueDeleted(t *testing.T) {
 	}
 }
 
-// 200 reconnects leave goroutines and descriptors as they were: here as the
-// files of the process, in the packages' tests as goroutines.
+// Reconnects leave goroutines and descriptors as they were: here as the files of
+// the process, in the packages' tests as goroutines.
 func TestReconnectsLeakNothing(t *testing.T) {
+	const reconnects = 50
 	e := newProxiedEnv(t)
 	p := e.toRabbit
 	s := e.start("orders", "ENABLE_ETCD=true")
@@ -304,7 +268,7 @@ func TestReconnectsLeakNothing(t *testing.T) {
 	e.publishBodies("poison") // the dead letters' connection, too
 	s.waitLog("msg=dead-lettered")
 	before := s.descriptors()
-	for i := range 200 {
+	for i := range reconnects {
 		p.cut()
 		p.reconnect()
 		s.waitLogs(i+2, "msg=consuming")

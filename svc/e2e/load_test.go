@@ -82,7 +82,7 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 
 	w := &faultEnv{env: newEnvOn(t, rabbit.URL(), members...), rabbit: rabbit, brokers: []string{rabbit.URL()}, members: members, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
 	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
-	w.amqpURL = "amqp://guest:guest@" + w.toRabbit.Listen + "/"
+	w.amqpURL = "amqp://guest:guest@" + w.toRabbit.Listen + "/?heartbeat=2"
 	if len(members) == 1 {
 		w.etcdServer = members[0]
 		w.toEtcd = newProxy(t, members[0].Endpoint())

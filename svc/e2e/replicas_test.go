@@ -2,49 +2,11 @@ package e2e
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"testing"
 	"time"
 )
-
-// Two replicas of a role race for the same ids: each id's work is done once.
-func TestReplicas(t *testing.T) {
-	const ids, copies = 3000, 3
-	e := newEnv(t)
-	e.topology("orders")
-	receiver := newReceiver(t, nil)
-	var bodies []string
-	for range copies {
-		bodies = append(bodies, orders("r", ids)...)
-	}
-	rand.Shuffle(len(bodies), func(i, j int) { bodies[i], bodies[j] = bodies[j], bodies[i] })
-	var replicas []*service
-	for range 2 {
-		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "PREFETCH=200")
-		s.waitLog("msg=consuming")
-		replicas = append(replicas, s)
-	}
-	e.publishBodies(bodies...)
-	e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": ids * (copies - 1)})
-	for _, s := range replicas {
-		if s.log.count("msg=processed") == 0 {
-			t.Errorf("%s had nothing to do", s.name)
-		}
-		s.stop()
-	}
-	if n := len(receiver.all()); n != ids {
-		t.Errorf("%d posts for %d ids", n, ids)
-	}
-	if lost, twice := receiver.accounts("r", ids); lost != 0 || twice != 0 {
-		t.Errorf("%d ids were lost, %d done twice", lost, twice)
-	}
-	e.wantAllDone("orders", ids)
-	if n := e.depth("orders-queue"); n != 0 {
-		t.Errorf("%d messages are left", n)
-	}
-}
 
 // Eight crashes under load, two copies of each event. Work is done twice only
 // where a process died in the middle of it, or before its record was committed.

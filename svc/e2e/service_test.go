@@ -94,9 +94,7 @@ func (s *service) waitLog(parts ...string) string {
 // waitLogs waits for n such lines, and returns the last.
 func (s *service) waitLogs(n int, parts ...string) string {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	line, err := s.log.Wait(ctx, n, parts...)
+	line, err := s.log.wait(maxWait, n, parts)
 	if err != nil {
 		s.t.Fatalf("%s: %v", s.name, err)
 	}
@@ -117,6 +115,13 @@ func (s *service) alive() {
 type serviceLog struct{ *harness.Log }
 
 func (l serviceLog) count(parts ...string) int { return l.Count(parts...) }
+
+// wait waits for the n-th line that contains all parts.
+func (l serviceLog) wait(d time.Duration, n int, parts []string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	return l.Wait(ctx, n, parts...)
+}
 
 // tail returns the last n lines that are not about one event that went well.
 func (l serviceLog) tail(n int) string { return strings.Join(l.Tail(n), "\n") }

@@ -62,15 +62,3 @@ func (l *Log) Answered(began time.Time) {
 	l.log.Info(l.server+" is reachable again", "after", now.Sub(l.changed).Round(time.Millisecond))
 	l.unreachable, l.changed, l.hint = false, now, ""
 }
-
-// Reached notes an answer to a call that needs fewer rights than others do. It
-// ends only an outage without a hint, because it does not show that the cause
-// of a hint is fixed.
-func (l *Log) Reached(began time.Time) {
-	l.mu.Lock()
-	hinted := l.hint != ""
-	l.mu.Unlock()
-	if !hinted {
-		l.Answered(began)
-	}
-}

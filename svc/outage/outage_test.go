@@ -124,23 +124,3 @@ func TestManyCallers(t *testing.T) {
 		t.Errorf("%d lines, want 2:\n%s", n, lines)
 	}
 }
-
-// What answers calls that need less does not end an outage that has a hint.
-func TestReached(t *testing.T) {
-	log, lines := newLog("etcd", "events wait")
-	log.Failed(time.Now(), errors.New("refused"), "")
-	log.Reached(time.Now())
-	log.Failed(time.Now(), errors.New("permission denied"), "grant it")
-	log.Reached(time.Now())
-	log.Failed(time.Now(), errors.New("permission denied"), "grant it")
-	log.Answered(time.Now())
-	log.Reached(time.Now())
-	want := `level=WARN msg="etcd is unreachable: events wait" error=refused
-level=INFO msg="etcd is reachable again" after=0s
-level=WARN msg="etcd is unreachable: events wait" error="permission denied" hint="grant it"
-level=INFO msg="etcd is reachable again" after=0s
-`
-	if diff := cmp.Diff(want, lines.String()); diff != "" {
-		t.Errorf("log (-want +got):\n%s", diff)
-	}
-}

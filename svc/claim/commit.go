@@ -41,13 +41,13 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 
 // commit sends a write until its outcome is known. A crash here: if the write was
 // committed, its claims expire after CLAIM_TTL, and its records stay.
-func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
+func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error {
 	for {
 		resp, err := s.send(ctx, ses, w)
 		switch {
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			// The session lives, so it is the window that has ended: nothing of the
-			// write was carried out.
+			// The session lives, so it is the window that has ended. etcd compares
+			// before it checks leases: no copy of this write was committed.
 			if len(w.Done) == 0 || w.Window.Lease == 0 {
 				return fmt.Errorf("write %d: %w", w.N, err)
 			}
@@ -62,11 +62,8 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
 			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 				version = kvs[0].Version
 			}
-			switch s.resolve(version) {
-			case notYet:
-				continue
-			case sessionOver:
-				return fmt.Errorf("write %d: its key has version %d", w.N, version)
+			if !s.isCommitted(version) {
+				return fmt.Errorf("write %d: the session's key has version %d", w.N, version)
 			}
 		}
 		s.committed()
@@ -75,7 +72,7 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *Write) error {
 }
 
 // send sends a write, again and again until it is answered.
-func (s *Etcd) send(ctx context.Context, ses *session, w *Write) (*clientv3.TxnResponse, error) {
+func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*clientv3.TxnResponse, error) {
 	key := s.prefix + "session/" + w.Session
 	underSession := clientv3.WithLease(ses.lease)
 	ops := []clientv3.Op{clientv3.OpPut(key, s.value, underSession)}
@@ -84,35 +81,35 @@ func (s *Etcd) send(ctx context.Context, ses *session, w *Write) (*clientv3.TxnR
 		if w.NewWindow {
 			ops = append(ops, clientv3.OpPut(s.prefix+"window/"+w.Window.Name, s.o.Window.String(), underWindow))
 		}
-		record := s.recordKey(w, w.N)
+		record := s.recordPath(w, w.N)
 		ops = append(ops, clientv3.OpPut(record, listJSON(w.Done), underWindow))
 		if w.MergedFrom > 0 {
-			ops = append(ops, clientv3.OpDelete(s.recordKey(w, w.MergedFrom), clientv3.WithRange(record)))
+			ops = append(ops, clientv3.OpDelete(s.recordPath(w, w.MergedFrom), clientv3.WithRange(record)))
 		}
 	}
 	for _, left := range w.Left {
 		if len(left.IDs) == 0 {
-			ops = append(ops, clientv3.OpDelete(s.claimKey(w, left.N)))
+			ops = append(ops, clientv3.OpDelete(s.claimPath(w, left.N)))
 		} else {
-			ops = append(ops, clientv3.OpPut(s.claimKey(w, left.N), listJSON(left.IDs), underSession))
+			ops = append(ops, clientv3.OpPut(s.claimPath(w, left.N), listJSON(left.IDs), underSession))
 		}
 	}
 	if len(w.Claim) > 0 {
-		ops = append(ops, clientv3.OpPut(s.claimKey(w, w.N), listJSON(w.Claim), underSession))
+		ops = append(ops, clientv3.OpPut(s.claimPath(w, w.N), listJSON(w.Claim), underSession))
 	}
 	return call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.kv.Txn(ctx).
+		return s.client.Txn(ctx).
 			If(clientv3.Compare(clientv3.Version(key), "=", w.N-1)).
 			Then(ops...).
 			Else(clientv3.OpGet(key)).Commit()
 	}, rpctypes.ErrLeaseNotFound)
 }
 
-func (s *Etcd) claimKey(w *Write, n int64) string {
+func (s *Etcd) claimPath(w *sessionWrite, n int64) string {
 	return fmt.Sprintf("%sclaim/%s/%016d", s.prefix, w.Session, n)
 }
 
-func (s *Etcd) recordKey(w *Write, n int64) string {
+func (s *Etcd) recordPath(w *sessionWrite, n int64) string {
 	return fmt.Sprintf("%sdone/%s/%s/%016d", s.prefix, w.Window.Name, w.Session, n)
 }
 

@@ -1,0 +1,68 @@
+package claim
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/outage"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+)
+
+// newCaller returns a caller and its log.
+func newCaller() (*caller, *bytes.Buffer) {
+	var lines bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&lines, nil))
+	return &caller{outage: outage.New(log, "etcd", "events wait"), refusals: newRefusals(log)}, &lines
+}
+
+// A call that is given up while etcd refuses it does not hide later refusals.
+func TestRefusedCallGivenUp(t *testing.T) {
+	c, lines := newCaller()
+	for range 2 {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		stopped := errors.New("stopped")
+		_, err := call(ctx, c, time.Minute, func(context.Context) (int, error) {
+			time.AfterFunc(50*time.Millisecond, func() { cancel(stopped) })
+			return 0, rpctypes.ErrNoSpace
+		})
+		if !errors.Is(err, stopped) || !errors.Is(err, rpctypes.ErrNoSpace) {
+			t.Errorf("the call ends with %v", err)
+		}
+	}
+	if n := strings.Count(lines.String(), "etcd refuses a call"); n != 2 {
+		t.Errorf("%d refusals are logged, want 2:\n%s", n, lines)
+	}
+	c.tries.Wait()
+}
+
+// After a call that only its second try answered, the second try of other calls comes
+// sooner for some time.
+func TestQuickResend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, _ := newCaller()
+		for _, want := range []time.Duration{resendAfter, quickResend, resendAfter} {
+			var tries atomic.Int32
+			began := time.Now()
+			_, err := call(t.Context(), c, resendAfter, func(ctx context.Context) (int, error) {
+				if tries.Add(1) == 1 { // it went to a member that is frozen
+					<-ctx.Done()
+				}
+				return 0, ctx.Err()
+			})
+			if took := time.Since(began); err != nil || took != want {
+				t.Errorf("answered after %v, want %v (%v)", took, want, err)
+			}
+			if want == quickResend {
+				<-time.After(quickFor)
+			}
+		}
+		c.tries.Wait()
+	})
+}
