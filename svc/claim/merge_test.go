@@ -6,7 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unicode/utf8"
 )
 
 // driver is a claimer whose writes are carried out at once.
@@ -196,19 +195,4 @@ func TestRoomOfAWindow(t *testing.T) {
 	if len(windows) != 2 || windows["w"] != 7 {
 		t.Errorf("ids by window: %v", windows)
 	}
-}
-
-// jsonSize is never less than what an id takes in a list.
-func FuzzJSONSize(f *testing.F) {
-	for _, id := range []string{"", "a", "\x00", "\x1f\x7f", `"\/`, "<>&", "é", "注文", "\u2028\u2029", "😀", "\t\n\r\b\f"} {
-		f.Add(id)
-	}
-	f.Fuzz(func(t *testing.T, id string) {
-		if !utf8.ValidString(id) {
-			t.Skip("a body that is not UTF-8 is malformed")
-		}
-		if list, size := listJSON([]string{id, id}), jsonSize(id); len(list)-len("[]")+len(",") > 2*size {
-			t.Errorf("%q takes %d bytes twice, bound %d", id, len(list)-1, 2*size)
-		}
-	})
 }
