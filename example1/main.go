@@ -1,7 +1,11 @@
-// Command example1 is a bare-bones producer and consumer: what reliable messaging starts from, and stops short of.
+// Command example1 is a bare-bones producer and consumer: the minimum of reliable messaging.
+//
+//	go run ./example1
 //
 // It publishes a new_order event with a fresh id every 5 seconds, waits for the broker's confirm, and prints and
-// acknowledges what arrives in a queue of its own. AMQP_URL is the broker, amqp://guest:guest@localhost:5672/ by default.
+// acknowledges what arrives in its queue, my-queue. AMQP_URL is the broker, amqp://guest:guest@localhost:5672/ by default.
+// Services that run get its events, too. The queue is durable and remains: it collects all later events until it is
+// deleted (rabbitmqctl delete_queue my-queue).
 //
 // Left out, and what ../svc is for: reconnecting (a broker that goes away, or is not there yet, ends the program);
 // deduplication (an event published or delivered twice is printed twice); retries and dead letters (printing cannot
@@ -31,14 +35,14 @@ func main() {
 func run() error {
 	conn, err := amqp.Dial(cmp.Or(os.Getenv("AMQP_URL"), "amqp://guest:guest@localhost:5672/"))
 	if err != nil {
-		return fmt.Errorf("connect to the broker in AMQP_URL: %w", err)
+		return fmt.Errorf("connect to the broker in AMQP_URL (is it up? docker compose up -d rabbitmq): %w", err)
 	}
 	defer conn.Close()
 	ch, err := conn.Channel()
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
-	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 1)) // the library blocks unless there is room
+	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 1)) // buffered: the library blocks if nothing receives
 	deliveries, err := setUp(ch)
 	if err != nil {
 		return fmt.Errorf("set up: %w", err)

@@ -1,25 +1,33 @@
 package main
 
-import "time"
+import (
+	"log/slog"
+	"time"
+)
 
 // maxWait bounds how long a delivery waits for its handler. RabbitMQ closes a
 // channel on which a delivery is not acknowledged within consumer_timeout, 30
 // minutes by default, and delivers all of them again.
 const maxWait = 20 * time.Minute
 
-// held returns how many deliveries the broker sends before their
+// heldDeliveries returns how many deliveries the broker sends before their
 // acknowledgement: PREFETCH, but no more than the handlers finish within maxWait
-// when each takes all of HANDLER_TIMEOUT.
-func held(cfg Config) int {
+// when each succeeds at the last moment of its first attempt. It logs the difference.
+func heldDeliveries(cfg Config, log *slog.Logger) int {
 	turns := int(maxWait / cfg.HandlerTimeout)
 	if cfg.Concurrency == 1 {
-		turns /= cfg.MaxAttempts // those behind wait for all attempts
+		turns /= cfg.MaxAttempts // later events wait for all attempts
 	}
 	turns = max(turns, 1)
-	if turns >= cfg.Prefetch || cfg.Concurrency >= cfg.Prefetch {
+	if turns >= cfg.Prefetch || cfg.Concurrency >= cfg.Prefetch { // the product may overflow
 		return cfg.Prefetch
 	}
-	return min(cfg.Concurrency*turns, cfg.Prefetch)
+	held := min(cfg.Concurrency*turns, cfg.Prefetch)
+	if held < cfg.Prefetch {
+		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
+			"held", held, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
+	}
+	return held
 }
 
 // maxInFlight returns how many deliveries are processed at once. That is twice

@@ -1,30 +1,30 @@
-// Svc processes each event of one queue effectively once, however often the event
-// is published, redelivered or raced for by replicas.
-//
-// It plays the role that SERVICE_NAME names, consumes that role's queue, and,
-// with ENABLE_ETCD, claims every event's id in etcd before the work and records it
-// there afterwards. All of its configuration is the environment:
+// Svc consumes the events of one queue. With ENABLE_ETCD it processes each event
+// effectively once, however often it is published or redelivered, and with any number
+// of replicas: it claims the event's id in etcd before the work and records it
+// afterwards. SERVICE_NAME is its role. All of its configuration is the environment:
 //
 //	SERVICE_NAME      required            orders (also order) or notify
 //	ENABLE_ETCD       false               process each id once
 //	AMQP_URL          amqp://guest:guest@localhost:5672/
 //	                                      one or several, comma separated, tried in turn;
-//	                                      ?heartbeat=5 is how often each side is heard, in seconds
+//	                                      ?heartbeat=5 sets AMQP's heartbeat, in seconds
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
-//	WEBHOOK_URL       none                where the work is done; without it, it is a log line
+//	WEBHOOK_URL       none                each event is posted there; without it, the handlers
+//	                                      of roles.go do the work
 //	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
 //	                                      could wait for its handler for over 20 minutes
 //	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
 //	MAX_ATTEMPTS      3                   attempts of one handler before the event is dead-lettered
-//	HANDLER_TIMEOUT   30s                 of one attempt
-//	CLAIM_TTL         10s                 how long a dead process's claims outlive it; 2s to 1h
+//	HANDLER_TIMEOUT   30s                 timeout of one attempt
+//	CLAIM_TTL         10s                 how long ids stay claimed after their process has died;
+//	                                      2s to 1h
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
 //	                                      0: for ever
-//	CACHE_SIZE        20000000            ids held in memory, 48 bytes each at most; beyond it the
+//	CACHE_SIZE        20000000            ids held in memory, 35 to 48 bytes each; beyond it the
 //	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
-//	SHUTDOWN_TIMEOUT  15s                 to finish what is in flight
+//	SHUTDOWN_TIMEOUT  15s                 time to finish what is in flight
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
 //	                                      Certificates that are renewed are used without a restart
@@ -41,6 +41,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -56,13 +57,16 @@ import (
 	"github.com/streamdal/gophercon2021/svc/metrics"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
 	"github.com/streamdal/gophercon2021/svc/webhook"
+	"google.golang.org/grpc/grpclog"
 )
 
-// gcPercent trades memory for time: some 70 MB resident instead of 50 at full
-// speed with 100,000 ids cached, for a sixth of the CPU time.
+// gcPercent costs memory, some 70 MB resident instead of 50 at full speed with 100,000
+// ids remembered, and saves a sixth of the CPU time.
 const gcPercent = 300
 
 func main() {
+	// gRPC's log is for its developers. Its errors are returned, and logged by the callers.
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
 	cfg, err := readConfig(os.Environ())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -88,17 +92,17 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer end()
 	// fail logs an error at once, and then lets everything be closed as at a stop:
 	// that may take a while if other servers are unreachable.
-	fail := func(err error, hint ...any) error {
+	fail := func(err error, hint string) error {
 		if err != nil {
-			log.Error("cannot go on", append([]any{"error", err}, hint...)...)
+			log.Error("cannot go on", "error", err, "hint", hint)
 			end()
 		}
 		return err
 	}
 	log.Info("starting", "etcd", bool(cfg.Etcd))
 
-	// A shutdown has three steps: take no more events; cancel the handlers that
-	// still run; stop waiting for etcd.
+	// A shutdown has four steps: take no more events; cancel the handlers that still
+	// run; stop waiting for etcd; close.
 	handlerCtx := cancelAfter(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
 	etcdCtx := cancelAfter(stop, cfg.Shutdown-reserve(cfg.Shutdown))
 
@@ -114,19 +118,16 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
 		if err != nil {
-			return fail(err)
+			return fail(err, "")
 		}
 		defer stopServing()
 	}
 
-	// Dead letters have a connection of their own, opened with the first of them.
+	// Dead letters have a connection of their own: a broker that is short of memory
+	// stops reading from publishers, and acknowledgements must still get through.
 	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
 	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
-	prefetch := held(cfg)
-	if prefetch < cfg.Prefetch {
-		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
-			"held", prefetch, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
-	}
+	prefetch := heldDeliveries(cfg, log)
 	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, status, log)
 	defer deadLetters.Close()
 
@@ -135,7 +136,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Etcd {
 		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return fail(unlessStopped(stop, err), "hint", claim.Hint(err))
+			return fail(unlessStopped(stop, err), claim.Hint(err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcd)
@@ -165,14 +166,18 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	// Consume until stop ends, through lost connections.
 	consumer := rabbit.Consumer{
 		Server: server, Topology: topology, DeadLetters: deadLetters, Status: status, Log: log,
-		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch), Handle: countedDelivery(handlerCtx, pipeline.Handle, stats),
+		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
+		Handle: func(ctx context.Context, d consume.Delivery) {
+			defer stats.begin()()
+			pipeline.Handle(ctx, handlerCtx, d)
+		},
 	}
 	err := consumer.Run(stop)
-	return fail(err, "hint", rabbit.Hint(err))
+	return fail(err, rabbit.Hint(err))
 }
 
-// openClaims connects to etcd, reads the ids that it remembers, and keeps the
-// claims of this process until etcdCtx ends or they are closed.
+// openClaims connects to etcd, reads the ids that it remembers, and runs the claims of
+// this process until etcdCtx ends or they are closed.
 func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
@@ -211,13 +216,14 @@ const (
 
 // parts returns the parts that must be ready for the service to be ready.
 func parts(cfg Config) []string {
+	parts := []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
 	if cfg.Etcd {
-		return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters, partEtcd, partCache}
+		parts = append(parts, partEtcd, partCache)
 	}
-	return []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
+	return parts
 }
 
-// reserve returns the time for each of the last two steps of a shutdown.
+// reserve returns the time that a shutdown keeps for each of its last two steps.
 func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }
@@ -247,10 +253,13 @@ func newLog(cfg Config) *slog.Logger {
 	return slog.New(handler).With("service", roles[cfg.Service].name)
 }
 
-// readable writes durations as text in JSON, too.
+// readable writes durations as text in JSON, too, and leaves out an empty hint.
 func readable(_ []string, a slog.Attr) slog.Attr {
-	if a.Value.Kind() == slog.KindDuration {
+	switch {
+	case a.Value.Kind() == slog.KindDuration:
 		a.Value = slog.StringValue(a.Value.Duration().String())
+	case a.Key == "hint" && a.Value.String() == "":
+		return slog.Attr{}
 	}
 	return a
 }

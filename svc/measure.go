@@ -39,22 +39,18 @@ func timedHandler(work consume.Handler, recorder *metrics.Recorder) consume.Hand
 	}
 }
 
-// countedDelivery returns handle with a count of the deliveries in flight. Handlers
-// run until handlerCtx ends.
-func countedDelivery(handlerCtx context.Context, handle func(ctx, handlerCtx context.Context, d consume.Delivery), stats *stats) func(context.Context, consume.Delivery) {
-	return func(ctx context.Context, d consume.Delivery) {
-		stats.inFlight.Add(1)
-		defer stats.inFlight.Add(-1)
-		handle(ctx, handlerCtx, d)
-	}
-}
-
 // stats collects what /stats shows.
 type stats struct {
 	recorder *metrics.Recorder
 	prefix   string
 	inFlight atomic.Int64               // deliveries between their arrival and their end; not for statsd, where replicas would overwrite it
 	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
+}
+
+// begin counts a delivery as in flight until the function that it returns is called.
+func (s *stats) begin() (end func()) {
+	s.inFlight.Add(1)
+	return func() { s.inFlight.Add(-1) }
 }
 
 // totals returns what was counted, how many events are in flight, how many ids are

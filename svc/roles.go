@@ -22,10 +22,11 @@ var (
 // leave a queue behind that fills for ever.
 var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
 
-// processOrder is the work of orders. Put your own code here: job.Body is the
-// event, job.ID and job.Token are the idempotency key and the fencing token to
-// pass on. Nil means done; an error is a failed attempt, unless consume.Permanent
-// or consume.Unavailable marks it. Return soon when ctx ends.
+// processOrder is the work of orders: put your own code here. job.Body is the event.
+// Pass on the role and job.ID ("orders/123") as the idempotency key, and job.Token as
+// the fencing token. Nil means done, an error is a failed attempt, up to MAX_ATTEMPTS;
+// consume.Permanent dead-letters at once, consume.Unavailable retries without counting,
+// consume.Unknown says that the work may have taken effect. Return soon after ctx ends.
 func processOrder(ctx context.Context, job consume.Job) error {
 	return nil // the log line of the pipeline is all that happens
 }

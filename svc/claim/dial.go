@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"regexp"
 	"strings"
@@ -19,7 +18,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/grpclog"
 	"google.golang.org/grpc/status"
 )
 
@@ -30,33 +28,8 @@ type Server struct {
 	TLS                *tls.Config
 }
 
-// withReason keeps the reason, such as a bad certificate, why a call was not sent
-// before its deadline: the client drops the text of an error with the code
-// DeadlineExceeded.
-func withReason(secure bool) grpc.UnaryClientInterceptor {
-	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		err := invoke(ctx, method, req, reply, conn, opts...)
-		s := status.Convert(err)
-		if s.Code() != codes.DeadlineExceeded || !strings.Contains(s.Message(), "latest balancer error: ") {
-			return err
-		}
-		reason := s.Message()
-		if secure && brokenOff.MatchString(reason) {
-			reason += inHandshake
-		}
-		return status.Error(codes.FailedPrecondition, reason)
-	}
-}
-
-// brokenOff matches the errors of a handshake that the server broke off. In TLS 1.3
-// a server may refuse the client's certificate when the client is already writing.
-var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
-
-const inHandshake = " (tls: broken off)"
-
-// gRPC's own log helps to debug gRPC. Its errors are returned, and logged by the
-// callers.
-func init() { grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard)) }
+// oneLogin is no limit: logins, which cost etcd much, do not overlap.
+const oneLogin = time.Hour
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
 // token first, and Dial waits for that; otherwise it asks nothing. It fails
@@ -83,12 +56,12 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	}
 	// New fetches the token under the context that the client is to live in.
 	alive, end := context.WithCancel(context.Background())
-	keep := context.AfterFunc(ctx, end)
-	defer keep()
+	detach := context.AfterFunc(ctx, end)
+	defer detach()
 	cfg.Context = alive
 	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed"), refusals: newRefusals(log)}
 	defer calls.tries.Wait()
-	client, err := call(ctx, calls, time.Hour, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	client, err := call(ctx, calls, oneLogin, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
 		return nil, fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
@@ -130,3 +103,27 @@ func (l *leases) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clien
 	}
 	return &clientv3.LeaseKeepAliveResponse{ResponseHeader: resp.Header, ID: id, TTL: resp.TTL}, nil
 }
+
+// withReason keeps the reason, such as a bad certificate, why a call was not sent
+// before its deadline: the client drops the text of an error with the code
+// DeadlineExceeded.
+func withReason(secure bool) grpc.UnaryClientInterceptor {
+	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := invoke(ctx, method, req, reply, conn, opts...)
+		s := status.Convert(err)
+		if s.Code() != codes.DeadlineExceeded || !strings.Contains(s.Message(), "latest balancer error: ") {
+			return err
+		}
+		reason := s.Message()
+		if secure && brokenOff.MatchString(reason) {
+			reason += inHandshake
+		}
+		return status.Error(codes.FailedPrecondition, reason)
+	}
+}
+
+// brokenOff matches the errors of a handshake that the server broke off. In TLS 1.3
+// a server may refuse the client's certificate when the client is already writing.
+var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
+
+const inHandshake = " (tls: broken off)"

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
 )
@@ -198,71 +197,4 @@ func (s *Etcd) requestReread(reason error) {
 	case s.reread <- reason:
 	default: // it is requested already
 	}
-}
-
-// snapshot reads all keys at one revision.
-func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
-	for {
-		state, revision = newRoleState(), 0
-		state.done.load()
-		// The windows first: what a record means depends on them.
-		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
-			if revision, err = s.readRange(ctx, state, prefix, revision); err != nil {
-				break
-			}
-		}
-		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
-			state.done.endLoad()
-			return state, revision, err
-		}
-		// The revision is too old, or from before etcd was restored from a backup.
-	}
-}
-
-// readRange applies all keys with a prefix to state, page by page, at a revision;
-// 0: at the latest, which it returns.
-func (s *Etcd) readRange(ctx context.Context, state *roleState, prefix string, revision int64) (int64, error) {
-	type answer struct {
-		page *clientv3.GetResponse
-		err  error
-	}
-	read := func(from string, limit, revision int64) <-chan answer {
-		answers := make(chan answer, 1)
-		go func() {
-			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
-			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
-			answers <- answer{page, err}
-		}()
-		return answers
-	}
-	told, limit := time.Now(), int64(100)
-	for next := read(prefix, limit, revision); next != nil; {
-		a := <-next
-		if a.err != nil {
-			return 0, a.err
-		}
-		if revision == 0 {
-			revision = a.page.Header.Revision
-		}
-		changes, size, last := make([]change, len(a.page.Kvs)), int64(1), ""
-		for i, kv := range a.page.Kvs {
-			changes[i] = s.change(kv)
-			size += int64(len(kv.Key) + len(kv.Value))
-			last = string(kv.Key)
-		}
-		limit = min(max(1, limit*pageBytes/size), 4*limit, maxPage)
-		next = nil
-		if a.page.More {
-			next = read(last+"\x00", limit, revision) // while this page is applied
-		}
-		if err := state.Apply(changes, func(string) {}); err != nil {
-			s.logUnreadable(err)
-		}
-		if time.Since(told) > progressInterval {
-			told = time.Now()
-			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
-		}
-	}
-	return revision, nil
 }

@@ -1,7 +1,6 @@
 package claim
 
 import (
-	"slices"
 	"time"
 )
 
@@ -126,143 +125,6 @@ func (w *writer) use(window recordWindow) {
 	w.small, w.smallIDs = nil, 0
 }
 
-// next returns the next write of the session, or nil if there is nothing to
-// write. The previous one must have been answered.
-func (c *claimer) next() *sessionWrite {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := &c.writer
-	if w.session == "" || w.pending != nil {
-		return nil
-	}
-	n := &sessionWrite{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
-	rewritten := c.record(n)
-	c.rewrite(n, rewritten)
-	if c.held.Err() == nil {
-		c.list(n)
-	}
-	if len(n.Claim)+len(n.Left)+len(n.Done)+len(n.checks) == 0 {
-		return nil
-	}
-	c.checks = nil
-	w.pending = n
-	return n
-}
-
-// record adds finished ids to the write. It returns the claims that list them.
-func (c *claimer) record(n *sessionWrite) (rewritten []*listing) {
-	w := &c.writer
-	bytes, rewrite := 0, 0
-	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
-		e := w.finished[0]
-		if bytes += jsonSize(e.id); bytes > maxList {
-			break
-		}
-		if !slices.Contains(rewritten, e.listing) {
-			rewrite += e.listing.bytes
-			if len(rewritten) == maxClaims || rewrite > maxRewrite {
-				break
-			}
-			rewritten = append(rewritten, e.listing)
-		}
-		e.queued, e.recording = false, true
-		n.recorded = append(n.recorded, e)
-		w.finished = w.finished[1:]
-	}
-	if len(n.recorded) == 0 {
-		return nil
-	}
-	w.window.Room -= len(n.recorded)
-	n.NewWindow = !w.known
-	n.Done = ids(n.recorded)
-	if merged := w.merge(n.Done); merged != nil {
-		n.Done, n.MergedFrom = merged, w.small[0].write
-	}
-	return rewritten
-}
-
-// merge returns the ids of the small records and of the next one, if it is time
-// to merge them.
-func (w *writer) merge(next []string) (merged []string) {
-	if len(w.small) < maxMerged-1 || w.smallIDs+len(next) >= maxMergedIDs {
-		return nil
-	}
-	bytes := 0
-	for _, s := range append(slices.Clip(w.small), small{ids: next}) {
-		merged = append(merged, s.ids...)
-		for _, id := range s.ids {
-			bytes += jsonSize(id)
-		}
-	}
-	if bytes > maxList {
-		return nil
-	}
-	return merged
-}
-
-// rewrite takes ended ids off their claims: first those that are recorded by this
-// same write, then those that no delivery wants any more.
-func (c *claimer) rewrite(n *sessionWrite, listings []*listing) {
-	w := &c.writer
-	bytes := 0
-	for _, l := range listings {
-		bytes += l.bytes
-	}
-	for _, l := range w.dirty {
-		if slices.Contains(listings, l) {
-			continue
-		}
-		if bytes += l.bytes; len(listings) == maxClaims || bytes > maxRewrite {
-			break
-		}
-		listings = append(listings, l)
-	}
-	for _, l := range listings {
-		n.Left = append(n.Left, c.compact(l))
-	}
-	w.dirty = slices.DeleteFunc(w.dirty, func(l *listing) bool { return !l.dirty })
-}
-
-// compact removes the entries that have ended from a listing.
-func (c *claimer) compact(l *listing) remainder {
-	left := remainder{N: l.write}
-	l.bytes, l.dirty = 0, false
-	l.entries = slices.DeleteFunc(l.entries, func(e *entry) bool {
-		switch {
-		case e.recording: // by this write: it remains an entry until the answer
-		case !e.wanted():
-			delete(c.entries, e.id)
-		default:
-			left.IDs = append(left.IDs, e.id)
-			l.bytes += jsonSize(e.id)
-			return false
-		}
-		return true
-	})
-	return left
-}
-
-// list adds a claim of the ids that deliveries want.
-func (c *claimer) list(n *sessionWrite) {
-	w := &c.writer
-	l := &listing{write: n.N}
-	for len(w.wanted) > 0 {
-		e := w.wanted[0]
-		size := jsonSize(e.id)
-		if l.bytes+size > maxList {
-			break
-		}
-		w.wanted = w.wanted[1:]
-		if c.entries[e.id] != e || e.listing != nil || !e.wanted() { // withdrawn meanwhile
-			continue
-		}
-		e.listing = l
-		l.entries = append(l.entries, e)
-		l.bytes += size
-		n.Claim = append(n.Claim, e.id)
-	}
-}
-
 // committed notes that the pending write was committed.
 func (c *claimer) committed() {
 	c.mu.Lock()
@@ -323,28 +185,4 @@ func (c *claimer) recordExists() {
 	defer c.mu.Unlock()
 	c.recordedAll(c.writer.pending)
 	c.writer.pending = nil
-}
-
-func ids(entries []*entry) []string {
-	ids := make([]string, len(entries))
-	for i, e := range entries {
-		ids[i] = e.id
-	}
-	return ids
-}
-
-// jsonSize bounds the length of an id in a JSON array, without encoding it.
-func jsonSize(id string) int {
-	n := len(`"",`)
-	for _, b := range []byte(id) {
-		switch {
-		case b < ' ' || b == '"' || b == '\\' || b == 0x7f:
-			n += len(`\u0000`)
-		case b < 0x7f:
-			n++
-		default: // the longest escape of three bytes is \u2028
-			n += 2
-		}
-	}
-	return n
 }

@@ -33,8 +33,8 @@ func Example() {
 	// count ignored
 	// acknowledged
 	// dead letter: malformed
-	// acknowledged
 	// count malformed
+	// acknowledged
 }
 
 type printCounter struct{}

@@ -13,12 +13,11 @@ import (
 	"github.com/streamdal/gophercon2021/svc/event"
 )
 
-// Handler does the work of an event, once. Nil means that it is done, an error
-// that it is not, or may not be. When ctx ends it must return soon. It is called
-// by many goroutines at once.
-//
-// An error is a failed attempt, and is retried up to Pipeline.MaxAttempts times,
-// unless it is marked by one of the functions below.
+// Handler makes one attempt at the work of an event. Nil means that it is done. An
+// error, or a panic, is a failed attempt; there are up to Pipeline.MaxAttempts, unless
+// the error is marked by one of the functions below. The work may be repeated after a
+// crash: pass the role, ID and Token on to what it changes. Calls are concurrent, and
+// must return soon after ctx ends.
 type Handler func(ctx context.Context, job Job) error
 
 // Job is one attempt of the work.
@@ -33,13 +32,12 @@ func Permanent(err error) error { return &permanentError{err} }
 
 // Unavailable marks an error that is not the event's fault: the work is retried
 // until it is done, however long that takes, and no attempt is counted. Wait is
-// the least time until the next one; 0 leaves it to the backoff.
+// the minimum pause before the next attempt; 0 leaves it to the backoff.
 func Unavailable(err error, wait time.Duration) error { return &unavailableError{err, wait} }
 
-// Unknown marks an error after which the work may have been done all the same.
-// It is retried under the same claim even if the delivery is gone by then,
-// because to the receiver a new token means a new owner. The error may be
-// Unavailable, too.
+// Unknown marks an error that leaves open whether the work was done. It is retried
+// under the same claim even after the delivery's channel has closed, because to the
+// receiver a new token means a new owner. The error may be Unavailable, too.
 func Unknown(err error) error { return &unknownError{err} }
 
 type permanentError struct{ error }
@@ -53,18 +51,8 @@ func (e *permanentError) Unwrap() error   { return e.error }
 func (e *unknownError) Unwrap() error     { return e.error }
 func (e *unavailableError) Unwrap() error { return e.error }
 
-// failure is the error of a handler that is not retried any more.
-type failure struct {
-	attempts int
-	err      error
-}
-
-func (f *failure) Error() string {
-	return fmt.Sprintf("failed after %d attempts: %v", f.attempts, f.err)
-}
-
 // work runs the handler until it is done or has failed for good. A suspended claim
-// is claimed again; an attempt that this has cancelled does not count.
+// is claimed again.
 func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
 	wait := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
@@ -79,39 +67,38 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		if unknown {
 			ctx = handlerCtx // the end of the delivery does not stop the retries
 		}
-		if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx)); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 
 		var pause time.Duration
-		if c.Held.Err() == nil {
-			pause = wait.NextBackOff()
-			var unavailable *unavailableError
-			switch {
-			case errors.As(err, &unavailable):
-				pause = max(pause, unavailable.wait)
-				if unknown {
-					unanswered++
-					p.warnUnanswered(e, unanswered, err)
-				}
-			case attempt == p.MaxAttempts || errors.As(err, new(*permanentError)):
-				// No event is dead-lettered under a claim that may be another's.
-				if check := p.Claims.Check(ctx, c); check == nil {
-					return &failure{attempt, err}
-				} else if !errors.Is(check, claim.ErrSuspended) {
-					return check
-				}
-			default:
-				attempt++
+		var unavailable *unavailableError
+		switch {
+		case c.Held.Err() != nil: // the suspension has cancelled the attempt, which does not count
+		case errors.As(err, &unavailable): // an outage does not count
+			pause = max(wait.NextBackOff(), unavailable.wait)
+			if unknown {
+				unanswered++
+				p.warnUnanswered(e, unanswered, err)
 			}
+		case attempt == p.MaxAttempts || errors.As(err, new(*permanentError)):
+			// No event is dead-lettered under a claim that may be another's.
+			if check := p.Claims.Check(ctx, c); check == nil {
+				return &Failure{ReasonFailed, err, attempt}
+			} else if !errors.Is(check, claim.ErrSuspended) {
+				return check
+			}
+		default:
+			attempt++
+			pause = wait.NextBackOff()
 		}
 
-		if err := sleep(ctx, handlerCtx, c.Held, pause); err == nil {
-			continue
-		} else if !errors.Is(err, claim.ErrSuspended) {
-			return err
-		}
-		if err := p.Claims.Reclaim(ctx, c); err != nil {
+		switch err := sleep(ctx, c.Held, pause); {
+		case errors.Is(err, claim.ErrSuspended):
+			if err := p.Claims.Reclaim(ctx, c); err != nil {
+				return err
+			}
+		case err != nil:
 			return err
 		}
 	}
@@ -124,18 +111,17 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 		defer func() { <-p.Semaphore }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-handlerCtx.Done():
-		return context.Cause(handlerCtx)
 	case <-c.Held.Done():
 		return context.Cause(c.Held)
 	}
-	if err := sleep(ctx, handlerCtx, c.Held, 0); err != nil { // a slot became free at the same time
+	// A slot may have become free at the same time.
+	if err := cmp.Or(context.Cause(ctx), context.Cause(c.Held)); err != nil {
 		return err
 	}
 
 	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
 	defer cancel()
-	defer context.AfterFunc(c.Held, cancel)()
+	defer context.AfterFunc(c.Held, cancel)() // a suspension of the claim cancels the attempt
 	defer func() {
 		if r := recover(); r != nil {
 			p.Log.Error("the handler panicked", "id", job.ID, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
@@ -158,21 +144,14 @@ func (p *Pipeline) warnUnanswered(e event.Event, times int, err error) {
 	}
 }
 
-// sleep waits for d, or until one of the contexts ends.
-func sleep(ctx, handlerCtx, held context.Context, d time.Duration) error {
-	if err := cmp.Or(context.Cause(ctx), context.Cause(handlerCtx), context.Cause(held)); err != nil || d == 0 {
-		return err
-	}
+// sleep waits for d, or until ctx or held ends.
+func sleep(ctx, held context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-timer.C:
-		return nil
 	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-handlerCtx.Done():
-		return context.Cause(handlerCtx)
 	case <-held.Done():
-		return context.Cause(held)
+	case <-timer.C:
 	}
+	return cmp.Or(context.Cause(ctx), context.Cause(held))
 }

@@ -130,8 +130,8 @@ func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, fails(consume.Permanent(errBoom)))
 		dead := func(token int) []string {
-			return []string{"claim 1", fmt.Sprint("work 1: attempt 1, token ", token), "check 1", "dead-letter failed after 1: boom", "ack",
-				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "release 1"}
+			return []string{"claim 1", fmt.Sprint("work 1: attempt 1, token ", token), "check 1", "dead-letter failed after 1: boom",
+				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "ack", "release 1"}
 		}
 		p.run(p.order("1"))
 		p.expect(t, dead(1)...)
@@ -152,8 +152,8 @@ func TestCopyInFlightOfAFailedEventIsTriedAnew(t *testing.T) {
 		p.handle(t.Context(), p.order("1"))
 		p.expect(t, "claim 1", "work 1: attempt 1, token 1")
 		close(fail)
-		p.expect(t, "check 1", "dead-letter failed after 1: boom", "ack", "count new_order_failed",
-			"msg=dead-lettered type=new_order id=1 reason=failed error=boom", "release 1",
+		p.expect(t, "check 1", "dead-letter failed after 1: boom", "count new_order_failed",
+			"msg=dead-lettered type=new_order id=1 reason=failed error=boom", "ack", "release 1",
 			"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack")
 	})
 }

@@ -1,16 +1,21 @@
 // Package consume processes deliveries, from the body of a message to its
 // acknowledgement. It knows neither the broker nor etcd.
 //
-//	parse ─▶ claim ─▶ work ─▶ complete ─▶ count, acknowledge
-//	  │        └ done ─▶ count skipped, acknowledge
-//	  └ malformed ─▶ dead-letter, acknowledge
+//	parse ─▶ claim ─▶ work ─▶ complete ─▶ acknowledge        new_order_ok
+//	  │        │        └ failed ─▶ dead-letter, acknowledge   new_order_failed
+//	  │        └ done ─▶ acknowledge                           new_order_skipped
+//	  ├ no handler for its type ─▶ acknowledge                 ignored
+//	  └ malformed ─▶ dead-letter, acknowledge                  malformed
 //
-// A delivery that ends early is not acknowledged, and is redelivered.
+// Each outcome is counted, by the name on the right, before the acknowledgement. A
+// delivery that is interrupted, because its connection is lost or the service stops,
+// is not acknowledged, and is redelivered.
 package consume
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -18,7 +23,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/event"
 )
 
-// Delivery is one message that waits for an acknowledgement. Both methods may
+// Delivery is one message that waits for an acknowledgement. Ack and DeadLetter may
 // be called when the channel that brought it is gone.
 type Delivery interface {
 	Body() []byte
@@ -37,12 +42,16 @@ type Failure struct {
 	Attempts int // of the handler
 }
 
+func (f *Failure) Error() string {
+	return fmt.Sprintf("%s after %d attempts: %v", f.Reason, f.Attempts, f.Err)
+}
+
 const (
-	ReasonMalformed = "malformed"
-	ReasonFailed    = "failed"
+	ReasonMalformed = "malformed" // the message is not an event
+	ReasonFailed    = "failed"    // the last attempt has failed
 )
 
-// Claimer lets one delivery of an id at a time work, among all processes.
+// Claimer grants each id to one delivery at a time, among all processes.
 type Claimer interface {
 	// Claim waits until id is the caller's. claim.ErrDone: it was processed. Any
 	// other error: ctx has ended, or the process stops.
@@ -60,12 +69,13 @@ type Claimer interface {
 	Release(c *claim.Claim)
 }
 
-// Counter counts by the names of the contract, without the role's prefix.
+// Counter counts outcomes, such as new_order_ok: the names of the README's table
+// without the role's prefix.
 type Counter interface {
 	Count(name string)
 }
 
-// Pipeline handles the deliveries of one role. Set all fields. Log names the role.
+// Pipeline handles the deliveries of one role. All fields must be set.
 type Pipeline struct {
 	Handlers    map[string]Handler // by type
 	Claims      Claimer
@@ -77,21 +87,23 @@ type Pipeline struct {
 	Semaphore   Semaphore
 }
 
-// Semaphore bounds how many handlers run at once: one place each.
+// Semaphore has a slot for each handler that may run at once.
 type Semaphore chan struct{}
 
-// Handle processes one delivery until it is acknowledged or given up. After ctx
-// has ended, because the delivery's channel is gone or the service stops, it waits
-// for nothing but a handler that runs, and handlers run until handlerCtx ends.
+// Handle processes one delivery until it is acknowledged or given up. ctx ends when
+// the delivery's channel is gone or the service stops, and no later than handlerCtx,
+// which ends the handlers. After ctx has ended Handle begins no work. It waits for a
+// handler that runs, for the record of finished work, and for the retries after an
+// error that is Unknown.
 func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	e, err := event.Parse(d.Body())
 	noID := errors.Is(err, event.ErrNoID)
 	handler, handled := p.Handlers[e.Type]
 	switch {
-	case (err == nil || noID) && !handled:
+	case !handled && (err == nil || noID):
 		p.finish(d, e, "ignored", "ignored")
 	case err != nil && (p.RequireID || !noID):
-		p.malformed(ctx, d, err)
+		p.deadLetter(ctx, d, event.Event{}, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 	default:
 		if err := p.process(ctx, handlerCtx, d, e, handler); errors.Is(err, claim.ErrDone) {
 			p.finish(d, e, "skipped", e.Type+"_skipped")
@@ -105,12 +117,12 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	if err != nil {
 		return err
 	}
-	// A crash here: the event waits for CLAIM_TTL, then another process works.
+	// A crash here: the event waits for CLAIM_TTL, then another process does the work.
 	if err := p.work(ctx, handlerCtx, c, e, handler); err != nil {
 		return p.notDone(ctx, d, c, e, err)
 	}
-	// A crash here: the work is done again. Effects outside the service have this
-	// one window; with the idempotency key and the token the receiver can close it.
+	// A crash here: the work is done again. With the idempotency key and the token the
+	// receiver of its effect can tell.
 	if err := p.Claims.Complete(c); err != nil {
 		return err
 	}
@@ -126,41 +138,27 @@ func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {
 	d.Ack()
 }
 
-// notDone ends the claim of an event whose work was not done.
+// notDone ends the claim of an event whose work was not done. One whose handler has
+// given up is dead-lettered; the failure is not remembered, so another copy of the event
+// is tried anew.
 func (p *Pipeline) notDone(ctx context.Context, d Delivery, c *claim.Claim, e event.Event, err error) error {
 	defer p.Claims.Release(c)
-	if failed := new(failure); errors.As(err, &failed) {
-		return p.failed(ctx, d, e, failed)
+	if failure := new(Failure); errors.As(err, &failure) {
+		return p.deadLetter(ctx, d, e, failure, e.Type+"_failed")
 	}
 	return err
 }
 
-// failed dead-letters an event whose handler has given up. The failure is not
-// remembered: another copy of the event is tried anew.
-func (p *Pipeline) failed(ctx context.Context, d Delivery, e event.Event, f *failure) error {
-	if err := d.DeadLetter(ctx, Failure{Reason: ReasonFailed, Err: f.err, Attempts: f.attempts}); err != nil {
+// deadLetter puts a message into the dead queue, counts that, and acknowledges it.
+func (p *Pipeline) deadLetter(ctx context.Context, d Delivery, e event.Event, f *Failure, counter string) error {
+	if err := d.DeadLetter(ctx, *f); err != nil {
 		return err
 	}
-	// A crash here, before the acknowledgement: it is dead-lettered twice.
+	p.Counter.Count(counter)
+	p.Log.Info("dead-lettered", "type", e.Type, "id", e.ID, "reason", f.Reason, "error", truncate(f.Err.Error()))
+	// A crash here: it is dead-lettered twice.
 	d.Ack()
-	p.Counter.Count(e.Type + "_failed")
-	p.logDead(ReasonFailed, e, f.err)
 	return nil
-}
-
-// malformed dead-letters a message that is not an event.
-func (p *Pipeline) malformed(ctx context.Context, d Delivery, parse error) {
-	if err := d.DeadLetter(ctx, Failure{Reason: ReasonMalformed, Err: parse}); err != nil {
-		return
-	}
-	// A crash here, before the acknowledgement: it is dead-lettered twice.
-	d.Ack()
-	p.Counter.Count("malformed")
-	p.logDead(ReasonMalformed, event.Event{}, parse)
-}
-
-func (p *Pipeline) logDead(reason string, e event.Event, err error) {
-	p.Log.Info("dead-lettered", "type", e.Type, "id", e.ID, "reason", reason, "error", truncate(err.Error()))
 }
 
 // maxLogged bounds in bytes what a message can write into a line of the log.

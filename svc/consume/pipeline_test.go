@@ -62,15 +62,15 @@ func TestOutcome(t *testing.T) {
 		},
 		"failed": {
 			body: `{"type":"new_order","id":"1"}`, fails: true,
-			want: []string{"claim 1", "work 1: attempt 1, token 1", "check 1", "dead-letter failed after 1: no such product", "ack",
+			want: []string{"claim 1", "work 1: attempt 1, token 1", "check 1", "dead-letter failed after 1: no such product",
 				"count new_order_failed",
-				`msg=dead-lettered type=new_order id=1 reason=failed error="no such product"`, "release 1"},
+				`msg=dead-lettered type=new_order id=1 reason=failed error="no such product"`, "ack", "release 1"},
 		},
 		"failed without etcd": {
 			body: `{"type":"new_order"}`, fails: true, withoutEtcd: true,
-			want: []string{"work : attempt 1, token 0", "dead-letter failed after 1: no such product", "ack",
+			want: []string{"work : attempt 1, token 0", "dead-letter failed after 1: no such product",
 				"count new_order_failed",
-				`msg=dead-lettered type=new_order id="" reason=failed error="no such product"`},
+				`msg=dead-lettered type=new_order id="" reason=failed error="no such product"`, "ack"},
 		},
 		"not an event": {
 			body: `new_order 1`,
@@ -119,8 +119,8 @@ func TestOutcome(t *testing.T) {
 // malformed is what happens to a body that is not an event.
 func malformed(reason string) []string {
 	quoted := fmt.Sprintf("%q", reason)
-	return []string{"dead-letter malformed after 0: " + reason, "ack", "count malformed",
-		`msg=dead-lettered type="" id="" reason=malformed error=` + quoted}
+	return []string{"dead-letter malformed after 0: " + reason, "count malformed",
+		`msg=dead-lettered type="" id="" reason=malformed error=` + quoted, "ack"}
 }
 
 // complete has a process record an id.
@@ -338,7 +338,7 @@ func TestHandlersEnd(t *testing.T) {
 				if tt.full {
 					p.Semaphore = make(consume.Semaphore) // without a buffer nothing fits in
 				}
-				returned := p.handle(t.Context(), p.order("1"))
+				returned := p.handle(handlerCtx, p.order("1"))
 				p.expect(t, append([]string{"claim 1"}, tt.want...)...)
 				cancel()
 				p.expect(t, "release 1")

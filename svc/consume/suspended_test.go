@@ -98,8 +98,8 @@ func TestSuspendedBeforeAFinalFailure(t *testing.T) {
 	}{
 		"the session goes on": {
 			func(*testing.T, *process) {},
-			[]string{"check 1: suspended", "reclaim 1", "work 1: attempt 1, token 1", "check 1", "dead-letter failed after 1: boom", "ack",
-				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "release 1"},
+			[]string{"check 1: suspended", "reclaim 1", "work 1: attempt 1, token 1", "check 1", "dead-letter failed after 1: boom",
+				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "ack", "release 1"},
 		},
 		"another process has done it": {
 			func(t *testing.T, p *process) {

@@ -94,8 +94,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
 		pause := wait.NextBackOff()
-		attrs := []any{"error", err, "retry_in", pause.Round(time.Millisecond).String()}
-		c.Log.Warn("no connection to the broker", append(attrs, hintAttrs(Hint(err))...)...)
+		c.Log.Warn("no connection to the broker", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():

@@ -132,8 +132,8 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 // logRefused logs the broker's answer to a message.
 func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
 	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
-	attrs := []any{"id", e.ID, "reason", msg.Headers["x-reason"], "error", err}
-	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged", append(attrs, hintAttrs(refusalHint(err))...)...)
+	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
+		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", refusalHint(err))
 }
 
 // refusalHint says what to do about a dead letter that the broker refuses.

@@ -92,11 +92,3 @@ var hints = []struct{ text, hint string }{
 }
 
 const checkTLS = "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"
-
-// hintAttrs are Hint's attributes of a log line.
-func hintAttrs(hint string) []any {
-	if hint == "" {
-		return nil
-	}
-	return []any{"hint", hint}
-}

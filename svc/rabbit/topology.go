@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -99,8 +98,8 @@ func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
 		case err != nil && failed == nil:
-			attrs := []any{"error", fmt.Errorf("the broker at %s: %w", conn.broker, err)}
-			c.Log.Warn("the topology cannot be declared: new events may not arrive", slices.Concat(attrs, hintAttrs(Hint(err)))...)
+			c.Log.Warn("the topology cannot be declared: new events may not arrive",
+				"error", fmt.Errorf("the broker at %s: %w", conn.broker, err), "hint", Hint(err))
 		case err == nil && (gone || failed != nil):
 			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
 		}

@@ -1,0 +1,217 @@
+package claim_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// run is eight claimers with their deliveries.
+type run struct {
+	*history
+	t         *testing.T
+	role      string
+	links     [claimers][]*link
+	wrap      func(*clientv3.Client) // breaks the first claimer; nil: none is broken
+	inspector *clientv3.Client
+	processes atomic.Int64
+
+	mu     sync.Mutex
+	ids    []string
+	enough map[string]int // deliveries that were told that the id is done
+	made   int
+
+	ending atomic.Bool
+	quiet  chan struct{} // closed when the last processes are to stop
+}
+
+// newRun returns a run whose links cannot be broken.
+func newRun(t *testing.T, etcd []*stack.Etcd, role string) *run {
+	t.Helper()
+	client, err := etcd[0].Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	r := &run{
+		history: newHistory(), t: t, role: role, inspector: client, enough: make(map[string]int), quiet: make(chan struct{}),
+	}
+	for i := range r.links {
+		for _, e := range etcd {
+			r.links[i] = append(r.links[i], &link{address: e.Endpoint()})
+		}
+	}
+	for range liveIDs {
+		r.ids = append(r.ids, r.newID())
+	}
+	return r
+}
+
+func (r *run) newID() string {
+	r.made++
+	return fmt.Sprintf("%06d", r.made)
+}
+
+// pick returns the id of an event that has come.
+func (r *run) pick() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ids[rand.IntN(len(r.ids))]
+}
+
+// skipped notes that a delivery was told that an id is done. A few more come for it.
+func (r *run) skipped(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.enough[id]++
+	for i, live := range r.ids {
+		if live == id && r.enough[id] >= 5 {
+			r.ids[i] = r.newID()
+		}
+	}
+}
+
+// work has the claimers process events until it is enough. Then no delivery waits or
+// works any more. It returns which claims are left all the same, or "", and stops
+// the claimers.
+func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
+	ctx, cancel := context.WithCancel(r.t.Context())
+	defer cancel()
+	var running sync.WaitGroup
+	for i := range claimers {
+		running.Go(func() {
+			for ctx.Err() == nil {
+				life, end := ctx, func() {}
+				if r.wrap == nil {
+					life, end = context.WithTimeout(ctx, between(2*ttl, 10*ttl))
+				}
+				r.live(life, i)
+				end()
+			}
+		})
+	}
+	for !enough() && ctx.Err() == nil {
+		select {
+		case <-r.changed:
+		case <-ctx.Done():
+		}
+	}
+	r.ending.Store(true)
+	cancel()
+	left = r.claimsLeft(maxWait)
+	close(r.quiet)
+	running.Wait()
+	return left
+}
+
+// claimsLeft waits until no claim lists an id.
+func (r *run) claimsLeft(maxWait time.Duration) (left string) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
+	defer cancel()
+	for {
+		resp, err := r.inspector.Get(ctx, "/service/"+r.role+"/claim/", clientv3.WithPrefix())
+		if err == nil {
+			left = ""
+			for _, kv := range resp.Kvs {
+				left += fmt.Sprintf("%s = %s\n", kv.Key, kv.Value)
+			}
+			if left == "" {
+				return ""
+			}
+		}
+		if !pause(ctx, 20*time.Millisecond) {
+			return fmt.Sprintf("claims are left (%v):\n%s", err, left)
+		}
+	}
+}
+
+// live is one process. When ctx ends, no more events come; then the process stops
+// or crashes.
+func (r *run) live(ctx context.Context, claimer int) {
+	p := int(r.processes.Add(1))
+	log := slog.New(slog.NewTextHandler(r.t.Output(), nil)).With("process", p)
+	server := claim.Server{}
+	for _, l := range r.links[claimer] {
+		server.Endpoints = append(server.Endpoints, l.address)
+	}
+	client, err := claim.Dial(ctx, server, log)
+	if err != nil {
+		r.t.Error(err)
+		return
+	}
+	defer client.Close()
+	if r.wrap != nil && claimer == 0 {
+		r.wrap(client)
+	}
+	store := claim.NewEtcd(client, claim.Options{
+		Role: r.role, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log,
+	})
+	if store.Load(ctx) != nil {
+		return
+	}
+	storeCtx, stop := context.WithCancel(context.Background())
+	defer stop()
+	var running, delivering sync.WaitGroup
+	running.Go(func() { store.Run(storeCtx) })
+	for i := range workers {
+		w := &worker{run: r, claims: store, network: r.links[claimer], process: p, number: claimer*workers + i}
+		delivering.Go(func() {
+			for ctx.Err() == nil {
+				w.deliver(ctx, r.pick())
+			}
+		})
+	}
+
+	<-ctx.Done()
+	if r.ending.Load() {
+		<-r.quiet
+	} else {
+		// Handlers that do not return in time are killed with their process.
+		pause(context.Background(), between(0, ttl/4))
+	}
+	stop()
+	delivering.Wait()
+	running.Wait()
+}
+
+// askAgain asks for each id once more, as a process that starts now.
+func (r *run) askAgain() {
+	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
+	defer cancel()
+	store := claim.NewEtcd(r.inspector, claim.Options{
+		Role: r.role, TTL: time.Minute, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
+	})
+	if err := store.Load(ctx); err != nil {
+		r.t.Error(err)
+		return
+	}
+	storeCtx, stop := context.WithCancel(ctx)
+	var running, asking sync.WaitGroup
+	running.Go(func() { store.Run(storeCtx) })
+	for i := range r.made {
+		w := &worker{run: r, claims: store, process: int(r.processes.Load()) + 1, number: claimers*workers + i}
+		asking.Go(func() {
+			id := fmt.Sprintf("%06d", i+1)
+			call := r.now()
+			c, err := store.Claim(ctx, id)
+			if h := w.answered(id, call, c, err); h != nil {
+				w.release(h)
+			}
+			if ctx.Err() != nil {
+				r.t.Errorf("id %s: %v", id, err)
+			}
+		})
+	}
+	asking.Wait()
+	stop()
+	running.Wait()
+}

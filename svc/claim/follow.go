@@ -1,0 +1,147 @@
+package claim
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+)
+
+// This file is what session.go and view.go tell the claimer: what becomes of the session
+// and of the state.
+
+// valid reports whether the session may be assumed to live.
+func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
+
+// begin starts a new session, whose key exists with version 1. It will claim the ids
+// that deliveries still want, or have finished.
+func (c *claimer) begin(session string, validUntil time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.suspend(ErrSuspended)
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	c.validUntil = validUntil
+	c.writer = writer{session: session, last: 1, window: c.writer.window}
+	c.checks = nil // their claims' contexts have ended
+	for _, e := range c.entries {
+		e.listing, e.queued, e.recording = nil, false, false
+		if e.wanted() {
+			c.writer.wanted = append(c.writer.wanted, e)
+		} else {
+			delete(c.entries, e.id)
+		}
+	}
+	slices.SortFunc(c.writer.wanted, func(a, b *entry) int { return strings.Compare(a.id, b.id) })
+	c.notify()
+}
+
+// renewed notes that the session was renewed. A suspended session goes on.
+func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.valid() {
+		c.validUntil = validUntil
+		return false
+	}
+	c.validUntil = validUntil
+	if c.held.Err() != nil {
+		c.held, c.suspend = context.WithCancelCause(context.Background())
+	}
+	for _, e := range c.entries {
+		c.evaluate(e)
+	}
+	c.notify()
+	return true
+}
+
+// suspendSession ends the contexts of all claims and grants nothing until renewed or
+// begin. It reports whether the session was not suspended before.
+func (c *claimer) suspendSession() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	first := c.held.Err() == nil
+	c.suspend(ErrSuspended)
+	return first
+}
+
+// suspect suspends a session that etcd may have lost, and forces a write: it fails if
+// the session is gone. Otherwise the next renewal resumes it.
+func (c *claimer) suspect(session string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if session == c.writer.session {
+		c.suspend(ErrSuspended)
+		c.checks = append(c.checks, &waiter{ready: make(chan struct{})})
+		c.notify()
+	}
+}
+
+// apply applies changes to the state; see [roleState.Apply].
+func (c *claimer) apply(events []change) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.Apply(events, func(id string) {
+		if e := c.entries[id]; e != nil {
+			c.evaluate(e)
+		}
+	})
+}
+
+// rebuild replaces the state by one that was read anew.
+func (c *claimer) rebuild(state *roleState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.state = state
+	for _, e := range c.entries {
+		c.evaluate(e)
+	}
+}
+
+// unseen returns the last write that is known to be committed, if the state has
+// not seen it; otherwise 0.
+func (c *claimer) unseen() (session string, write int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if w := &c.writer; c.state.Version(w.session) < w.last {
+		return w.session, w.last
+	}
+	return "", 0
+}
+
+// saw reports whether the state has seen a write of a session, or the session is
+// over.
+func (c *claimer) saw(session string, write int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return session != c.writer.session || c.state.Version(session) >= write
+}
+
+// lastWrite returns the number of the last write that is known to be committed.
+func (c *claimer) lastWrite() (session string, write int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writer.session, c.writer.last
+}
+
+// inUse returns how many ids deliveries work on, or have finished without a
+// record.
+func (c *claimer) inUse() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if e.holder != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Remembered returns how many ids are known to be done.
+func (c *claimer) Remembered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.done.living
+}
+
+// close makes all calls that wait return ErrClosed.
+func (c *claimer) close() { close(c.closed) }

@@ -1,0 +1,198 @@
+package claim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// driver is a claimer whose writes are carried out at once.
+type driver struct {
+	*simProcess
+	t                        *testing.T
+	writes, maxOps, maxBytes int
+	all                      []*sessionWrite
+}
+
+func newDriver(t *testing.T) *driver {
+	return &driver{simProcess: newPair(t).a, t: t}
+}
+
+func (d *driver) pump() {
+	for d.canWrite() {
+		if d.write(); d.c.pending() == nil {
+			break
+		}
+		w := *d.c.pending()
+		d.writes++
+		d.maxOps, d.maxBytes = max(d.maxOps, opsOf(&w)), max(d.maxBytes, bytesOf(&w))
+		d.all = append(d.all, &w)
+		_, answer := d.x.execute(0)
+		d.answer(answer)
+		d.watch(d.x.etcd.revision - d.view)
+	}
+	if d.x.violation != "" {
+		d.t.Fatal(d.x.violation)
+	}
+}
+
+// done has an id worked on and recorded, alone.
+func (d *driver) done(id string) {
+	w := d.c.ask(id)
+	d.pump()
+	d.c.finish(w.claim)
+	d.pump()
+}
+
+// records returns the ids of the records in etcd, by key.
+func (d *driver) records() map[string][]string {
+	records := make(map[string][]string)
+	for key, k := range d.x.etcd.keys {
+		if strings.HasPrefix(key, "done/") {
+			records[key] = k.ids
+		}
+	}
+	return records
+}
+
+// Lone ids are merged: 64 records become one, under the key of the last, that
+// lists them all.
+func TestLoneRecordsAreMerged(t *testing.T) {
+	const n = 1000
+	d := newDriver(t)
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprint(i))
+		d.done(fmt.Sprint(i))
+		if records := len(d.records()); records > n/64+64 {
+			t.Fatalf("%d records of %d ids", records, i+1)
+		}
+	}
+	var listed []string
+	for key, ids := range d.records() {
+		if len(ids) != 1 && len(ids) != 64 {
+			t.Errorf("%s lists %d ids", key, len(ids))
+		}
+		listed = append(listed, ids...)
+	}
+	slices.Sort(all)
+	slices.Sort(listed)
+	if !slices.Equal(all, listed) {
+		t.Errorf("%d ids are listed of %d", len(listed), n)
+	}
+	for _, id := range all {
+		if !d.c.state.Done(id) {
+			t.Fatalf("%s is not done", id)
+		}
+	}
+	put := 0
+	for _, w := range d.all {
+		put += len(w.Done)
+	}
+	if put > 3*n {
+		t.Errorf("%d ids were written for %d", put, n)
+	}
+}
+
+// Large records are left alone: an id is not written again and again.
+func TestLargeRecordsAreNotMerged(t *testing.T) {
+	d := newDriver(t)
+	for batch := range 100 {
+		var asked []*waiter
+		for i := range 100 {
+			asked = append(asked, d.c.ask(fmt.Sprint(batch, "-", i)))
+		}
+		d.pump()
+		for _, w := range asked {
+			d.c.finish(w.claim)
+		}
+		d.pump()
+	}
+	for _, w := range d.all {
+		if w.MergedFrom > 0 {
+			t.Fatalf("write %d merges %d ids", w.N, len(w.Done))
+		}
+	}
+}
+
+// Records of one window are not merged into another, and a write that was refused
+// because its window has ended records its own ids in the next.
+func TestWindowsAreNotMerged(t *testing.T) {
+	d := newDriver(t)
+	for i := range maxMerged - 1 {
+		d.done(fmt.Sprint(i))
+	}
+	w := d.c.ask("last")
+	d.pump()
+	d.c.finish(w.claim)
+	d.write()
+	if merged := d.c.pending(); len(merged.Done) != maxMerged || merged.MergedFrom == 0 {
+		t.Fatalf("the write is %+v", merged)
+	}
+	d.x.etcd.end(d.c.pending().Window.Lease)
+	_, answer := d.x.execute(0)
+	d.answer(answer) // takes a new window and sends again
+	moved := d.c.pending()
+	if !slices.Equal(moved.Done, []string{"last"}) || moved.MergedFrom != 0 || !moved.NewWindow {
+		t.Errorf("the write is now %+v", moved)
+	}
+	_, answer = d.x.execute(0)
+	d.answer(answer)
+	d.pump()
+	d.watch(d.x.etcd.revision - d.view)
+	if !d.c.state.Done("last") || d.c.state.Done("0") {
+		t.Errorf("last is done: %t, 0, of the window that ended: %t", d.c.state.Done("last"), d.c.state.Done("0"))
+	}
+}
+
+// A window takes ids until its time is over or its room is used up.
+func TestNeedsWindow(t *testing.T) {
+	now := time.Now()
+	tests := map[string]struct {
+		window recordWindow
+		want   bool
+	}{
+		"none":          {recordWindow{}, true},
+		"for ever":      {recordWindow{Name: forever, Room: 1}, false},
+		"before":        {recordWindow{Name: "w", Until: now.Add(1), Room: 1}, false},
+		"its time over": {recordWindow{Name: "w", Until: now, Room: 1}, true},
+		"full":          {recordWindow{Name: "w", Until: now.Add(1), Room: 0}, true},
+	}
+	for name, tt := range tests {
+		d := newDriver(t)
+		w := d.c.ask("1")
+		d.pump()
+		d.c.setWindow(tt.window)
+		if d.c.needsWindow(now) {
+			t.Errorf("%s: a window is needed and nothing to be recorded", name)
+		}
+		d.c.finish(w.claim)
+		if got := d.c.needsWindow(now); got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+	}
+}
+
+// A write does not put more ids into a window than it has room for.
+func TestRoomOfAWindow(t *testing.T) {
+	d := newDriver(t)
+	var asked []*waiter
+	for i := range 10 {
+		asked = append(asked, d.c.ask(fmt.Sprint(i)))
+	}
+	d.pump()
+	d.c.setWindow(recordWindow{Name: "w", Lease: d.x.etcd.grant(false), Room: 7})
+	for _, w := range asked {
+		d.c.finish(w.claim)
+	}
+	d.pump()
+	windows := make(map[string]int)
+	for key, ids := range d.records() {
+		windows[strings.Split(key, "/")[1]] += len(ids)
+	}
+	if len(windows) != 2 || windows["w"] != 7 {
+		t.Errorf("ids by window: %v", windows)
+	}
+}
