@@ -23,8 +23,8 @@ type Publisher struct {
 
 const (
 	// batch is how many messages are published before their confirms are awaited.
-	// The channel of confirms has room for all: a full one would block the
-	// connection's reader.
+	// The channel of confirms has capacity for all of them: a full one would block
+	// the connection's reader.
 	batch = 4096
 
 	confirmTimeout = time.Minute // for each confirm
@@ -86,7 +86,8 @@ func (p *Publisher) Publish(ctx context.Context, messages ...amqp.Publishing) er
 }
 
 // PublishUntilConfirmed publishes messages again and again until the broker has
-// confirmed all of them. An outage of the broker so makes duplicates.
+// confirmed all of them. After a lost connection the
+// broker may hold some of them twice.
 func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.Publishing) error {
 	for {
 		err := p.Publish(ctx, messages...)
@@ -126,7 +127,7 @@ func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing
 }
 
 // Inspect returns how many messages are ready in a queue, and how many consumers
-// it has. A queue that does not exist has none of both.
+// it has. For a queue that does not exist it returns 0 and 0.
 func (p *Publisher) Inspect(queue string) (ready, consumers int64, err error) {
 	if err := p.Open(); err != nil {
 		return 0, 0, err

@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// Receiver is a web server that takes the posts of services, as the receiver of
-// their effects does, and records them.
+// Receiver is a web server for the WEBHOOK_URL of services. It records their posts.
 type Receiver struct {
 	*httptest.Server
 	answer Answer
