@@ -35,7 +35,7 @@ func checkCompose(ctx context.Context, at harness.Addresses) error {
 		ready, consumers, err := broker.Inspect(queue)
 		switch {
 		case err != nil:
-			return fmt.Errorf("%w; bring the servers up: docker-compose up -d", err)
+			return fmt.Errorf("%w; bring the servers up: docker compose up -d", err)
 		case consumers > 0:
 			return fmt.Errorf("%s has a consumer already: stop that %s service first", queue, role)
 		case ready > 0:
@@ -50,7 +50,7 @@ func checkCompose(ctx context.Context, at harness.Addresses) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if _, err = client.Get(ctx, "/service/"); err != nil {
-		return fmt.Errorf("reach etcd at %s: %w; bring the servers up: docker-compose up -d", at.Etcd, err)
+		return fmt.Errorf("reach etcd at %s: %w; bring the servers up: docker compose up -d", at.Etcd, err)
 	}
 	return nil
 }

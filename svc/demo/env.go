@@ -86,10 +86,10 @@ func (s *env) open(ctx context.Context) (err error) {
 		})
 	}
 	if s.opts.compose {
-		step("The servers of docker-compose answer.", s.useCompose)
+		step("The servers of docker-compose.yaml answer.", s.useCompose)
 	} else {
-		step("RabbitMQ serves.", s.startRabbit)
-		step("etcd serves.", s.startEtcd)
+		step("RabbitMQ is ready.", s.startRabbit)
+		step("etcd is ready.", s.startEtcd)
 	}
 	step("The service is built.", func(ctx context.Context) error {
 		return harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"})
@@ -138,7 +138,7 @@ func (s *env) startMonitor() {
 			if err != nil {
 				ready = -1
 			}
-			s.status.update(func(v *view) { v.Services[i].Waiting = ready })
+			s.status.update(func(v *view) { v.Services[i].Queued = ready })
 		}
 	})
 }

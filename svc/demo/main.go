@@ -1,20 +1,20 @@
-// Demo acts out the talk's demo, and more, with the real services on private
-// servers, and judges it:
+// Demo plays the talk's demos, and more, with the real services on private servers,
+// and checks the outcome of each scene:
 //
 //	go run ./svc/demo [-list] [-scene n] [-pause] [-hold] [-compose]
 //
-//	-list      say which scenes there are
+//	-list      list the scenes
 //	-scene n   play scene n only
 //	-pause     wait for Enter before each scene: for a stage
 //	-hold      keep everything running at the end, to publish by hand
-//	-compose   use the servers of docker-compose on their default ports, and
+//	-compose   use the servers of docker-compose.yaml on their default ports, and
 //	           watch Graphite; scenes that break a server are left out
 //
 // RabbitMQ has to be installed, and nothing has to run. While it plays, a page
 // on http://localhost:8080, or the next free port, shows what Graphite would.
 //
-// It exits with 0 when every scene holds, 1 when one does not, 2 when it cannot
-// begin, and 130 when it was interrupted. Whichever it is, no process and no
+// It exits with 0 when every scene passes, 1 when one fails, 2 when it cannot begin,
+// and 130 when it was interrupted. Whichever it is, no process and no
 // folder stays behind.
 package main
 
@@ -40,14 +40,22 @@ type options struct {
 
 func main() {
 	opts := options{composeServers: composeServers}
-	flag.BoolVar(&opts.list, "list", false, "say which scenes there are")
+	flag.BoolVar(&opts.list, "list", false, "list the scenes")
 	flag.IntVar(&opts.scene, "scene", 0, "play only the scene of this `number`")
 	flag.BoolVar(&opts.pause, "pause", false, "wait for Enter before each scene")
 	flag.BoolVar(&opts.hold, "hold", false, "keep everything running at the end, to publish by hand")
-	flag.BoolVar(&opts.compose, "compose", false, "use the servers of docker-compose on their default ports")
+	flag.BoolVar(&opts.compose, "compose", false, "use the servers of docker-compose.yaml on their default ports")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./svc/demo [flags]")
+		flag.PrintDefaults()
+	}
 	flag.Parse()
-	if flag.NArg() > 0 || opts.scene < 0 || opts.scene > len(scenes) {
-		fmt.Fprintf(os.Stderr, "demo: there are scenes 1 to %d, see -list, and no other arguments than flags\n", len(scenes))
+	switch {
+	case flag.NArg() > 0:
+		fmt.Fprintf(os.Stderr, "demo: unexpected argument %q\n", flag.Arg(0))
+		os.Exit(2)
+	case opts.scene < 0 || opts.scene > len(scenes):
+		fmt.Fprintf(os.Stderr, "demo: -scene must be 1 to %d (-list shows them)\n", len(scenes))
 		os.Exit(2)
 	}
 	if opts.list {

@@ -29,9 +29,9 @@ type page struct {
 var pageSource string
 
 var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
-	"waiting": func(n int64) string { return waiting(n, "%s") },
-	"inc":     func(i int) int { return i + 1 },
-	"scene":   func(i int) string { return scenes[i].title },
+	"queued": func(n int64) string { return queued(n, "%s") },
+	"inc":    func(i int) int { return i + 1 },
+	"scene":  func(i int) string { return scenes[i].title },
 }).Parse(pageSource))
 
 // firstPort and the ports after it are tried for the page.

@@ -86,7 +86,7 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 		for _, service := range ends {
 			b.wantsNumber(service.Name, "ok", service.OK)
 			b.wantsNumber(service.Name, "skipped", service.Skipped)
-			b.wantsNumber(service.Name, "waiting", 0)
+			b.wantsNumber(service.Name, "queued", 0)
 		}
 		if round == 2 {
 			break
@@ -105,8 +105,8 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 	if value[int](b, `document.querySelectorAll(".light svg path").length`) == 0 {
 		b.t.Error("there is no chart on the page")
 	}
-	if n := value[int](b, `document.querySelectorAll("li.holds").length`); n != len(scenes) {
-		b.t.Errorf("%d scenes hold on the page, want %d", n, len(scenes))
+	if n := value[int](b, `document.querySelectorAll("li.passed").length`); n != len(scenes) {
+		b.t.Errorf("%d scenes have passed on the page, want %d", n, len(scenes))
 	}
 }
 

@@ -129,9 +129,9 @@ func (s *screen) prompt(question string) {
 func (s *screen) counters(v view) []string {
 	lines := []string{""}
 	for _, service := range v.Services {
-		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   waiting %s", s.paint(bold, service.Name),
+		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
 			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
-			s.paint(cyan, waiting(service.Waiting, "%6s"))))
+			s.paint(cyan, queued(service.Queued, "%6s"))))
 	}
 	if v.Outage != "" {
 		return append(lines, s.paint(red, "  "+v.Outage+" is down"))
@@ -142,8 +142,8 @@ func (s *screen) counters(v view) []string {
 // counterLines has the counters of both services on one line if it can hold them.
 func counterLines(v view) (lines []string) {
 	for _, service := range v.Services {
-		part := fmt.Sprintf("%s ok %d skipped %d waiting %s",
-			service.Name, service.OK, service.Skipped, waiting(service.Waiting, "%s"))
+		part := fmt.Sprintf("%s ok %d skipped %d queued %s",
+			service.Name, service.OK, service.Skipped, queued(service.Queued, "%s"))
 		if n := len(lines); n > 0 && len(lines[n-1])+3+len(part) <= columns {
 			lines[n-1] += " | " + part
 		} else {
@@ -153,9 +153,9 @@ func counterLines(v view) (lines []string) {
 	return lines
 }
 
-// waiting is the depth of a queue, which is unknown while the broker is
+// queued is the depth of a queue, which is unknown while the broker is
 // unreachable.
-func waiting(n int64, format string) string {
+func queued(n int64, format string) string {
 	if n < 0 {
 		return fmt.Sprintf(format, "?")
 	}

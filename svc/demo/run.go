@@ -15,15 +15,15 @@ import (
 
 // Exit statuses.
 const (
-	allHold       = 0
-	oneDoesNot    = 1
+	allPassed     = 0
+	oneFailed     = 1
 	cannotBegin   = 2
 	isInterrupted = 130 // as shells have it for SIGINT
 )
 
 var (
-	errDoesNotHold = errors.New("a scene does not hold") // its numbers are on the screen
-	errHeld        = errors.New("all scenes hold")       // -hold was reached, and then ctrl-c
+	errFailed = errors.New("a scene failed")    // its numbers are on the screen
+	errHeld   = errors.New("all scenes passed") // -hold was reached, and then ctrl-c
 )
 
 // beginError is the reason why the demo could not begin, if that is not its own.
@@ -33,6 +33,7 @@ type beginError struct{ error }
 func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	began := time.Now()
 	screen.title("Reliability Nirvana: the demo")
+	screen.note("Lines with $ show how to do the same by hand, with docker compose and plumber.")
 
 	s := &env{opts: opts, screen: screen}
 	err := s.open(ctx)
@@ -50,17 +51,17 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	var begin *beginError
 	switch {
 	case held, err == nil && !interrupted:
-		return allHold
+		return allPassed
 	case interrupted:
 		return isInterrupted
-	case errors.Is(err, errDoesNotHold):
-		return oneDoesNot
+	case errors.Is(err, errFailed):
+		return oneFailed
 	}
 	fmt.Fprintln(os.Stderr, err)
 	if errors.Is(err, stack.ErrNoRabbit) || errors.As(err, &begin) {
 		return cannotBegin
 	}
-	return oneDoesNot
+	return oneFailed
 }
 
 // play plays the scenes that were asked for.
@@ -73,7 +74,7 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 		}
 		if s.opts.compose && scene.breaks {
 			s.screen.scene(number, scene)
-			s.screen.note("Left out: it kills servers, and those of docker-compose are not the demo's to kill.")
+			s.screen.note("Left out: it kills servers, and the demo kills only its own.")
 			s.status.update(func(v *view) { v.Verdicts[i] = "left out" })
 			continue
 		}
@@ -92,8 +93,7 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 		played++
 	}
 	if played > 0 {
-		s.screen.good(fmt.Sprintf("%s of %d played, all hold. It took %.0f s.",
-			plural(played, "scene"), len(scenes), time.Since(began).Seconds()))
+		s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
 	}
 	if !s.opts.hold {
 		return nil
@@ -123,11 +123,11 @@ func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 		s.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
 	}
 	if !passed {
-		s.screen.bad(fmt.Sprintf("Scene %d does not hold: %s.", number, scene.title))
+		s.screen.bad(fmt.Sprintf("Scene %d failed: %s.", number, scene.title))
 		s.screen.logs(p.services)
-		return errDoesNotHold
+		return errFailed
 	}
-	s.screen.good(fmt.Sprintf("Scene %d holds. It took %.1f s.", number, time.Since(began).Seconds()))
+	s.screen.good(fmt.Sprintf("Scene %d passed (%.1f s).", number, time.Since(began).Seconds()))
 	return nil
 }
 
@@ -150,11 +150,4 @@ func list(w io.Writer) {
 	for i, scene := range scenes {
 		fmt.Fprintf(w, "%d  %-20s  %s\n", i+1, scene.title, scene.promise)
 	}
-}
-
-func plural(n int, what string) string {
-	if n == 1 {
-		return "1 " + what
-	}
-	return fmt.Sprintf("%d %ss", n, what)
 }

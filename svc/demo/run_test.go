@@ -127,7 +127,7 @@ func (d *demo) counters() (ends [len(roles)]serviceView) {
 			if !found || now.Name != "" {
 				continue
 			}
-			_, err := fmt.Sscanf(rest, "%d skipped %d waiting", &now.OK, &now.Skipped)
+			_, err := fmt.Sscanf(rest, "%d skipped %d queued", &now.OK, &now.Skipped)
 			if err == nil { // else it is another line about ok
 				now.Name = roles[i]
 			}

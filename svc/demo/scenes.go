@@ -1,13 +1,13 @@
 package main
 
-// scene is one act of the demo. Its commands are what one would type for it
-// against the servers of docker-compose.
+// scene is one act of the demo. Its commands show how to do the same by hand, from the
+// root of the repository, with the servers of docker-compose.yaml.
 type scene struct {
 	title    string
-	promise  string // what it is to show, on one line
+	promise  string // what it shows, on one line
 	text     string // of the narrator
 	commands []string
-	breaks   bool // it breaks servers, which has to be done to our own
+	breaks   bool // it breaks servers: only those that the demo has started
 	run      func(*script)
 }
 
@@ -25,7 +25,7 @@ var scenes = []scene{
 	},
 	{
 		title:   "Recovery",
-		promise: "a service that was down gets what it has missed",
+		promise: "a service that was down gets what it missed",
 		text:    "We stop notify and go on publishing. Its events wait in its queue. When it is back, it gets them all.",
 		commands: []string{
 			"^C                 # in the terminal of notify",
@@ -48,43 +48,43 @@ var scenes = []scene{
 	{
 		title:   "Crash",
 		promise: "kill -9 in mid-work, and every event is processed once",
-		text:    "The work of orders is now a slow call to another server. We kill orders in the middle of it. Its claims end with it, and the next process does the work.",
+		text:    "The work of orders is now a slow call to another server. We kill orders in the middle of it. Its claims expire, and then the restarted orders does the work.",
 		commands: []string{
-			"cd svc && go build .",
-			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://... ./svc &",
+			"go build -o /tmp/svc ./svc",
+			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 /tmp/svc &   # a slow receiver",
 			plumber("126"),
 			"kill -9 $!",
 		},
 		run: crash,
 	},
 	{
-		title:   "The window",
-		promise: "work done again after a crash has no effect twice, with a careful receiver",
-		text:    "orders is killed after the work and before its record: the one window. The work is done again. A receiver that remembers the idempotency key notices, another does not.",
+		title:   "Crash window",
+		promise: "repeated work has one effect, if its receiver checks the idempotency key",
+		text:    "orders is killed after the work and before the record, so the work is repeated. A receiver that stores the idempotency key detects that; a plain one has the effect twice.",
 		commands: []string{
 			"go run ./svc/receiver",
-			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 ./svc &",
+			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 /tmp/svc &",
 			plumber("127"),
 			"kill -9 $!",
 		},
-		run: window,
+		run: crashWindow,
 	},
 	{
 		title:   "Race",
 		promise: "two replicas, every event three times, processed once",
-		text:    "Two replicas of orders race for 1,000 events that are published three times each: 1,000 are to be processed, 2,000 skipped.",
+		text:    "Two replicas of orders race for 1,000 events that are published three times each: 1,000 must be processed, 2,000 skipped.",
 		commands: []string{
 			"cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go",
 			"cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go",
-			plumber("1") + "    # to 1000, thrice",
+			plumber("1") + "    # ids 1 to 1000, each 3 times",
 		},
 		run: race,
 	},
 	{
 		title:    "Outage",
-		promise:  "etcd goes, then the broker: nothing lost, nothing twice",
-		text:     "Under load, etcd is killed for three seconds, and then RabbitMQ. The publisher sends again what was not confirmed. Nothing may be lost, and nothing done twice.",
-		commands: []string{"docker-compose kill etcd", "docker-compose up -d etcd", "docker-compose kill rabbitmq", "docker-compose up -d rabbitmq"},
+		promise:  "etcd fails, then the broker: nothing lost, nothing repeated",
+		text:     "Under load, etcd is killed for three seconds, and then RabbitMQ. The publisher sends again what was not confirmed. Nothing may be lost, and nothing repeated.",
+		commands: []string{"docker compose kill etcd", "docker compose up -d etcd", "docker compose kill rabbitmq", "docker compose up -d rabbitmq"},
 		breaks:   true,
 		run:      outage,
 	},

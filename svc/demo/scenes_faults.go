@@ -37,8 +37,8 @@ func crash(s *script) {
 	s.expect("work done before the kill", int64(once), 0)
 	s.expect("work begun before the kill", int64(receiver.Begun("orders")), n)
 
-	s.say("kill -9 in the middle of %d of them. The broker has them still.", n)
-	s.say("orders comes back. It waits 2 s for the dead one's claims.")
+	s.say("kill -9 in the middle of %d of them. The broker still has them.", n)
+	s.say("orders is restarted, and waits for the claims of the killed process to expire.")
 	s.start("orders", vars...)
 	s.waitBoth(n)
 	s.say("All are done, %.1f s after the crash.", time.Since(killed).Seconds())
@@ -60,7 +60,7 @@ func race(s *script) {
 	began := time.Now()
 	s.publishAt(500, all)
 	s.waitBoth(n * copies)
-	s.say("Both services are through, after %.1f s.", time.Since(began).Seconds())
+	s.say("Both services are done, after %.1f s.", time.Since(began).Seconds())
 	for _, role := range roles {
 		s.expectCounted(role, "", n, n*(copies-1))
 		s.expectWork(receiver, role, ids)
@@ -91,7 +91,7 @@ func outage(s *script) {
 
 	ids := stop()
 	n := int64(len(ids))
-	s.say("%d events were published. What waits is worked off.", n)
+	s.say("%d events were published. The services process the backlog.", n)
 	for _, role := range roles {
 		s.until(func() bool { ok, _ := s.status.counted(role); return ok >= n })
 	}
@@ -100,7 +100,7 @@ func outage(s *script) {
 		s.expect(role+" ok", ok, n)
 		s.expectWork(receiver, role, ids)
 		if skipped > 0 {
-			s.screen.note(fmt.Sprintf("%s has skipped %d that came twice.", role, skipped))
+			s.screen.note(fmt.Sprintf("%s skipped %d duplicates: published again, or redelivered.", role, skipped))
 		}
 	}
 }

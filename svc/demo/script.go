@@ -64,6 +64,11 @@ func (s *script) say(format string, args ...any) {
 	s.wait(500 * time.Millisecond)
 }
 
+// countFromHere sets the counters that are shown and checked to 0.
+func (s *script) countFromHere() {
+	s.step(func(context.Context) error { s.status.countFromHere(); return nil })
+}
+
 // wait gives the audience time. No outcome depends on it.
 func (s *script) wait(d time.Duration) {
 	select {

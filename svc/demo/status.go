@@ -20,15 +20,15 @@ type view struct {
 	Step     string // what happens right now
 	Outage   string // the server that is down, if any
 	Services [len(roles)]serviceView
-	Verdicts []string // of each scene: "", "holds", "fails", "left out", "now"
+	Verdicts []string // of each scene: "", "passed", "failed", "left out", "now"
 }
 
-// serviceView is what a service has done in this scene. Waiting is the number of
+// serviceView is what a service has done in this scene. Queued is the number of
 // messages ready in its queue, -1 if unknown.
 type serviceView struct {
-	Name                 string
-	OK, Skipped, Waiting int64
-	Rates                rates
+	Name                string
+	OK, Skipped, Queued int64
+	Rates               rates
 }
 
 // rates are events per second, of each of the last seconds.
@@ -37,13 +37,13 @@ type rates struct{ OK, Skipped [seconds]float64 }
 const seconds = 30
 
 // status keeps the view. Statsd counts since the start of the demo; the view
-// shows counts since the start of the scene.
+// shows counts since the start of the scene, or of a part of it.
 type status struct {
 	statsd *stack.Statsd
 
 	mu     sync.Mutex
 	view   view
-	before map[string]int64 // counts at the start of the scene
+	before map[string]int64 // counts at that start
 	rated  map[string]int64 // counts at the last call of sampleRates
 	at     time.Time        // of that call
 }
@@ -85,9 +85,14 @@ func (s *status) update(change func(*view)) {
 	change(&s.view)
 }
 
+// countFromHere begins a part of the scene.
+func (s *status) countFromHere() {
+	s.update(func(*view) { s.before = s.statsd.Counts() })
+}
+
 func (s *status) begin(number int, scene scene) {
+	s.countFromHere()
 	s.update(func(v *view) {
-		s.before = s.statsd.Counts()
 		v.Number, v.Title, v.Promise, v.Text, v.Step = number, scene.title, scene.promise, scene.text, ""
 		v.Verdicts[number-1] = "now"
 	})
@@ -96,9 +101,9 @@ func (s *status) begin(number int, scene scene) {
 func (s *status) finish(number int, passed bool) {
 	s.update(func(v *view) {
 		v.Outage = ""
-		v.Verdicts[number-1], v.Step = "holds", "This scene holds: "+v.Promise+"."
+		v.Verdicts[number-1], v.Step = "passed", "This scene passed: "+v.Promise+"."
 		if !passed {
-			v.Verdicts[number-1], v.Step = "fails", "This scene does not hold."
+			v.Verdicts[number-1], v.Step = "failed", "This scene failed."
 		}
 	})
 }

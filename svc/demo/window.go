@@ -12,9 +12,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// window kills orders between its work and the record. The work is done at two
+// crashWindow kills orders between its work and the record. The work is done at two
 // receivers: one has the effect of every post, the other is svc/receiver.
-func window(s *script) {
+func crashWindow(s *script) {
 	const n = 10
 	careful := s.startReceiver()
 	var effects atomic.Int64
@@ -36,20 +36,20 @@ func window(s *script) {
 	victim := s.start("orders", vars...)
 
 	silent.Store(true)
-	s.say("%d events. The effects are had at once; the answers are held back.", n)
+	s.say("%d events. The receivers act at once, but withhold their answers.", n)
 	s.publish(s.ids("window", 0, n)...)
 	s.until(func() bool { return effects.Load() >= n })
 	s.kill(victim)
 	ok, _ := s.status.counted("orders")
 	s.expect("recorded before the kill", ok, 0)
-	s.say("kill -9: all effects were had, and no id is recorded.")
+	s.say("kill -9: all %d effects have happened, and no id is recorded.", n)
 
 	silent.Store(false)
 	s.start("orders", vars...)
 	s.expectBoth("", n, 0)
 	s.expect("effects at a plain receiver", effects.Load(), 2*n)
 	s.expect("effects at svc/receiver", s.effects(careful), n)
-	s.say("The work is done again. The key lets svc/receiver see that: no effect twice.")
+	s.say("The work was repeated. svc/receiver recognized the keys, the plain receiver did not.")
 }
 
 // startReceiver starts svc/receiver and returns its URL.
