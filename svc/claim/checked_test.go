@@ -50,7 +50,7 @@ func TestCheckedHistories(t *testing.T) {
 	}
 }
 
-// What a broken claimer does among seven others is noticed.
+// A broken claimer among seven others is noticed.
 func TestCheckedHistoriesNotice(t *testing.T) {
 	t.Parallel()
 	etcd := startEtcd(t, 1)

@@ -34,8 +34,8 @@ func (x *pair) write(p *simProcess) (writes int) {
 	return writes
 }
 
-// settle goes on until nothing is left to be written or seen.
-func (x *pair) settle() {
+// runUntilIdle goes on until nothing is left to be written or seen.
+func (x *pair) runUntilIdle() {
 	for more := true; more; {
 		more = x.write(x.a)+x.write(x.b) > 0
 		for _, p := range x.processes {
@@ -102,7 +102,7 @@ func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
 		t.Errorf("%d writes", n)
 	}
 	x.expect(w, "waits")
-	x.settle()
+	x.runUntilIdle()
 	x.expect(w, "granted")
 	if w.claim.Token != x.etcd.truth[x.etcd.revision]["1"].token || w.claim.Held.Err() != nil {
 		t.Errorf("granted %+v", w.claim)
@@ -112,7 +112,7 @@ func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
 func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	x := newPair(t, "1")
 	first := x.a.c.ask("1")
-	x.settle()
+	x.runUntilIdle()
 	second := x.a.c.ask("1")
 	if n := x.write(x.a); n != 0 {
 		t.Errorf("the second delivery is worth %d writes", n)
@@ -126,7 +126,7 @@ func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	if err := recorded(t, finished); err != nil {
 		t.Error(err)
 	}
-	x.settle()
+	x.runUntilIdle()
 	x.expect(x.b.c.ask("1"), done)
 	x.expectClaims("1", 0)
 }
@@ -134,13 +134,13 @@ func TestSecondDeliveryOfTheProcess(t *testing.T) {
 func TestReleasedToTheNextOfTheProcess(t *testing.T) {
 	x := newPair(t, "1")
 	first := x.a.c.ask("1")
-	x.settle()
+	x.runUntilIdle()
 	second := x.a.c.ask("1")
 	x.a.c.Release(first.claim)
 	x.expect(second, "granted")
 	x.a.c.Release(second.claim)
 	x.a.c.Release(first.claim) // nothing
-	x.settle()
+	x.runUntilIdle()
 	x.expectClaims("1", 0)
 }
 
@@ -154,9 +154,9 @@ func TestNextProcess(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			x := newPair(t, "1")
 			first := x.a.c.ask("1")
-			x.settle()
+			x.runUntilIdle()
 			second := x.b.c.ask("1")
-			x.settle()
+			x.runUntilIdle()
 			x.expect(second, "waits")
 			end(x, first.claim)
 			x.write(x.a)
@@ -175,7 +175,7 @@ func TestNextProcess(t *testing.T) {
 func TestOtherProcessCompletes(t *testing.T) {
 	x := newPair(t, "1")
 	first, second := x.a.c.ask("1"), x.b.c.ask("1")
-	x.settle()
+	x.runUntilIdle()
 	finished := x.a.c.finish(first.claim)
 	x.write(x.a)
 	x.b.watch(1)
@@ -183,7 +183,7 @@ func TestOtherProcessCompletes(t *testing.T) {
 	if err := recorded(t, finished); err != nil {
 		t.Error(err)
 	}
-	x.settle()
+	x.runUntilIdle()
 	x.expectClaims("1", 0)
 	if n := len(x.a.c.entries) + len(x.b.c.entries); n > 0 {
 		t.Errorf("%d ids are kept", n)
@@ -205,33 +205,33 @@ func TestWithdrawn(t *testing.T) {
 		x.a.c.withdraw(w)
 		_, answer := x.execute(0)
 		x.a.answer(answer)
-		x.settle()
+		x.runUntilIdle()
 		x.expectClaims("1", 0)
 	})
 	t.Run("while another owns", func(t *testing.T) {
 		x := newPair(t, "1")
 		x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		w, other := x.b.c.ask("1"), x.b.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		x.expectClaims("1", 2)
 		x.b.c.withdraw(w)
-		x.settle()
+		x.runUntilIdle()
 		x.expectClaims("1", 2)
 		x.b.c.withdraw(other)
-		x.settle()
+		x.runUntilIdle()
 		x.expectClaims("1", 1)
 	})
 	t.Run("and asked for again", func(t *testing.T) {
 		x := newPair(t, "1")
 		w := x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		x.a.c.Release(w.claim)
 		x.a.write() // takes it off
 		again := x.a.c.ask("1")
 		_, answer := x.execute(0)
 		x.a.answer(answer)
-		x.settle()
+		x.runUntilIdle()
 		x.expect(again, "granted")
 		if again.claim.Token <= w.claim.Token {
 			t.Errorf("the token went from %d to %d", w.claim.Token, again.claim.Token)
@@ -240,7 +240,7 @@ func TestWithdrawn(t *testing.T) {
 	t.Run("too late", func(t *testing.T) {
 		x := newPair(t, "1")
 		w := x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		if x.a.c.withdraw(w) {
 			t.Error("withdrawn with the answer there")
 		}
@@ -251,7 +251,7 @@ func TestWithdrawn(t *testing.T) {
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t, "1")
 	claimed := x.a.c.ask("1")
-	x.settle()
+	x.runUntilIdle()
 	check := x.a.c.askCheck()
 	x.expect(check, "waits")
 	if n := x.write(x.a); n != 1 {
@@ -262,7 +262,7 @@ func TestCheckIsAWrite(t *testing.T) {
 	x.etcd.end(x.a.lease)
 	x.a.end()
 	x.a.endSession()
-	x.settle()
+	x.runUntilIdle()
 	x.expect(check, "waits")
 	if err := x.a.c.Check(t.Context(), claimed.claim); !errors.Is(err, ErrSuspended) {
 		t.Errorf("the check of a lost claim: %v", err)

@@ -29,8 +29,8 @@ func (p *simProcess) deliver(message int) {
 	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, wait: p.c.ask(id)})
 }
 
-// settle lets the deliveries take the answers that are there.
-func (p *simProcess) settle() {
+// takeAnswers gives the deliveries the answers that are there.
+func (p *simProcess) takeAnswers() {
 	for _, d := range slices.Clone(p.deliveries) {
 		switch d.phase {
 		case waiting:
@@ -102,7 +102,7 @@ func (p *simProcess) loseChannel(d *simDelivery) {
 	slices.Sort(p.x.queue)
 	d.gone = true
 	if d.phase == waiting {
-		p.c.withdraw(d.wait) // nothing answers between settle and this
+		p.c.withdraw(d.wait) // nothing answers between takeAnswers and this
 		if d.claim != nil {
 			p.c.Release(d.claim) // after an error of Reclaim
 		}

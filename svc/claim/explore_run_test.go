@@ -76,7 +76,7 @@ func (x *run) take(s step) {
 			for w.from.view < x.etcd.revision {
 				w.from.watch(1)
 			}
-			w.from.settle()
+			w.from.takeAnswers()
 			w.from.answer(answer)
 		}
 	case answerLostStep:
@@ -122,7 +122,7 @@ func (x *run) take(s step) {
 		}
 	}
 	for _, p := range x.processes {
-		p.settle()
+		p.takeAnswers()
 	}
 	x.net = slices.DeleteFunc(slices.Clone(x.net), x.etcd.isVoid)
 }

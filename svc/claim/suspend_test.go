@@ -9,7 +9,7 @@ import (
 func TestSuspendedAndGoesOn(t *testing.T) {
 	x := newPair(t, "1", "2", "3")
 	working, worked := x.a.c.ask("1"), x.a.c.ask("2")
-	x.settle()
+	x.runUntilIdle()
 	token := working.claim.Token
 	if !x.a.c.suspendSession() || x.a.c.suspendSession() {
 		t.Error("a suspension that is not told once")
@@ -19,7 +19,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	}
 	again, late := x.a.c.askAgain(working.claim), x.a.c.ask("3")
 	finished := x.a.c.finish(worked.claim) // it had finished before it heard of it
-	x.settle()
+	x.runUntilIdle()
 	x.expect(again, "waits")
 	x.expectClaims("3", 0)
 	if err := recorded(t, finished); err != nil {
@@ -28,7 +28,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	if !x.a.c.renewed(farFuture) {
 		t.Error("the session does not go on")
 	}
-	x.settle()
+	x.runUntilIdle()
 	x.expect(again, "granted")
 	x.expect(late, "granted")
 	if again.claim.Token != token || again.claim.Held.Err() != nil {
@@ -48,11 +48,11 @@ func TestSessionLost(t *testing.T) {
 	t.Run("no other delivery came", func(t *testing.T) {
 		x := newPair(t, "1", "2")
 		working, worked := x.a.c.ask("1"), x.a.c.ask("2")
-		x.settle()
+		x.runUntilIdle()
 		token := working.claim.Token
 		x.lose(x.a)
 		again, finished := x.a.c.askAgain(working.claim), x.a.c.finish(worked.claim)
-		x.settle()
+		x.runUntilIdle()
 		x.expect(again, "granted")
 		if again.claim.Token <= token {
 			t.Errorf("the token went from %d to %d", token, again.claim.Token)
@@ -65,13 +65,13 @@ func TestSessionLost(t *testing.T) {
 	t.Run("another works", func(t *testing.T) {
 		x := newPair(t, "1", "2", "3")
 		working, worked, failed := x.a.c.ask("1"), x.a.c.ask("2"), x.a.c.ask("3")
-		x.settle()
+		x.runUntilIdle()
 		others := []*waiter{x.b.c.ask("1"), x.b.c.ask("2"), x.b.c.ask("3")}
-		x.settle()
+		x.runUntilIdle()
 		x.lose(x.a)
 		again := x.a.c.askAgain(working.claim)
 		finished, finishedToo := x.a.c.finish(worked.claim), x.a.c.finish(failed.claim)
-		x.settle()
+		x.runUntilIdle()
 		for _, w := range others {
 			x.expect(w, "granted")
 		}
@@ -82,7 +82,7 @@ func TestSessionLost(t *testing.T) {
 		x.b.c.finish(others[0].claim)
 		x.b.c.finish(others[1].claim)
 		x.b.c.Release(others[2].claim)
-		x.settle()
+		x.runUntilIdle()
 		x.expect(again, done)
 		if err := recorded(t, finished); !errors.Is(err, ErrDone) {
 			t.Errorf("complete after another: %v", err)
@@ -98,13 +98,13 @@ func TestSessionLost(t *testing.T) {
 	t.Run("a delivery waits behind finished work", func(t *testing.T) {
 		x := newPair(t, "1")
 		worked := x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		waits := x.a.c.ask("1")
 		x.lose(x.a)
-		x.settle() // the new session owns the id, and the work still runs
+		x.runUntilIdle() // the new session owns the id, and the work still runs
 		x.expect(waits, "waits")
 		finished := x.a.c.finish(worked.claim)
-		x.settle()
+		x.runUntilIdle()
 		x.expect(waits, done)
 		if err := recorded(t, finished); err != nil {
 			t.Error(err)
@@ -113,7 +113,7 @@ func TestSessionLost(t *testing.T) {
 	t.Run("its record exists", func(t *testing.T) {
 		x := newPair(t, "1")
 		worked := x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		finished := x.a.c.finish(worked.claim)
 		x.a.write()
 		x.execute(0) // and the answer is lost
@@ -128,7 +128,7 @@ func TestSessionLost(t *testing.T) {
 	t.Run("its record does not exist", func(t *testing.T) {
 		x := newPair(t, "1")
 		worked := x.a.c.ask("1")
-		x.settle()
+		x.runUntilIdle()
 		finished := x.a.c.finish(worked.claim)
 		x.a.write()
 		x.lose(x.a)
@@ -138,7 +138,7 @@ func TestSessionLost(t *testing.T) {
 		if len(finished) > 0 {
 			t.Error("complete has returned")
 		}
-		x.settle()
+		x.runUntilIdle()
 		if err := recorded(t, finished); err != nil {
 			t.Error(err)
 		}
@@ -149,7 +149,7 @@ func TestSessionLost(t *testing.T) {
 func TestSuspect(t *testing.T) {
 	x := newPair(t, "1")
 	w := x.a.c.ask("1")
-	x.settle()
+	x.runUntilIdle()
 	x.a.c.suspect("another session")
 	if w.claim.Held.Err() != nil {
 		t.Fatal("the session was not the suspect")

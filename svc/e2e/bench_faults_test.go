@@ -86,6 +86,6 @@ func BenchmarkEtcdLeaderKilled(b *testing.B) {
 		w.healthy()
 		w.etcdLeader() // of all three
 	}
-	w.settle()
+	w.finish()
 	m.report("")
 }

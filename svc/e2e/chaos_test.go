@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/stack"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -42,8 +43,27 @@ func TestChaos(t *testing.T) {
 	for began := time.Now(); time.Since(began) < *chaosFor || len(c.drawn) < len(c.faults); {
 		c.breakSomething(draw)
 		c.healthy()
+		c.renewed()
 	}
-	c.settleAndAccount()
+	c.finishAndAccount()
+}
+
+// renewed waits until the sessions have been renewed. Two short outages with no
+// renewal in between would be a long one.
+func (c *chaos) renewed() {
+	c.t.Helper()
+	eventually(c.t, "renewed sessions", func() error {
+		for session, kv := range c.keys("orders").sessions {
+			resp, err := c.etcd.TimeToLive(deadline(c.t), clientv3.LeaseID(kv.Lease))
+			if err != nil {
+				return err
+			}
+			if left := time.Duration(resp.TTL) * time.Second; left < shortOutage+time.Second {
+				return fmt.Errorf("session %s has %v left", session, left)
+			}
+		}
+		return nil
+	})
 }
 
 const (
@@ -63,14 +83,14 @@ type chaos struct {
 	silent atomic.Bool // the webhook does the work and does not answer
 	drawn  map[string]int
 
-	mu       sync.Mutex
-	entries  map[string][]work // by id
-	unsaid   map[string]bool   // ids that were not answered once
-	refused  int
-	asked    int // posts of work that was done already, with the same token
-	windows  []window
-	etcdFrom time.Time // the beginning of etcd's last outage
-	etcdTo   time.Time // its end; zero: it goes on
+	mu         sync.Mutex
+	entries    map[string][]work // by id
+	unanswered map[string]bool   // ids that were not answered once
+	refused    int
+	asked      int // posts of work that was done already, with the same token
+	windows    []window
+	etcdFrom   time.Time // the beginning of etcd's last outage
+	etcdTo     time.Time // its end; zero: it goes on
 }
 
 // work is a post that was carried out.
@@ -96,7 +116,7 @@ type window struct {
 }
 
 func newChaos(t *testing.T, seed uint64) *chaos {
-	c := &chaos{drawn: make(map[string]int), entries: make(map[string][]work), unsaid: make(map[string]bool)}
+	c := &chaos{drawn: make(map[string]int), entries: make(map[string][]work), unanswered: make(map[string]bool)}
 	answers := rand.New(rand.NewPCG(seed, 1))
 	var mu sync.Mutex
 	one := func(n int) bool {
@@ -145,11 +165,11 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 				return err
 			}
 			<-time.After(200 * time.Millisecond)
-			c.toEtcd.heal()
+			c.toEtcd.restore()
 			return nil
 		})},
 		{"webhook answers 503", "webhook", c.refuse},
-		{"webhook's answers lost", "webhook", c.hush},
+		{"webhook's answers lost", "webhook", c.loseAnswers},
 	}
 	return c
 }
@@ -174,8 +194,8 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 		c.entries[p.ID] = append(c.entries[p.ID], work{p.Token, began, time.Now()})
 	}
 	// A lost answer counts as a try: not too many of one id.
-	if c.silent.Load() && !c.unsaid[p.ID] && one(3) {
-		c.unsaid[p.ID] = true
+	if c.silent.Load() && !c.unanswered[p.ID] && one(3) {
+		c.unanswered[p.ID] = true
 		panic(http.ErrAbortHandler)
 	}
 	return http.StatusOK
@@ -255,7 +275,7 @@ func (c *chaos) losePackets(context.Context) error {
 	before := s.log.count("no connection to the broker")
 	c.toRabbit.blackhole()
 	_, err := s.log.wait(maxWait, before+1, []string{"no connection to the broker"})
-	c.toRabbit.heal()
+	c.toRabbit.restore()
 	c.toRabbit.cut()
 	return errors.Join(err, c.toRabbit.reopen())
 }
@@ -305,20 +325,20 @@ func (c *chaos) refuse(context.Context) error {
 	return nil
 }
 
-// hush loses the answers to some dozens of posts.
-func (c *chaos) hush(ctx context.Context) error {
+// loseAnswers loses the answers to some dozens of posts.
+func (c *chaos) loseAnswers(ctx context.Context) error {
 	const answers = 30
-	unsaid := func() int {
+	unanswered := func() int {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return len(c.unsaid)
+		return len(c.unanswered)
 	}
-	before := unsaid()
+	before := unanswered()
 	c.silent.Store(true)
 	defer c.silent.Store(false)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for unsaid() < before+answers {
+	for unanswered() < before+answers {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -342,13 +362,13 @@ func (c *chaos) allowDuplicates(reason string, from, to time.Time, most int) {
 	c.windows = append(c.windows, w)
 }
 
-// settleAndAccount waits until everything is done and prints the accounts.
-func (c *chaos) settleAndAccount() {
+// finishAndAccount waits until everything is done and prints the accounts.
+func (c *chaos) finishAndAccount() {
 	t := c.t
 	t.Helper()
 	c.stopPublishing()
 	c.publishing.Wait()
-	eventually(t, "everything done, no claim, an empty queue", func() error { return c.settled("orders", c.published) })
+	eventually(t, "everything done, no claim, an empty queue", func() error { return c.allDone("orders", c.published) })
 	for _, s := range c.replicas {
 		s.alive()
 		s.stop()
@@ -447,7 +467,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	b.toRabbit.cut()
 	s.waitLog("no connection to the broker")
 	b.toRabbit.reconnect()
-	eventually(t, "it is done", func() error { return b.settled("orders", 1) })
+	eventually(t, "it is done", func() error { return b.allDone("orders", 1) })
 	s.stop()
 	tokens := make(map[int64]int)
 	for _, p := range receiver.all() {

@@ -182,7 +182,7 @@ func TestClusters(t *testing.T) {
 	c.allOnline()
 	c.fault("the node that the other replica is connected to", c.nodeOf(c.replicas[0]).Server)
 	c.emptied()
-	c.settle()
+	c.finish()
 	for _, queue := range []string{"orders-queue", "orders-queue.dead"} {
 		if n := c.depth(queue); n != 0 { // what a replica had not acknowledged is back in it
 			t.Errorf("%d messages are in %s", n, queue)
@@ -199,11 +199,11 @@ func TestClusters(t *testing.T) {
 }
 
 // fault kills a server, sees the work go on, and starts it again.
-func (c *cluster) fault(name string, goner *stack.Server) {
+func (c *cluster) fault(name string, server *stack.Server) {
 	c.t.Helper()
 	c.healthy()
 	killed := time.Now()
-	if err := goner.Kill(); err != nil {
+	if err := server.Kill(); err != nil {
 		c.t.Fatal(err)
 	}
 	took, silence := c.goneOn(killed)
@@ -213,7 +213,7 @@ func (c *cluster) fault(name string, goner *stack.Server) {
 		c.t.Errorf("%s: work goes on after %v", name, took)
 	}
 	back := time.Now()
-	if err := goner.Start(c.t.Context()); err != nil {
+	if err := server.Start(c.t.Context()); err != nil {
 		c.t.Fatal(err)
 	}
 	c.healthy()
@@ -238,7 +238,7 @@ func (c *cluster) emptied() {
 	})
 }
 
-// cutOff cuts a node off from the others. It lets clients in, and can do nothing for
+// cutOff cuts a node off from the others. It accepts logins, and can do nothing for
 // them: the service goes on to the next, with its dead letters too.
 func (c *cluster) cutOff() {
 	c.t.Helper()

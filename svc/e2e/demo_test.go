@@ -38,7 +38,8 @@ func TestGoRun(t *testing.T) {
 	e.waitCounts(map[string]int64{"orders_new_order_ok": 3, "notify_new_order_ok": 4})
 }
 
-// What else can be in a queue: each message is settled, and none delays another.
+// Other messages that can be in a queue are acknowledged or dead-lettered, and none
+// delays another.
 func TestOtherMessages(t *testing.T) {
 	e := newEnv(t)
 	orders := e.start("orders", "ENABLE_ETCD=true")

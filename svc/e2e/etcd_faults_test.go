@@ -66,7 +66,7 @@ func testFrozenMember(t *testing.T, leader bool) {
 	} else {
 		w.wantSessions(sessions)
 	}
-	w.settle()
+	w.finish()
 }
 
 // watchers is how many watches are on a member.
@@ -124,7 +124,7 @@ func TestWatchCutOff(t *testing.T) {
 		t.Logf("20 events were done by each replica %v after a watch was cut off", took.Round(time.Millisecond))
 	}
 	w.wantSessions(sessions)
-	w.settle()
+	w.finish()
 }
 
 // While replicas run, etcd is restored from a backup, with revisions that go
@@ -160,7 +160,7 @@ func TestEtcdRestored(t *testing.T) {
 			w.stopPublishing()
 			w.publishing.Wait()
 			w.publishBodies(orders("w", w.published)...)
-			w.settle()
+			w.finish()
 			for _, p := range w.receiver.all() {
 				if recorded[p.ID] && p.Began.After(restored) {
 					t.Errorf("%s was in the backup and done again", p.ID)
@@ -212,7 +212,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	busy.stop()
 	b.toRabbit.reconnect()
 	b.publishBodies(append(orders("saved", saved), bodies...)...)
-	eventually(t, "an empty queue", func() error { return b.settled("orders", saved+again) })
+	eventually(t, "an empty queue", func() error { return b.allDone("orders", saved+again) })
 	idle.stop()
 	if n := len(receiver.all()); n != saved+lost+again {
 		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
@@ -232,12 +232,12 @@ func TestFewOperations(t *testing.T) {
 		t.Fatalf("65 operations: %v", err)
 	}
 	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
-	eventually(t, "everything done", func() error { return w.settled("orders", ids) })
+	eventually(t, "everything done", func() error { return w.allDone("orders", ids) })
 	if lost, twice := w.receiver.accounts("full", ids); lost > 0 || twice > 0 {
 		t.Errorf("%d ids were lost, %d done twice", lost, twice)
 	}
 	w.publishLone("lone", 1000)
-	eventually(t, "everything done", func() error { return w.settled("orders", ids+1000) })
+	eventually(t, "everything done", func() error { return w.allDone("orders", ids+1000) })
 	for _, s := range w.replicas {
 		s.stop()
 		if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {

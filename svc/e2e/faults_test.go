@@ -111,7 +111,7 @@ func TestEtcdFaults(t *testing.T) {
 		{"frozen", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, false},
 		{"cut off", w.toEtcd.cut, w.toEtcd.reconnect, 2 * time.Second, false},
 		{"frozen for longer than CLAIM_TTL", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, true},
-		{"packets lost for longer than CLAIM_TTL", w.toEtcd.blackhole, w.toEtcd.heal, 2 * time.Second, true},
+		{"packets lost for longer than CLAIM_TTL", w.toEtcd.blackhole, w.toEtcd.restore, 2 * time.Second, true},
 	}
 	// A claim lasts for no less after its session was renewed last.
 	const leastLeft = 4 * time.Second * 2 / 3
@@ -144,7 +144,7 @@ func TestEtcdFaults(t *testing.T) {
 		}
 		t.Logf("survived: %s; work went on after %v", f.name, took.Round(time.Millisecond))
 	}
-	w.settle()
+	w.finish()
 	// One line when it goes and one when it comes back, not one a message. An
 	// outage that is shorter than a call's first deadline is only noticed by a
 	// call that it breaks: calls that begin meanwhile wait for it to pass.
@@ -160,13 +160,13 @@ func TestSlowEtcd(t *testing.T) {
 	w.progress(50)
 	w.toEtcd.delay(2500)
 	w.progress(60)
-	w.toEtcd.heal()
-	w.settle()
+	w.toEtcd.restore()
+	w.finish()
 	w.wantLog(0, 0, "session lost")
 	w.wantLog(0, 0, "etcd is unreachable")
 }
 
-// A full etcd is an outage that somebody has to end.
+// A full etcd is an outage until space is made.
 func TestEtcdFull(t *testing.T) {
 	w := newFaultEnvWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -202,7 +202,7 @@ func TestEtcdFull(t *testing.T) {
 	if took := time.Since(back); took > 2*time.Second {
 		t.Errorf("work goes on %v after the disarm", took)
 	}
-	w.settle()
+	w.finish()
 	w.wantLog(1, 1, "etcd refuses a call")
 	w.wantLog(1, 1, "etcd accepts calls again")
 }
@@ -226,7 +226,7 @@ func TestWebhookAway(t *testing.T) {
 	w.progress(300) // tries, all in vain
 	away.Store(false)
 	w.progress(100)
-	w.settle()
+	w.finish()
 	w.wantLog(1, 1, "the webhook is unreachable")
 	w.wantLog(1, 1, "the webhook is reachable again")
 	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {

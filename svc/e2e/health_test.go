@@ -81,7 +81,7 @@ func TestHealth(t *testing.T) {
 	b.toEtcd.delay(150)
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "HEALTH_ADDR=127.0.0.1:0", "SHUTDOWN_TIMEOUT="+shutdown.String())
 	s.waitReady("broker", "consumer", "cache") // warming
-	b.toEtcd.heal()
+	b.toEtcd.restore()
 	s.waitReady("broker", "consumer")
 	b.toRabbit.reconnect()
 	s.waitReady()

@@ -174,7 +174,7 @@ func TestOddIDs(t *testing.T) {
 	e.publishBodies(bodies...)
 	n := int64(len(ids))
 	e.waitCounts(map[string]int64{"orders_new_order_ok": n, "orders_new_order_skipped": n})
-	eventually(t, "everything done", func() error { return e.settled("orders", len(ids)) })
+	eventually(t, "everything done", func() error { return e.allDone("orders", len(ids)) })
 	done := e.keys("orders").done()
 	for _, id := range ids {
 		if !done[id] {
@@ -304,9 +304,9 @@ func (c swapConn) Read(b []byte) (int, error) {
 }
 
 // A message that the client library cannot read breaks its connection before
-// anybody sees a delivery. What is before it in the queue is processed, it is
-// tried with a backoff, the log says what to do, and when somebody has done it
-// what is behind goes through.
+// any delivery is seen. Messages before it in the queue are processed, it is tried
+// with a backoff, and the log says what to do. Once it is removed, the messages behind
+// it are processed.
 func TestUnreadableHead(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
@@ -341,7 +341,7 @@ func TestUnreadableHead(t *testing.T) {
 	if tries, used := s.log.count("no connection to the broker")-began, s.cpu()-cpu; tries > 4 || used > time.Second/2 {
 		t.Errorf("%d tries in 3 s, %v of CPU", tries, used)
 	}
-	// Somebody takes it out of the queue, between two tries of the service.
+	// It is taken out of the queue between two tries of the service.
 	eventually(t, "the message", func() error {
 		d, ok, err := ch.Get("orders-queue", false)
 		switch {
@@ -404,7 +404,7 @@ func (s *receiver) attempts(id string) (attempts []int) {
 	return attempts
 }
 
-// What a webhook answers decides how often it is asked. A failure is not
+// The answers of a webhook decide how often it is asked. A failure is not
 // remembered: once the cause is fixed the event can be sent again.
 func TestAttempts(t *testing.T) {
 	tests := map[string]struct {

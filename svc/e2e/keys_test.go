@@ -140,9 +140,9 @@ func union(batches []batch) map[string]bool {
 	return ids
 }
 
-// settled reports what is missing until n ids are done, none claimed, and the
+// allDone reports what is missing until n ids are done, none claimed, and the
 // queue is empty.
-func (e *env) settled(role string, n int) error {
+func (e *env) allDone(role string, n int) error {
 	keys := e.keys(role)
 	if done, claimed := len(keys.done()), len(keys.claimed()); done != n || claimed > 0 {
 		return fmt.Errorf("%d of %d ids are done, %d claimed", done, n, claimed)

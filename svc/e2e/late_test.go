@@ -205,7 +205,7 @@ func TestCompaction(t *testing.T) {
 		}
 	}
 	w.progress(100)
-	w.settle()
+	w.finish()
 	w.wantLog(0, 0, "session lost")
 	w.wantLog(0, 0, "etcd is unreachable")
 }

@@ -107,7 +107,7 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 }
 
 // publishSteadily publishes events, each twice, some hundred a second, until
-// settle. While the broker is unreachable it publishes nothing.
+// finish. While the broker is unreachable it publishes nothing.
 func (w *faultEnv) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel
@@ -182,14 +182,14 @@ func (w *faultEnv) healthy() {
 	}
 }
 
-// settle stops publishing and waits until everything is done. It checks that
+// finish stops publishing and waits until everything is done. It checks that
 // nothing is lost, that nothing was done twice but what was under way during a
 // long outage, and that both replicas are alive; then it stops them.
-func (w *faultEnv) settle() {
+func (w *faultEnv) finish() {
 	w.t.Helper()
 	w.stopPublishing()
 	w.publishing.Wait()
-	eventually(w.t, "everything done", func() error { return w.settled("orders", w.published) })
+	eventually(w.t, "everything done", func() error { return w.allDone("orders", w.published) })
 	for _, s := range w.replicas {
 		s.alive()
 		s.stop()

@@ -62,14 +62,14 @@ func (p *proxy) reopen() (err error) {
 	return err
 }
 
-// blackhole lets every packet in both directions vanish, until heal.
+// blackhole drops every packet in both directions, until restore.
 func (p *proxy) blackhole() {
 	for _, stream := range []string{"upstream", "downstream"} {
 		p.toxic(fmt.Sprintf(`{"name":"blackhole-%s","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream, stream))
 	}
 }
 
-// delay makes every answer take ms more milliseconds, until heal.
+// delay makes every answer take ms more milliseconds, until restore.
 func (p *proxy) delay(ms int) {
 	p.toxic(fmt.Sprintf(`{"name":"delay","type":"latency","stream":"downstream","attributes":{"latency":%d}}`, ms))
 }
@@ -80,4 +80,4 @@ func (p *proxy) toxic(json string) {
 	p.must(err)
 }
 
-func (p *proxy) heal() { p.Toxics.ResetToxics(context.Background()) }
+func (p *proxy) restore() { p.Toxics.ResetToxics(context.Background()) }

@@ -9,7 +9,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// A refusal that passes by itself, or when somebody ends its cause, is waited
+// A refusal that passes by itself, or when its cause is removed, is waited
 // for, from the start: the log names the virtual host, the broker's reason and
 // what to do.
 func TestRefusedForAWhile(t *testing.T) {

@@ -36,7 +36,7 @@ func TestCrashes(t *testing.T) {
 	if len(e.keys("orders").claims) == 0 {
 		t.Error("no crash has left a claim")
 	}
-	eventually(t, "an empty queue and no claim", func() error { return e.settled("orders", ids) })
+	eventually(t, "an empty queue and no claim", func() error { return e.allDone("orders", ids) })
 	for _, s := range replicas {
 		s.alive()
 		s.stop()

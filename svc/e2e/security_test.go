@@ -78,14 +78,14 @@ func TestTLS(t *testing.T) {
 		vars []string
 		want []string // in one line
 	}{
-		"etcd: another authority":              {vars(theirs.file, good), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
-		"etcd: another authority, users":       {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
-		"etcd: expired certificate":            {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is unreachable", "expired", etcdAdvice}},
-		"etcd: certificate of somebody else":   {vars(ours.file, foreign), []string{"etcd is unreachable", "tls: ", etcdAdvice}},
-		"broker: another authority":            {append(vars(theirs.file, good), plain...), []string{"no connection to the broker", "unknown authority", amqpAdvice}},
-		"broker: expired certificate":          {append(vars(ours.file, expired), plain...), []string{"no connection to the broker", "expired", amqpAdvice}},
-		"broker: certificate of somebody else": {append(vars(ours.file, foreign), plain...), []string{"no connection to the broker", "tls: ", amqpAdvice}},
-		"broker: no certificate":               {append(plain, "AMQP_CACERT="+ours.file), []string{"no connection to the broker", "certificate required", amqpAdvice}},
+		"etcd: another authority":                  {vars(theirs.file, good), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
+		"etcd: another authority, users":           {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
+		"etcd: expired certificate":                {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is unreachable", "expired", etcdAdvice}},
+		"etcd: certificate of another authority":   {vars(ours.file, foreign), []string{"etcd is unreachable", "tls: ", etcdAdvice}},
+		"broker: another authority":                {append(vars(theirs.file, good), plain...), []string{"no connection to the broker", "unknown authority", amqpAdvice}},
+		"broker: expired certificate":              {append(vars(ours.file, expired), plain...), []string{"no connection to the broker", "expired", amqpAdvice}},
+		"broker: certificate of another authority": {append(vars(ours.file, foreign), plain...), []string{"no connection to the broker", "tls: ", amqpAdvice}},
+		"broker: no certificate":                   {append(plain, "AMQP_CACERT="+ours.file), []string{"no connection to the broker", "certificate required", amqpAdvice}},
 		"broker: no TLS where there must be": {
 			append(plain, "AMQP_URL=amqp"+strings.TrimPrefix(rabbit.TLSURL(), "amqps")), []string{"no connection to the broker", "must begin with amqps://"}},
 		"broker: TLS where there is none": {

@@ -152,7 +152,7 @@ func TestStopUnderLoad(t *testing.T) {
 
 			work.takes.Store(int64(time.Millisecond))
 			next := e.start("orders", vars...)
-			eventually(t, "everything done", func() error { return e.settled("orders", ids) })
+			eventually(t, "everything done", func() error { return e.allDone("orders", ids) })
 			next.stopWithin(sig, shutdown)
 			if n := len(receiver.all()); n != ids {
 				t.Errorf("%d posts for %d ids", n, ids)
@@ -177,17 +177,17 @@ func TestStopDuringOutage(t *testing.T) {
 		"etcd killed":  {func(b *proxiedEnv) { b.etcdServer.Kill() }, func(b *proxiedEnv) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
 		"etcd frozen":  {func(b *proxiedEnv) { b.etcdServer.Pause() }, func(b *proxiedEnv) { b.etcdServer.Resume() }, "", true},
 		"etcd's packets lost": {
-			func(b *proxiedEnv) { b.toEtcd.blackhole() }, func(b *proxiedEnv) { b.toEtcd.heal(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
+			func(b *proxiedEnv) { b.toEtcd.blackhole() }, func(b *proxiedEnv) { b.toEtcd.restore(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
 		"broker away": {func(b *proxiedEnv) { b.toRabbit.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect() }, broker, false},
 		"broker's packets lost": {
-			func(b *proxiedEnv) { b.toRabbit.blackhole() }, func(b *proxiedEnv) { b.toRabbit.heal(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
+			func(b *proxiedEnv) { b.toRabbit.blackhole() }, func(b *proxiedEnv) { b.toRabbit.restore(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
 		"both cut off": {
 			func(b *proxiedEnv) { b.toRabbit.cut(); b.toEtcd.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect(); b.toEtcd.reconnect() }, broker, true},
 		"both frozen": {
 			func(b *proxiedEnv) { b.toRabbit.blackhole(); b.etcdServer.Pause() },
 			func(b *proxiedEnv) {
 				b.etcdServer.Resume()
-				b.toRabbit.heal()
+				b.toRabbit.restore()
 				b.toRabbit.cut()
 				b.toRabbit.reconnect()
 			}, "", true},
@@ -222,7 +222,7 @@ func TestStopDuringOutage(t *testing.T) {
 			}
 			work.takes.Store(int64(time.Millisecond))
 			next := b.start("orders", vars...)
-			eventually(t, "everything done", func() error { return b.settled("orders", ids) })
+			eventually(t, "everything done", func() error { return b.allDone("orders", ids) })
 			next.stopWithin(syscall.SIGTERM, shutdown)
 			lost, twice := receiver.accounts("o", ids)
 			if lost > 0 || twice > unrecorded {

@@ -90,7 +90,7 @@ func TestManyWait(t *testing.T) {
 	t.Logf("all %d ids were worked on up to %v after the owner's lease had ended", ids, slowest.Round(time.Millisecond))
 	_, err = e.etcd.Revoke(ctx, lease.ID)
 	e.must(err)
-	eventually(t, "everything done", func() error { return e.settled("orders", ids) })
+	eventually(t, "everything done", func() error { return e.allDone("orders", ids) })
 }
 
 // session is the role's only session.

@@ -172,7 +172,7 @@ func TestLetterCutsTheError(t *testing.T) {
 	}
 }
 
-// An error may quote what somebody else has sent.
+// An error may quote a message.
 func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 	tests := map[string]string{
 		"short":              "the answer was \xff\xfe",

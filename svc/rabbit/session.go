@@ -44,7 +44,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		ch, deliveries, closed, err = c.open(conn, prefetch)
 		return err
 	}); err != nil {
-		// A node that is cut off from its cluster lets us in, and that is all.
+		// A node that is cut off from its cluster accepts logins, and nothing more.
 		c.from = conn.next
 		return false, fmt.Errorf("the broker at %s: %w", conn.broker, err)
 	}
