@@ -14,7 +14,7 @@
 //	                                      of roles.go do the work
 //	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
 //	                                      could wait for its handler for over 20 minutes
-//	CONCURRENCY       32                  handlers at once; 1 keeps the order of delivery
+//	CONCURRENCY       32                  handlers at once; 1, with one replica, keeps the order
 //	MAX_ATTEMPTS      3                   attempts of one handler before the event is dead-lettered
 //	HANDLER_TIMEOUT   30s                 timeout of one attempt
 //	CLAIM_TTL         10s                 how long ids stay claimed after their process has died;
@@ -118,7 +118,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
 		if err != nil {
-			return fail(err, "")
+			return fail(err, "set HEALTH_ADDR to a free port of this machine")
 		}
 		defer stopServing()
 	}

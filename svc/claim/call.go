@@ -23,9 +23,9 @@ const (
 	// resendAfter is the time without an answer after which a call is sent again,
 	// to the next member: the first may be frozen or cut off, or its leader dead.
 	resendAfter = time.Second
-	// quickResend replaces it for the second try, for quickFor, after a call that only
-	// a later try answered: one member of several does not answer, and it takes the
-	// client that long to notice (see Dial).
+	// A call that a later try answered while an earlier one hangs shows that a member
+	// is frozen or cut off. The client notices that after quickFor (see Dial); until
+	// then the second try of each call is sent after quickResend.
 	quickResend = 100 * time.Millisecond
 	quickFor    = 15 * time.Second
 	// maxTries bounds the tries that are under way at once.
@@ -36,7 +36,7 @@ const (
 type caller struct {
 	outage     *outage.Log
 	refusals   *refusals
-	quickUntil atomic.Int64 // Unix nanoseconds
+	quickUntil atomic.Int64 // until then quickResend applies; Unix nanoseconds
 	tries      sync.WaitGroup
 }
 
@@ -87,7 +87,7 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 		case a := <-answers:
 			underWay--
 			if a.err == nil || slices.ContainsFunc(final, func(err error) bool { return errors.Is(a.err, err) }) {
-				if a.try > 1 && underWay > 0 {
+				if underWay > sent-a.try { // an earlier try is still unanswered
 					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
 				}
 				c.outage.Answered(a.began)

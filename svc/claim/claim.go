@@ -8,14 +8,14 @@
 // numbers the writes of a session, <w> names a window. A list is a JSON array
 // of ids.
 //
-//	session/<s>       host and pid   the process lives; the key's version counts its writes
+//	session/<s>       host and pid   the process is alive; the key's version counts its writes
 //	claim/<s>/<n>     a list         the session asks for these ids
 //	done/<w>/<s>/<n>  a list         these ids were processed
 //	window/<w>        DEDUP_WINDOW   the window has not ended
 //
-// Keys of a session and its claims are attached to the session's lease, those of a
-// window and its records to the window's lease (the window "forever" has none). A
-// session or a window lives as long as its key exists.
+// A session's key and its claims are attached to the session's lease, a window's key and
+// its records to the window's lease. (The window "forever" has no lease.) A session or a
+// window lives as long as its key exists.
 //
 // # The rule
 //

@@ -170,9 +170,9 @@ func (s *doneSet) ended(n uint32) bool {
 	return !ok || named != n
 }
 
-// oldest returns the two living windows that began first, of those that end; without
-// a name: none.
-func (s *doneSet) oldest() (oldest, next window) {
+// oldestTwo returns the two oldest living windows, not counting the window forever. A
+// window without a name means that there is none.
+func (s *doneSet) oldestTwo() (oldest, next window) {
 	for _, w := range s.windows {
 		switch {
 		case w.created == 0 || w.name == forever:

@@ -108,13 +108,13 @@ func TestOldestWindows(t *testing.T) {
 	}
 	s.add("x", "unseen")
 	for _, want := range []string{"b a", "a c", "c "} {
-		oldest, next := s.oldest()
+		oldest, next := s.oldestTwo()
 		if got := oldest.name + " " + next.name; got != want {
 			t.Errorf("the oldest windows are %q, want %q", got, want)
 		}
 		s.end(oldest.name)
 	}
-	if oldest, next := s.oldest(); oldest.name != "" || next.name != "" {
+	if oldest, next := s.oldestTwo(); oldest.name != "" || next.name != "" {
 		t.Errorf("%v and %v are left", oldest, next)
 	}
 }

@@ -16,7 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Options are what a process needs to know beside the servers.
+// Options configure the claims of one process.
 type Options struct {
 	Role         string
 	TTL          time.Duration // CLAIM_TTL
@@ -77,7 +77,7 @@ func (s *Etcd) Run(ctx context.Context) {
 	var parts sync.WaitGroup
 	parts.Go(func() { s.follow(ctx) })
 	parts.Go(func() { s.checkHistory(ctx) })
-	parts.Go(func() { s.endOldWindows(ctx) })
+	parts.Go(func() { s.endOldestWindow(ctx) })
 	last := s.runSessions(ctx)
 	parts.Wait()
 	s.claimer.close()

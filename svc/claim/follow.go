@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// This file is what session.go and view.go tell the claimer: what becomes of the session
-// and of the state.
+// With these methods session.go and view.go report changes of the session and of the
+// state.
 
 // valid reports whether the session may be assumed to live.
 func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
@@ -64,8 +64,20 @@ func (c *claimer) suspendSession() bool {
 	return first
 }
 
-// suspect suspends a session that etcd may have lost, and forces a write: it fails if
-// the session is gone. Otherwise the next renewal resumes it.
+// suspendExpired suspends the session unless it was renewed meanwhile. It reports
+// whether it did.
+func (c *claimer) suspendExpired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held.Err() != nil || time.Now().Before(c.validUntil) {
+		return false
+	}
+	c.suspend(ErrSuspended)
+	return true
+}
+
+// suspect suspends a session that etcd may have lost, and forces a write, which shows
+// whether it still lives. If it does, the next renewal resumes it.
 func (c *claimer) suspect(session string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -77,10 +89,10 @@ func (c *claimer) suspect(session string) {
 }
 
 // apply applies changes to the state; see [roleState.Apply].
-func (c *claimer) apply(events []change) error {
+func (c *claimer) apply(changes []change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state.Apply(events, func(id string) {
+	return c.state.Apply(changes, func(id string) {
 		if e := c.entries[id]; e != nil {
 			c.evaluate(e)
 		}

@@ -83,7 +83,7 @@ func (s *Etcd) runSession(ctx context.Context, ses *session) error {
 // it sent the last renewal that was answered.
 func (s *Etcd) renew(ctx context.Context, ses *session) error {
 	suspend := time.AfterFunc(time.Until(ses.validUntil), func() {
-		if s.suspendSession() {
+		if s.suspendExpired() {
 			s.o.Log.Warn("session suspended: handlers are cancelled", "session", ses.name, "unrenewed", s.o.TTL)
 		}
 	})

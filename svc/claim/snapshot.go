@@ -9,6 +9,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+const (
+	// pageBytes is the target size of a page, maxPage bounds its keys.
+	pageBytes        = 4 << 20
+	maxPage          = 10_000
+	progressInterval = 5 * time.Second // between two lines of the log while reading
+)
+
 // snapshot reads all keys at one revision.
 func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
 	for {

@@ -68,8 +68,8 @@ func (s *roleState) Version(session string) int64 { return s.sessions[session] }
 // from a backup: each write raises the version of its session's key by one.
 func (s *roleState) checkNoGap(changes []change) error {
 	versions := make(map[string]int64)
-	for _, e := range changes {
-		name, ok := strings.CutPrefix(e.Key, "session/")
+	for _, ch := range changes {
+		name, ok := strings.CutPrefix(ch.Key, "session/")
 		if !ok {
 			continue
 		}
@@ -77,10 +77,10 @@ func (s *roleState) checkNoGap(changes []change) error {
 		if !ok {
 			before = s.sessions[name]
 		}
-		if !e.Deleted && e.Version != before+1 {
-			return fmt.Errorf("changes were missed: write %d of session %s follows write %d", e.Version, name, before)
+		if !ch.Deleted && ch.Version != before+1 {
+			return fmt.Errorf("changes were missed: write %d of session %s follows write %d", ch.Version, name, before)
 		}
-		versions[name] = e.Version // 0 if deleted
+		versions[name] = ch.Version // 0 if deleted
 	}
 	return nil
 }
@@ -91,10 +91,10 @@ func (s *roleState) checkNoGap(changes []change) error {
 func (s *roleState) Apply(changes []change, changed func(id string)) error {
 	var ids []string
 	var errs []error
-	for _, e := range changes {
-		touched, err := s.apply(e)
+	for _, ch := range changes {
+		touched, err := s.apply(ch)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("key %s: %w", e.Key, err))
+			errs = append(errs, fmt.Errorf("key %s: %w", ch.Key, err))
 		}
 		ids = append(ids, touched...)
 	}
@@ -106,42 +106,42 @@ func (s *roleState) Apply(changes []change, changed func(id string)) error {
 }
 
 // apply applies one change, and returns the ids that it may concern.
-func (s *roleState) apply(e change) ([]string, error) {
-	kind, name, _ := strings.Cut(e.Key, "/")
+func (s *roleState) apply(ch change) ([]string, error) {
+	kind, name, _ := strings.Cut(ch.Key, "/")
 	switch kind {
 	case "session":
-		if e.Deleted {
+		if ch.Deleted {
 			delete(s.sessions, name)
 		} else {
-			s.sessions[name] = e.Version
+			s.sessions[name] = ch.Version
 		}
 	case "window":
-		if e.Deleted {
+		if ch.Deleted {
 			s.done.end(name)
 		} else {
-			s.done.begin(name, e.Created)
+			s.done.begin(name, ch.Created)
 		}
 	case "done":
-		if e.Deleted { // replaced by a merged record, or the window's own key goes as well
+		if ch.Deleted { // replaced by a merged record, or the window's own key goes as well
 			return nil, nil
 		}
 		window, _, _ := strings.Cut(name, "/")
-		ids, err := parseIDs(e.Value)
+		ids, err := parseIDs(ch.Value)
 		for _, id := range ids {
 			s.done.add(id, window)
 		}
 		return ids, err
 	case "claim":
-		if e.Deleted {
-			return s.replace(e.Key, nil), nil
+		if ch.Deleted {
+			return s.replace(ch.Key, nil), nil
 		}
 		session, write, _ := strings.Cut(name, "/")
 		n, err := strconv.ParseInt(write, 10, 64)
 		if err != nil {
 			return nil, err
 		}
-		ids, err := parseIDs(e.Value)
-		return s.replace(e.Key, &claimKey{session, n, e.Created, ids}), err
+		ids, err := parseIDs(ch.Value)
+		return s.replace(ch.Key, &claimKey{session, n, ch.Created, ids}), err
 	default:
 		return nil, errors.New("not of a known form: ignored")
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestSuspendedAndGoesOn(t *testing.T) {
@@ -163,3 +165,22 @@ func TestSuspect(t *testing.T) {
 		t.Errorf("%d writes found out that the session is over: %t", n, x.a.over)
 	}
 }
+
+// A timer that fires as the session is renewed does not suspend it.
+func TestRenewedAsItExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newClaimer(newRoleState())
+		c.begin("s", time.Now().Add(ttlOfTest))
+		<-time.After(ttlOfTest)
+		c.renewed(time.Now().Add(ttlOfTest))
+		if c.suspendExpired() || !c.valid() {
+			t.Error("it is suspended although it was renewed")
+		}
+		<-time.After(ttlOfTest)
+		if !c.suspendExpired() || c.valid() {
+			t.Error("it is not suspended when it has expired")
+		}
+	})
+}
+
+const ttlOfTest = 10 * time.Second

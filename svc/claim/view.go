@@ -18,11 +18,7 @@ const (
 	// committed: the member that serves the watch may be cut off or frozen, or etcd
 	// was restored from a backup.
 	maxLag          = 2 * time.Second
-	historyInterval = 2 * time.Second // between two looks for a restored etcd
-	// pageBytes is the target size of a page, maxPage bounds its keys.
-	pageBytes        = 4 << 20
-	maxPage          = 10_000
-	progressInterval = 5 * time.Second // between two lines of the log while reading
+	historyInterval = 2 * time.Second // how often checkHistory asks for etcd's revision
 )
 
 // follow applies the changes in etcd to the state until ctx ends.
@@ -84,8 +80,10 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	}
 }
 
-// openWatch opens a watch that lives as long as ctx. Like a call, it is tried again
-// beside the first try: a frozen member keeps its connections and answers nothing.
+// openWatch opens a watch that lives as long as ctx. While one try is unanswered
+// another is made, as in call: a frozen member keeps its connections and answers
+// nothing. The first watch to open is used, the others are cancelled. One that opens
+// with an error costs a full read, too.
 func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, error) {
 	type try struct {
 		n       int
@@ -97,7 +95,7 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 	defer tick.Stop()
 	for {
 		if n := len(cancels); n < maxTries {
-			// The client sends watches with equal metadata over one stream, to one member.
+			// The metadata gives each try a stream of its own, and so perhaps another member.
 			ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "try", strconv.Itoa(n)))
 			cancels = append(cancels, cancel)
 			s.calls.tries.Go(func() {

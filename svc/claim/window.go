@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	// windowParts is the number of windows in one DEDUP_WINDOW, and in CACHE_SIZE: an
-	// id is remembered for up to an eighth longer than DEDUP_WINDOW, and an eighth of
-	// CACHE_SIZE is forgotten at once when too many ids are remembered.
+	// A window takes records for an eighth of DEDUP_WINDOW, at most maxSpan, and up to
+	// an eighth of CACHE_SIZE ids: an id is remembered for at most that much longer, and
+	// at most that many are forgotten at once.
 	windowParts = 8
-	maxSpan     = time.Hour // that a window takes records for
+	maxSpan     = time.Hour
 )
 
 // openWindow grants a lease for the records that follow.
@@ -48,11 +48,12 @@ func (s *Etcd) checkFull() {
 	}
 }
 
-// endOldWindows ends the oldest window early, for all processes of the role, when
-// more than MaxIDs ids are remembered.
-func (s *Etcd) endOldWindows(ctx context.Context) {
-	var last string // that was ended
-	warned := false // that none can be ended
+// endOldestWindow ends the oldest window early, for all processes of the role, when
+// more than MaxIDs ids are remembered. The newest window is never ended.
+func (s *Etcd) endOldestWindow(ctx context.Context) {
+	var last string // the window that was ended last
+	var lastAt time.Time
+	warned := false
 	for {
 		select {
 		case <-s.full:
@@ -60,28 +61,31 @@ func (s *Etcd) endOldWindows(ctx context.Context) {
 			return
 		}
 		oldest, next := s.oldestWindows()
-		if next.name == "" && !warned {
-			warned = true
-			s.o.Log.Warn("more ids are remembered than CACHE_SIZE", "ids", s.Remembered(),
-				"hint", "raise CACHE_SIZE, or set a DEDUP_WINDOW: with 0 nothing is forgotten")
-		}
-		if next.name == "" || oldest.name == last { // the newest window stays
+		if next.name == "" {
+			if !warned {
+				warned = true
+				s.o.Log.Warn("more ids are remembered than CACHE_SIZE", "ids", s.Remembered(),
+					"hint", "raise CACHE_SIZE; with DEDUP_WINDOW=0 nothing is forgotten")
+			}
 			continue
 		}
-		last = oldest.name
+		if oldest.name == last && time.Since(lastAt) < maxLag { // the view has not seen its end yet
+			continue
+		}
 		if s.revoke(ctx, leaseOf(oldest)) != nil {
 			return
 		}
+		last, lastAt = oldest.name, time.Now()
 		s.o.Log.Warn("more ids are remembered than CACHE_SIZE: the oldest are forgotten", "forgotten", oldest.ids,
 			"memory_reach", s.age(ctx, next), "hint", "raise CACHE_SIZE or lower DEDUP_WINDOW")
 	}
 }
 
-// oldestWindows returns the two windows that began first; see [doneSet.oldest].
+// oldestWindows returns the two windows that began first; see [doneSet.oldestTwo].
 func (s *Etcd) oldestWindows() (oldest, next window) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state.done.oldest()
+	return s.state.done.oldestTwo()
 }
 
 // MemoryReach returns how far back the memory of processed ids reaches, to the

@@ -4,9 +4,9 @@ import (
 	"time"
 )
 
-// The limits of a write. etcd's own are 128 operations, unless --max-txn-ops says
-// otherwise (64 is seen), and 1.5 MiB; what Hint asks for is 512 KiB. Larger writes
-// gain nothing.
+// The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
+// installations set 64) and 1.5 MiB. Hint asks for 48 operations and 512 KiB: larger
+// writes gain nothing.
 const (
 	maxID      = 10_000 // bytes; in JSON it grows sixfold at most
 	maxOps     = 48

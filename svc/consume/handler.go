@@ -63,26 +63,28 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		if err == nil {
 			return nil
 		}
-		unknown := errors.As(err, new(*unknownError))
+		_, unknown := errors.AsType[*unknownError](err)
 		if unknown {
-			ctx = handlerCtx // the end of the delivery does not stop the retries
+			ctx = handlerCtx // from now on only its end stops the retries: the work may have been done
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 
 		var pause time.Duration
-		var unavailable *unavailableError
+		unavailable, outage := errors.AsType[*unavailableError](err)
+		_, permanent := errors.AsType[*permanentError](err)
 		switch {
 		case c.Held.Err() != nil: // the suspension has cancelled the attempt, which does not count
-		case errors.As(err, &unavailable): // an outage does not count
+		case outage: // which does not count
 			pause = max(wait.NextBackOff(), unavailable.wait)
 			if unknown {
 				unanswered++
 				p.warnUnanswered(e, unanswered, err)
 			}
-		case attempt == p.MaxAttempts || errors.As(err, new(*permanentError)):
-			// No event is dead-lettered under a claim that may be another's.
+		case attempt == p.MaxAttempts || permanent:
+			// Only the owner dead-letters: another process may have done the work meanwhile.
+			// A claim that is lost while the broker is slow to confirm goes unnoticed.
 			if check := p.Claims.Check(ctx, c); check == nil {
 				return &Failure{ReasonFailed, err, attempt}
 			} else if !errors.Is(check, claim.ErrSuspended) {
@@ -114,7 +116,7 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 	case <-c.Held.Done():
 		return context.Cause(c.Held)
 	}
-	// A slot may have become free at the same time.
+	// select chooses at random if a context has ended and a slot is free.
 	if err := cmp.Or(context.Cause(ctx), context.Cause(c.Held)); err != nil {
 		return err
 	}

@@ -48,13 +48,14 @@ func (f *Failure) Error() string {
 
 const (
 	ReasonMalformed = "malformed" // the message is not an event
-	ReasonFailed    = "failed"    // the last attempt has failed
+	ReasonFailed    = "failed"    // the last attempt has failed, or one for good
 )
 
 // Claimer grants each id to one delivery at a time, among all processes.
 type Claimer interface {
-	// Claim waits until id is the caller's. claim.ErrDone: it was processed. Any
-	// other error: ctx has ended, or the process stops.
+	// Claim waits until id is the caller's. claim.ErrDone: it was processed.
+	// claim.ErrInvalidID: it cannot be stored. Any other error: ctx has ended, or the
+	// process stops.
 	Claim(ctx context.Context, id string) (*claim.Claim, error)
 	// Reclaim is for a claim that was suspended: it waits until the id is the
 	// caller's again. Its errors are those of Claim, and end the claim.
@@ -90,11 +91,11 @@ type Pipeline struct {
 // Semaphore has a slot for each handler that may run at once.
 type Semaphore chan struct{}
 
-// Handle processes one delivery until it is acknowledged or given up. ctx ends when
-// the delivery's channel is gone or the service stops, and no later than handlerCtx,
-// which ends the handlers. After ctx has ended Handle begins no work. It waits for a
-// handler that runs, for the record of finished work, and for the retries after an
-// error that is Unknown.
+// Handle processes one delivery until it is acknowledged or given up. It takes two
+// contexts. ctx is the delivery's: it ends when its channel closes or the service stops,
+// and after that no attempt begins, except the retries after an Unknown error. handlerCtx
+// ends no earlier, at the end of a shutdown's grace period, and cancels the handlers.
+// Finished work is recorded in either case.
 func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	e, err := event.Parse(d.Body())
 	noID := errors.Is(err, event.ErrNoID)
@@ -105,8 +106,11 @@ func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	case err != nil && (p.RequireID || !noID):
 		p.deadLetter(ctx, d, event.Event{}, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 	default:
-		if err := p.process(ctx, handlerCtx, d, e, handler); errors.Is(err, claim.ErrDone) {
+		switch err := p.process(ctx, handlerCtx, d, e, handler); {
+		case errors.Is(err, claim.ErrDone):
 			p.finish(d, e, "skipped", e.Type+"_skipped")
+		case errors.Is(err, claim.ErrInvalidID):
+			p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 		}
 	}
 }
@@ -143,7 +147,7 @@ func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {
 // is tried anew.
 func (p *Pipeline) notDone(ctx context.Context, d Delivery, c *claim.Claim, e event.Event, err error) error {
 	defer p.Claims.Release(c)
-	if failure := new(Failure); errors.As(err, &failure) {
+	if failure, ok := errors.AsType[*Failure](err); ok {
 		return p.deadLetter(ctx, d, e, failure, e.Type+"_failed")
 	}
 	return err
@@ -155,7 +159,7 @@ func (p *Pipeline) deadLetter(ctx context.Context, d Delivery, e event.Event, f 
 		return err
 	}
 	p.Counter.Count(counter)
-	p.Log.Info("dead-lettered", "type", e.Type, "id", e.ID, "reason", f.Reason, "error", truncate(f.Err.Error()))
+	p.Log.Info("dead-lettered", "type", truncate(e.Type), "id", e.ID, "reason", f.Reason, "error", truncate(f.Err.Error()))
 	// A crash here: it is dead-lettered twice.
 	d.Ack()
 	return nil

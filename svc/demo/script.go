@@ -29,10 +29,10 @@ type script struct {
 	atEnd    []func()
 }
 
-func (s *env) newScript(ctx context.Context) *script {
-	p := &script{env: s}
-	p.sceneCtx, p.fail = context.WithCancelCause(ctx)
-	return p
+func (e *env) newScript(ctx context.Context) *script {
+	s := &script{env: e}
+	s.sceneCtx, s.fail = context.WithCancelCause(ctx)
+	return s
 }
 
 // end kills what the scene still runs.
@@ -119,7 +119,7 @@ func (s *script) kill(p *harness.Process) {
 	s.step(func(context.Context) error { p.Kill(); return nil })
 }
 
-// stop stops services at once, as ctrl-c does.
+// stop stops services, all at the same time, as ctrl-c does.
 func (s *script) stop(services ...*harness.Process) {
 	s.step(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, maxWait)

@@ -141,7 +141,7 @@ func (m *measurement) drain(d drain) float64 {
 	}
 	var first, last time.Time
 	counted, before := 0, 0 // before: at first
-	m.until(5*time.Millisecond, func() bool {
+	m.until(20*time.Millisecond, func() bool {
 		counted = 0
 		for _, at := range health {
 			var stats map[string]float64

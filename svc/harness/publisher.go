@@ -86,8 +86,8 @@ func (p *Publisher) Publish(ctx context.Context, messages ...amqp.Publishing) er
 }
 
 // PublishUntilConfirmed publishes messages again and again until the broker has
-// confirmed all of them. After a lost connection the
-// broker may hold some of them twice.
+// confirmed all of them. After an error all are published again, so some may be in the
+// queues twice.
 func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.Publishing) error {
 	for {
 		err := p.Publish(ctx, messages...)

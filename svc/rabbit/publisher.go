@@ -88,8 +88,9 @@ func (p *publisher) listen(blockings <-chan amqp.Blocking) {
 }
 
 // publish publishes on the connection and returns the broker's answer. It ends
-// the connection when the broker is silent. When ctx ends, a message that is on
-// its way may arrive within CloseTimeout: it would be stored twice otherwise.
+// the connection when the broker is silent. When ctx ends it still waits up to
+// CloseTimeout for the confirm of a message that is on its way: that message would be
+// delivered again, and stored twice.
 func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
 	answer := make(chan error, 1)
 	go func() { answer <- p.send(msg) }()

@@ -1,4 +1,4 @@
-// Receiver takes the events that a service posts to its WEBHOOK_URL, and has the
+// Receiver takes the events that a service posts to its WEBHOOK_URL, and performs the
 // effect of each once, although the service may post it several times: after a
 // crash, or when an answer was lost.
 //
@@ -6,8 +6,8 @@
 //	cd svc && ENABLE_ETCD=true WEBHOOK_URL=http://localhost:8090 SERVICE_NAME=orders go run *.go
 //	curl localhost:8090    says how many effects there were
 //
-// The rule: have the effect and remember the Idempotency-Key in one transaction;
-// answer a repeated key as the first time; refuse a token below one seen before,
+// The rule: perform the effect and store the Idempotency-Key in one transaction; answer
+// a repeated key as it was answered the first time; refuse a token below one seen before,
 // since its sender has lost the claim. The store is bbolt. Any database with
 // transactions serves as well, if it is the one that the effect goes to.
 package main
@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	keys   = []byte("keys")   // the token of each Idempotency-Key whose effect was had
+	keys   = []byte("keys")   // the token of each Idempotency-Key whose effect was performed
 	orders = []byte("orders") // the effects: each event's body, numbered
 )
 
