@@ -9,7 +9,7 @@ import (
 // A statsd that starts after the service, or starts again, knows every counter
 // within 10 s, without an event.
 func TestStatsdStartsLater(t *testing.T) {
-	e := newEnv(t)
+	e, _ := newBroker(t)
 	addr := e.statsd.Addr()
 	e.statsd.Close()
 	s := e.start("orders")
