@@ -24,7 +24,7 @@
 //	CACHE_SIZE        20000000            ids held in memory, 35 to 48 bytes each; beyond it the
 //	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
-//	SHUTDOWN_TIMEOUT  15s                 time to finish what is in flight
+//	SHUTDOWN_TIMEOUT  15s                 time to finish what has begun
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
 //	                                      Certificates that are renewed are used without a restart

@@ -47,7 +47,7 @@ type stats struct {
 	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
 }
 
-// begin counts a delivery as in flight until the function that it returns is called.
+// begin counts a delivery as being processed until the function that it returns is called.
 func (s *stats) begin() (end func()) {
 	s.inFlight.Add(1)
 	return func() { s.inFlight.Add(-1) }
