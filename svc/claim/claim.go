@@ -72,8 +72,12 @@ type Claim struct {
 	// Token is the fencing token, an etcd revision: it grows with each new owner
 	// of the id. It is 0 without etcd.
 	Token int64
-	// Held ends with the cause ErrSuspended when the claim may have been lost.
+	// Held ends with the cause ErrSuspended when the claim may have been lost, and
+	// with ErrClosed when the process stops.
 	Held context.Context
+
+	entry  *entry
+	answer chan error // what the call that waits returns; capacity 1
 }
 
 // NoDedup grants every id to every caller: the service without etcd.

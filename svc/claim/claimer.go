@@ -12,14 +12,14 @@ import (
 // the role, decides what the process's session writes next, and grants each id to
 // one delivery at a time. It talks to no server: see [Etcd].
 type claimer struct {
-	wake   chan struct{} // receives when there may be something to write
-	closed chan struct{}
+	wake chan struct{} // receives when there may be something to write
 
 	mu      sync.Mutex
+	closed  bool
 	state   *roleState
 	entries map[string]*entry
 	writer  writer
-	checks  []*waiter
+	checks  []chan struct{} // closed when the next write is committed
 
 	validUntil time.Time       // the session lives that long; each renewal moves it on
 	held       context.Context // of the claims that are granted now
@@ -30,37 +30,21 @@ type claimer struct {
 // its claims still lists.
 type entry struct {
 	id      string
-	waiting []*waiter // deliveries that want the id, in the order of asking
-	holder  *Claim    // of the delivery that works; nil: none
+	waiting []*Claim // of the deliveries that want the id, in the order of asking
+	holder  *Claim   // of the delivery that works; nil: none
 
-	finished  chan error // not nil: the holder's work is done, and it waits for the record
-	listing   *listing   // the claim key that lists the id; nil: none yet
-	queued    bool       // to be recorded by a later write
-	recording bool       // recorded by the pending write
+	finished  bool     // the holder's work is done, and it waits for the record
+	listing   *listing // the claim key that lists the id; nil: none yet
+	queued    bool     // to be recorded by a later write
+	recording bool     // recorded by the pending write
 }
 
 func (e *entry) wanted() bool { return e.holder != nil || len(e.waiting) > 0 }
 
-// waiter is a delivery that waits for an id, or for a write.
-type waiter struct {
-	ready chan struct{} // closed when there is an answer
-	claim *Claim        // to grant
-	entry *entry
-	err   error
-}
-
-func (w *waiter) answer(err error) {
-	w.err = err
-	close(w.ready)
-}
-
 // newClaimer returns a claimer that follows state. It is suspended until
 // a session begins.
 func newClaimer(state *roleState) *claimer {
-	c := &claimer{
-		wake: make(chan struct{}, 1), closed: make(chan struct{}),
-		state: state, entries: make(map[string]*entry),
-	}
+	c := &claimer{wake: make(chan struct{}, 1), state: state, entries: make(map[string]*entry)}
 	c.held, c.suspend = context.WithCancelCause(context.Background())
 	c.suspend(ErrSuspended)
 	return c
@@ -72,21 +56,25 @@ func (c *claimer) Claim(ctx context.Context, id string) (*Claim, error) {
 	if len(id) > maxID || !utf8.ValidString(id) {
 		return nil, ErrInvalidID
 	}
-	w := c.ask(id)
-	if err := c.wait(ctx, w); err != nil {
+	claim := c.ask(id)
+	if err := c.wait(ctx, claim); err != nil {
 		return nil, err
 	}
-	return w.claim, nil
+	return claim, nil
 }
 
-// ask adds a delivery that wants id.
-func (c *claimer) ask(id string) *waiter {
+// ask returns the claim of a delivery that wants id, to be granted.
+func (c *claimer) ask(id string) *Claim {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := &waiter{ready: make(chan struct{}), claim: &Claim{ID: id}}
-	if c.state.Done(id) {
-		w.answer(ErrDone)
-		return w
+	claim := &Claim{ID: id, answer: make(chan error, 1)}
+	switch {
+	case c.closed:
+		claim.answer <- ErrClosed
+		return claim
+	case c.state.Done(id):
+		claim.answer <- ErrDone
+		return claim
 	}
 	e := c.entries[id]
 	if e == nil {
@@ -95,10 +83,10 @@ func (c *claimer) ask(id string) *waiter {
 		c.writer.wanted = append(c.writer.wanted, e)
 		c.notify()
 	}
-	w.entry = e
-	e.waiting = append(e.waiting, w)
-	c.evaluate(e)
-	return w
+	claim.entry = e
+	e.waiting = append(e.waiting, claim)
+	c.grant(e)
+	return claim
 }
 
 // Reclaim is for a claim whose Held has ended: it waits until the id is the
@@ -106,112 +94,101 @@ func (c *claimer) ask(id string) *waiter {
 // must have ended. Its errors are those of Claim; after an error the claim is not
 // the caller's.
 func (c *claimer) Reclaim(ctx context.Context, claim *Claim) error {
-	return c.wait(ctx, c.askAgain(claim))
+	c.askAgain(claim)
+	return c.wait(ctx, claim)
 }
 
 // askAgain puts the holder of a claim before all others that want its id.
-func (c *claimer) askAgain(claim *Claim) *waiter {
+func (c *claimer) askAgain(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[claim.ID]
-	w := &waiter{ready: make(chan struct{}), claim: claim, entry: e}
-	e.holder = nil
-	e.waiting = slices.Insert(e.waiting, 0, w)
-	c.evaluate(e)
-	return w
+	claim.entry.holder = nil
+	if c.closed {
+		claim.answer <- ErrClosed
+		return
+	}
+	claim.entry.waiting = slices.Insert(claim.entry.waiting, 0, claim)
+	c.evaluate(claim.entry)
 }
 
-// wait waits for the answer to a waiter.
-func (c *claimer) wait(ctx context.Context, w *waiter) error {
+// wait waits for the answer to a delivery that wants an id.
+func (c *claimer) wait(ctx context.Context, claim *Claim) error {
 	select {
-	case <-w.ready:
-		return w.err
+	case err := <-claim.answer:
+		return err
 	case <-ctx.Done():
-	case <-c.closed:
+		if c.withdraw(claim) {
+			return context.Cause(ctx)
+		}
+		return <-claim.answer
 	}
-	if !c.withdraw(w) {
-		return w.err
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return ErrClosed
 }
 
 // withdraw ends a delivery's wait. It reports false if the answer is there already.
-func (c *claimer) withdraw(w *waiter) bool {
+func (c *claimer) withdraw(claim *Claim) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	select {
-	case <-w.ready:
+	if claim.entry == nil {
 		return false
-	default:
 	}
-	e := w.entry
-	e.waiting = slices.DeleteFunc(e.waiting, func(other *waiter) bool { return other == w })
-	c.unlist(e)
+	i := slices.Index(claim.entry.waiting, claim)
+	if i < 0 {
+		return false
+	}
+	claim.entry.waiting = slices.Delete(claim.entry.waiting, i, i+1)
+	c.unlist(claim.entry)
 	return true
 }
 
 // Check makes sure, by a write of the session, that the claim is still the
-// caller's. Otherwise it returns ErrSuspended, ErrClosed, or the cause of ctx's end.
+// caller's. Otherwise it returns the cause of Held's end, or of ctx's.
 func (c *claimer) Check(ctx context.Context, claim *Claim) error {
-	w := c.askCheck()
 	select {
-	case <-w.ready:
-		if claim.Held.Err() != nil { // the write was of a later session
-			return ErrSuspended
-		}
-		return nil
+	case <-c.askCheck():
+		return context.Cause(claim.Held) // not nil: the write was of a later session
 	case <-claim.Held.Done():
-		return ErrSuspended
+		return context.Cause(claim.Held)
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-c.closed:
-		return ErrClosed
 	}
 }
 
-// askCheck returns a waiter for the next write.
-func (c *claimer) askCheck() *waiter {
+// askCheck returns a channel that is closed when the next write is committed.
+func (c *claimer) askCheck() chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := &waiter{ready: make(chan struct{})}
-	c.checks = append(c.checks, w)
+	check := make(chan struct{})
+	c.checks = append(c.checks, check)
 	c.notify()
-	return w
+	return check
 }
 
 // Complete records that the work is done, and waits for that through outages and
 // the ends of sessions. ErrDone: another process has done it as well and recorded
 // it first. ErrClosed: the outcome is unknown.
 func (c *claimer) Complete(claim *Claim) error {
-	select {
-	case err := <-c.finish(claim):
-		return err
-	case <-c.closed:
-		return ErrClosed
-	}
+	c.finish(claim)
+	return <-claim.answer
 }
 
-// finish queues the id of a claim to be recorded. It returns the channel of the
-// outcome.
-func (c *claimer) finish(claim *Claim) <-chan error {
+// finish queues the id of a claim to be recorded.
+func (c *claimer) finish(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[claim.ID]
-	finished := make(chan error, 1)
-	e.finished = finished
-	c.evaluate(e)
-	return finished
+	claim.entry.finished = true
+	if c.closed {
+		claim.answer <- ErrClosed
+		return
+	}
+	c.evaluate(claim.entry)
 }
 
 // Release gives the id back undone, to the next who asks.
 func (c *claimer) Release(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.entries[claim.ID]
-	if e == nil || e.holder != claim {
+	e := claim.entry
+	if e.holder != claim || e.finished {
 		return
 	}
 	e.holder = nil
@@ -221,48 +198,71 @@ func (c *claimer) Release(claim *Claim) {
 
 // evaluate answers the deliveries of an entry as far as the state allows.
 func (c *claimer) evaluate(e *entry) {
-	if e.recording { // the answer to the write tells the outcome
-		return
-	}
-	if c.state.Done(e.id) {
+	switch {
+	case e.recording: // the answer to the write tells the outcome
+	case c.state.Done(e.id):
 		c.end(e, ErrDone)
-		return
+	default:
+		c.grant(e)
 	}
-	if e.listing == nil {
+}
+
+// grant queues the record of an entry's finished work, or lets the next delivery work,
+// if the oldest claim of the id is this process's. The id is not done.
+func (c *claimer) grant(e *entry) {
+	switch {
+	case e.listing == nil || e.queued || e.recording:
+		return
+	case e.finished:
+	case e.holder != nil || len(e.waiting) == 0 || !c.valid():
 		return
 	}
 	session, write, token := c.state.Owner(e.id)
 	if session != c.writer.session || write != e.listing.write {
 		return
 	}
-	switch {
-	case e.queued: // it waits for its write
-	case e.finished != nil:
+	if e.finished {
 		// Even while the session is suspended: the write has effect only if it lives.
 		e.queued = true
 		c.writer.finished = append(c.writer.finished, e)
 		c.notify()
-	case e.holder == nil && len(e.waiting) > 0 && c.valid():
-		w := e.waiting[0]
-		e.waiting = e.waiting[1:]
-		e.holder = w.claim
-		w.claim.Token, w.claim.Held = token, c.held
-		w.answer(nil)
+		return
 	}
+	e.holder, e.waiting = e.waiting[0], e.waiting[1:]
+	e.holder.Token, e.holder.Held = token, c.held
+	e.holder.answer <- nil
 }
 
 // end tells the deliveries that wait that the id is done, and the one whose work
 // is finished how its record went.
 func (c *claimer) end(e *entry, recorded error) {
-	for _, w := range e.waiting {
-		w.answer(ErrDone)
+	for _, claim := range e.waiting {
+		claim.answer <- ErrDone
 	}
 	e.waiting = nil
-	if e.finished != nil {
-		e.finished <- recorded
-		e.finished, e.holder = nil, nil
+	if e.finished {
+		e.holder.answer <- recorded
+		e.finished, e.holder = false, nil
 	}
 	c.unlist(e)
+}
+
+// close makes all calls that wait, and those that follow, return ErrClosed. It cancels
+// what works under a claim: the session is not renewed any more.
+func (c *claimer) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.suspend(ErrClosed)
+	for _, e := range c.entries {
+		for _, claim := range e.waiting {
+			claim.answer <- ErrClosed
+		}
+		e.waiting = nil
+		if e.finished { // it remains the holder: its record may have been written
+			e.holder.answer <- ErrClosed
+		}
+	}
 }
 
 // unlist queues an id that no delivery wants any more to be taken off its claim.

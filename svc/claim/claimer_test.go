@@ -51,13 +51,13 @@ func (x *pair) runUntilIdle() {
 }
 
 // expect compares what has become of a delivery.
-func (x *pair) expect(w *waiter, want string) {
+func (x *pair) expect(c *Claim, want string) {
 	x.t.Helper()
 	got := "waits"
 	select {
-	case <-w.ready:
-		if got = "granted"; w.err != nil {
-			got = w.err.Error()
+	case err := <-c.answer:
+		if got = "granted"; err != nil {
+			got = err.Error()
 		}
 	default:
 	}
@@ -84,10 +84,25 @@ func (x *pair) expectClaims(id string, want int) {
 
 const done = "the id has been processed"
 
-func recorded(t *testing.T, finished <-chan error) (err error) {
+// finish ends the work under a claim that was granted.
+func (x *pair) finish(p *simProcess, c *Claim) {
+	x.t.Helper()
+	x.expect(c, "granted")
+	p.c.finish(c)
+}
+
+// askAgain ends the work under a claim that was suspended.
+func (x *pair) askAgain(p *simProcess, c *Claim) {
+	x.t.Helper()
+	x.expect(c, "granted")
+	p.c.askAgain(c)
+}
+
+// recorded returns the outcome of finished work.
+func recorded(t *testing.T, c *Claim) (err error) {
 	t.Helper()
 	select {
-	case err = <-finished:
+	case err = <-c.answer:
 	default:
 		t.Error("the work is not recorded")
 	}
@@ -104,8 +119,8 @@ func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
 	x.expect(w, "waits")
 	x.runUntilIdle()
 	x.expect(w, "granted")
-	if w.claim.Token != x.etcd.truth[x.etcd.revision]["1"].token || w.claim.Held.Err() != nil {
-		t.Errorf("granted %+v", w.claim)
+	if w.Token != x.etcd.truth[x.etcd.revision]["1"].token || w.Held.Err() != nil {
+		t.Errorf("granted %+v", w)
 	}
 }
 
@@ -117,13 +132,13 @@ func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	if n := x.write(x.a); n != 0 {
 		t.Errorf("the second delivery is worth %d writes", n)
 	}
-	finished := x.a.c.finish(first.claim)
+	x.finish(x.a, first)
 	x.expect(second, "waits")
 	if n := x.write(x.a); n != 1 {
 		t.Errorf("the record is worth %d writes", n)
 	}
 	x.expect(second, done) // the answer is enough
-	if err := recorded(t, finished); err != nil {
+	if err := recorded(t, first); err != nil {
 		t.Error(err)
 	}
 	x.runUntilIdle()
@@ -136,10 +151,10 @@ func TestReleasedToTheNextOfTheProcess(t *testing.T) {
 	first := x.a.c.ask("1")
 	x.runUntilIdle()
 	second := x.a.c.ask("1")
-	x.a.c.Release(first.claim)
+	x.a.c.Release(first)
 	x.expect(second, "granted")
-	x.a.c.Release(second.claim)
-	x.a.c.Release(first.claim) // nothing
+	x.a.c.Release(second)
+	x.a.c.Release(first) // nothing
 	x.runUntilIdle()
 	x.expectClaims("1", 0)
 }
@@ -158,15 +173,15 @@ func TestNextProcess(t *testing.T) {
 			second := x.b.c.ask("1")
 			x.runUntilIdle()
 			x.expect(second, "waits")
-			end(x, first.claim)
+			end(x, first)
 			x.write(x.a)
 			if n := x.write(x.b); n != 0 {
 				t.Errorf("waiting is worth %d writes", n)
 			}
 			x.b.watch(1)
 			x.expect(second, "granted")
-			if second.claim.Token <= first.claim.Token {
-				t.Errorf("the token went from %d to %d", first.claim.Token, second.claim.Token)
+			if second.Token <= first.Token {
+				t.Errorf("the token went from %d to %d", first.Token, second.Token)
 			}
 		})
 	}
@@ -176,11 +191,11 @@ func TestOtherProcessCompletes(t *testing.T) {
 	x := newPair(t, "1")
 	first, second := x.a.c.ask("1"), x.b.c.ask("1")
 	x.runUntilIdle()
-	finished := x.a.c.finish(first.claim)
+	x.finish(x.a, first)
 	x.write(x.a)
 	x.b.watch(1)
 	x.expect(second, done)
-	if err := recorded(t, finished); err != nil {
+	if err := recorded(t, first); err != nil {
 		t.Error(err)
 	}
 	x.runUntilIdle()
@@ -226,15 +241,15 @@ func TestWithdrawn(t *testing.T) {
 		x := newPair(t, "1")
 		w := x.a.c.ask("1")
 		x.runUntilIdle()
-		x.a.c.Release(w.claim)
+		x.a.c.Release(w)
 		x.a.write() // takes it off
 		again := x.a.c.ask("1")
 		_, answer := x.execute(0)
 		x.a.answer(answer)
 		x.runUntilIdle()
 		x.expect(again, "granted")
-		if again.claim.Token <= w.claim.Token {
-			t.Errorf("the token went from %d to %d", w.claim.Token, again.claim.Token)
+		if again.Token <= w.Token {
+			t.Errorf("the token went from %d to %d", w.Token, again.Token)
 		}
 	})
 	t.Run("too late", func(t *testing.T) {
@@ -253,18 +268,25 @@ func TestCheckIsAWrite(t *testing.T) {
 	claimed := x.a.c.ask("1")
 	x.runUntilIdle()
 	check := x.a.c.askCheck()
-	x.expect(check, "waits")
 	if n := x.write(x.a); n != 1 {
 		t.Errorf("%d writes", n)
 	}
-	x.expect(check, "granted")
+	select {
+	case <-check:
+	default:
+		t.Error("the write does not answer the check")
+	}
 	check = x.a.c.askCheck()
 	x.etcd.end(x.a.lease)
 	x.a.end()
 	x.a.endSession()
 	x.runUntilIdle()
-	x.expect(check, "waits")
-	if err := x.a.c.Check(t.Context(), claimed.claim); !errors.Is(err, ErrSuspended) {
+	select {
+	case <-check:
+		t.Error("a later session answers the check")
+	default:
+	}
+	if err := x.a.c.Check(t.Context(), claimed); !errors.Is(err, ErrSuspended) {
 		t.Errorf("the check of a lost claim: %v", err)
 	}
 }

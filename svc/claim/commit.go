@@ -22,7 +22,11 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 			return ctx.Err()
 		}
 		for {
-			runtime.Gosched() // let other goroutines join this write
+			// Let other goroutines join this write, as long as some do.
+			for before, queued := -1, 0; queued > before; queued = s.queued() {
+				before = queued
+				runtime.Gosched()
+			}
 			if s.needsWindow(time.Now()) {
 				if err := s.openWindow(ctx); err != nil {
 					return err

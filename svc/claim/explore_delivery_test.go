@@ -5,12 +5,12 @@ import "slices"
 // simDelivery is one delivery of a message, as Pipeline.process in svc/consume
 // takes it through its claim.
 type simDelivery struct {
-	id       string
-	phase    phase
-	wait     *waiter // phases waiting and checking
-	claim    *Claim
-	finished <-chan error
-	gone     bool // its channel is gone: the message is delivered again
+	id      string
+	phase   phase
+	claim   *Claim
+	granted bool
+	check   chan struct{} // in the phase checking
+	gone    bool          // its channel is gone: the message is delivered again
 }
 
 type phase byte
@@ -26,7 +26,7 @@ const (
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
 	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
-	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, wait: p.c.ask(id)})
+	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.ask(id)})
 }
 
 // takeAnswers gives the deliveries the answers that are there.
@@ -35,8 +35,8 @@ func (p *simProcess) takeAnswers() {
 		switch d.phase {
 		case waiting:
 			select {
-			case <-d.wait.ready:
-				p.answered(d)
+			case err := <-d.claim.answer:
+				p.answered(d, err)
 			default:
 			}
 		case checking: // claimer.Check
@@ -45,7 +45,7 @@ func (p *simProcess) takeAnswers() {
 				continue
 			}
 			select {
-			case <-d.wait.ready: // Pipeline.failed, without which a copy would be tried for ever
+			case <-d.check: // Pipeline.notDone, without which a copy would be tried for ever
 				p.x.dead++
 				p.c.Release(d.claim)
 				p.remove(d, true)
@@ -53,7 +53,7 @@ func (p *simProcess) takeAnswers() {
 			}
 		case finished:
 			select {
-			case err := <-d.finished:
+			case err := <-d.claim.answer:
 				p.x.checkRecorded(p, d, err)
 				p.remove(d, true)
 			default:
@@ -62,24 +62,25 @@ func (p *simProcess) takeAnswers() {
 	}
 }
 
-func (p *simProcess) answered(d *simDelivery) {
-	if d.wait.err != nil { // ErrDone: skipped
+func (p *simProcess) answered(d *simDelivery, err error) {
+	if err != nil { // ErrDone: skipped
 		p.x.checkSkipped(p, d)
 		p.remove(d, true)
 		return
 	}
-	d.phase, d.claim = working, d.wait.claim
+	d.phase, d.granted = working, true
 	p.x.checkGrant(p, d)
 }
 
 // finish is the end of the work, and the begin of claimer.Complete.
 func (p *simProcess) finish(d *simDelivery) {
 	p.x.works[d.id]++
-	d.phase, d.finished = finished, p.c.finish(d.claim)
+	d.phase = finished
+	p.c.finish(d.claim)
 }
 
 // fail is a handler that has failed for good: the begin of claimer.Check.
-func (p *simProcess) fail(d *simDelivery) { d.phase, d.wait = checking, p.c.askCheck() }
+func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.askCheck() }
 
 // cancelled is a handler that has returned because its claim is suspended.
 func (p *simProcess) cancelled(d *simDelivery) {
@@ -87,7 +88,8 @@ func (p *simProcess) cancelled(d *simDelivery) {
 		p.release(d)
 		return
 	}
-	d.phase, d.wait = waiting, p.c.askAgain(d.claim)
+	d.phase = waiting
+	p.c.askAgain(d.claim)
 }
 
 // release is a delivery that ends with its work undone.
@@ -102,8 +104,8 @@ func (p *simProcess) loseChannel(d *simDelivery) {
 	slices.Sort(p.x.queue)
 	d.gone = true
 	if d.phase == waiting {
-		p.c.withdraw(d.wait) // nothing answers between takeAnswers and this
-		if d.claim != nil {
+		p.c.withdraw(d.claim) // nothing answers between takeAnswers and this
+		if d.granted {
 			p.c.Release(d.claim) // after an error of Reclaim
 		}
 		p.remove(d, false)

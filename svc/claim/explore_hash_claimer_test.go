@@ -79,7 +79,7 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 		return
 	}
 	h.add(len(e.waiting))
-	h.addBools(e.holder != nil, e.finished != nil, e.queued, e.recording, e.listing != nil)
+	h.addBools(e.holder != nil, e.finished, e.queued, e.recording, e.listing != nil)
 	if e.listing != nil {
 		h.addListing(p, e.listing)
 	}
@@ -87,12 +87,12 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 
 func (h *hasher) addDelivery(p *simProcess, d *simDelivery) {
 	h.add(int(d.id[0]), int(d.phase))
-	h.addBools(d.gone, d.claim != nil && d.claim.Held.Err() == nil)
+	h.addBools(d.gone, d.granted && d.claim.Held.Err() == nil)
 	switch e := p.c.entries[d.id]; d.phase {
 	case waiting:
-		h.add(slices.Index(e.waiting, d.wait))
+		h.add(slices.Index(e.waiting, d.claim))
 	case checking:
-		h.addBools(slices.Contains(p.c.checks, d.wait))
+		h.addBools(slices.Contains(p.c.checks, d.check))
 	default:
 		h.addBools(e != nil && e.holder == d.claim)
 	}

@@ -83,7 +83,7 @@ func (c *claimer) suspect(session string) {
 	defer c.mu.Unlock()
 	if session == c.writer.session {
 		c.suspend(ErrSuspended)
-		c.checks = append(c.checks, &waiter{ready: make(chan struct{})})
+		c.checks = append(c.checks, make(chan struct{}))
 		c.notify()
 	}
 }
@@ -154,6 +154,3 @@ func (c *claimer) Remembered() int {
 	defer c.mu.Unlock()
 	return c.state.done.living
 }
-
-// close makes all calls that wait return ErrClosed.
-func (c *claimer) close() { close(c.closed) }

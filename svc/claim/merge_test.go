@@ -38,11 +38,21 @@ func (d *driver) pump() {
 	}
 }
 
+// finish ends the work under a claim that was granted.
+func (d *driver) finish(c *Claim) {
+	d.t.Helper()
+	if len(c.answer) == 0 {
+		d.t.Fatalf("id %s is not granted", c.ID)
+	}
+	<-c.answer
+	d.c.finish(c)
+}
+
 // done has an id worked on and recorded, alone.
 func (d *driver) done(id string) {
 	w := d.c.ask(id)
 	d.pump()
-	d.c.finish(w.claim)
+	d.finish(w)
 	d.pump()
 }
 
@@ -100,13 +110,13 @@ func TestLoneRecordsAreMerged(t *testing.T) {
 func TestLargeRecordsAreNotMerged(t *testing.T) {
 	d := newDriver(t)
 	for batch := range 100 {
-		var asked []*waiter
+		var asked []*Claim
 		for i := range 100 {
 			asked = append(asked, d.c.ask(fmt.Sprint(batch, "-", i)))
 		}
 		d.pump()
 		for _, w := range asked {
-			d.c.finish(w.claim)
+			d.finish(w)
 		}
 		d.pump()
 	}
@@ -126,7 +136,7 @@ func TestWindowsAreNotMerged(t *testing.T) {
 	}
 	w := d.c.ask("last")
 	d.pump()
-	d.c.finish(w.claim)
+	d.finish(w)
 	d.write()
 	if merged := d.c.pending(); len(merged.Done) != maxMerged || merged.MergedFrom == 0 {
 		t.Fatalf("the write is %+v", merged)
@@ -168,7 +178,7 @@ func TestNeedsWindow(t *testing.T) {
 		if d.c.needsWindow(now) {
 			t.Errorf("%s: a window is needed and nothing to be recorded", name)
 		}
-		d.c.finish(w.claim)
+		d.finish(w)
 		if got := d.c.needsWindow(now); got != tt.want {
 			t.Errorf("%s: %t, want %t", name, got, tt.want)
 		}
@@ -178,14 +188,14 @@ func TestNeedsWindow(t *testing.T) {
 // A write does not put more ids into a window than it has room for.
 func TestRoomOfAWindow(t *testing.T) {
 	d := newDriver(t)
-	var asked []*waiter
+	var asked []*Claim
 	for i := range 10 {
 		asked = append(asked, d.c.ask(fmt.Sprint(i)))
 	}
 	d.pump()
 	d.c.setWindow(recordWindow{Name: "w", Lease: d.x.etcd.grant(false), Room: 7})
 	for _, w := range asked {
-		d.c.finish(w.claim)
+		d.finish(w)
 	}
 	d.pump()
 	windows := make(map[string]int)

@@ -12,29 +12,30 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	x := newPair(t, "1", "2", "3")
 	working, worked := x.a.c.ask("1"), x.a.c.ask("2")
 	x.runUntilIdle()
-	token := working.claim.Token
+	token := working.Token
 	if !x.a.c.suspendSession() || x.a.c.suspendSession() {
 		t.Error("a suspension that is not told once")
 	}
-	if cause := context.Cause(working.claim.Held); !errors.Is(cause, ErrSuspended) {
+	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) {
 		t.Errorf("Held ends with %v", cause)
 	}
-	again, late := x.a.c.askAgain(working.claim), x.a.c.ask("3")
-	finished := x.a.c.finish(worked.claim) // it had finished before it heard of it
+	x.askAgain(x.a, working)
+	late := x.a.c.ask("3")
+	x.finish(x.a, worked) // it had finished before it heard of it
 	x.runUntilIdle()
-	x.expect(again, "waits")
+	x.expect(working, "waits")
 	x.expectClaims("3", 0)
-	if err := recorded(t, finished); err != nil {
+	if err := recorded(t, worked); err != nil {
 		t.Error(err)
 	}
 	if !x.a.c.renewed(farFuture) {
 		t.Error("the session does not go on")
 	}
 	x.runUntilIdle()
-	x.expect(again, "granted")
+	x.expect(working, "granted")
 	x.expect(late, "granted")
-	if again.claim.Token != token || again.claim.Held.Err() != nil {
-		t.Errorf("granted %+v, want the token %d", again.claim, token)
+	if working.Token != token || working.Held.Err() != nil {
+		t.Errorf("granted %+v, want the token %d", working, token)
 	}
 }
 
@@ -51,15 +52,16 @@ func TestSessionLost(t *testing.T) {
 		x := newPair(t, "1", "2")
 		working, worked := x.a.c.ask("1"), x.a.c.ask("2")
 		x.runUntilIdle()
-		token := working.claim.Token
+		token := working.Token
 		x.lose(x.a)
-		again, finished := x.a.c.askAgain(working.claim), x.a.c.finish(worked.claim)
+		x.askAgain(x.a, working)
+		x.finish(x.a, worked)
 		x.runUntilIdle()
-		x.expect(again, "granted")
-		if again.claim.Token <= token {
-			t.Errorf("the token went from %d to %d", token, again.claim.Token)
+		x.expect(working, "granted")
+		if working.Token <= token {
+			t.Errorf("the token went from %d to %d", token, working.Token)
 		}
-		if err := recorded(t, finished); err != nil {
+		if err := recorded(t, worked); err != nil {
 			t.Error(err)
 		}
 		x.expect(x.b.c.ask("2"), done)
@@ -68,28 +70,29 @@ func TestSessionLost(t *testing.T) {
 		x := newPair(t, "1", "2", "3")
 		working, worked, failed := x.a.c.ask("1"), x.a.c.ask("2"), x.a.c.ask("3")
 		x.runUntilIdle()
-		others := []*waiter{x.b.c.ask("1"), x.b.c.ask("2"), x.b.c.ask("3")}
+		others := []*Claim{x.b.c.ask("1"), x.b.c.ask("2"), x.b.c.ask("3")}
 		x.runUntilIdle()
 		x.lose(x.a)
-		again := x.a.c.askAgain(working.claim)
-		finished, finishedToo := x.a.c.finish(worked.claim), x.a.c.finish(failed.claim)
+		x.askAgain(x.a, working)
+		x.finish(x.a, worked)
+		x.finish(x.a, failed)
 		x.runUntilIdle()
 		for _, w := range others {
 			x.expect(w, "granted")
 		}
-		x.expect(again, "waits")
-		if len(finished) > 0 {
+		x.expect(working, "waits")
+		if len(worked.answer) > 0 {
 			t.Error("recorded while another owns the id")
 		}
-		x.b.c.finish(others[0].claim)
-		x.b.c.finish(others[1].claim)
-		x.b.c.Release(others[2].claim)
+		x.b.c.finish(others[0])
+		x.b.c.finish(others[1])
+		x.b.c.Release(others[2])
 		x.runUntilIdle()
-		x.expect(again, done)
-		if err := recorded(t, finished); !errors.Is(err, ErrDone) {
+		x.expect(working, done)
+		if err := recorded(t, worked); !errors.Is(err, ErrDone) {
 			t.Errorf("complete after another: %v", err)
 		}
-		if err := recorded(t, finishedToo); err != nil {
+		if err := recorded(t, failed); err != nil {
 			t.Errorf("complete of what another gave back: %v", err)
 		}
 		x.expect(x.b.c.ask("3"), done)
@@ -105,10 +108,10 @@ func TestSessionLost(t *testing.T) {
 		x.lose(x.a)
 		x.runUntilIdle() // the new session owns the id, and the work still runs
 		x.expect(waits, "waits")
-		finished := x.a.c.finish(worked.claim)
+		x.finish(x.a, worked)
 		x.runUntilIdle()
 		x.expect(waits, done)
-		if err := recorded(t, finished); err != nil {
+		if err := recorded(t, worked); err != nil {
 			t.Error(err)
 		}
 	})
@@ -116,11 +119,11 @@ func TestSessionLost(t *testing.T) {
 		x := newPair(t, "1")
 		worked := x.a.c.ask("1")
 		x.runUntilIdle()
-		finished := x.a.c.finish(worked.claim)
+		x.finish(x.a, worked)
 		x.a.write()
 		x.execute(0) // and the answer is lost
 		x.lose(x.a)
-		if err := recorded(t, finished); err != nil {
+		if err := recorded(t, worked); err != nil {
 			t.Error(err)
 		}
 		if n := x.write(x.a); n != 0 {
@@ -131,17 +134,17 @@ func TestSessionLost(t *testing.T) {
 		x := newPair(t, "1")
 		worked := x.a.c.ask("1")
 		x.runUntilIdle()
-		finished := x.a.c.finish(worked.claim)
+		x.finish(x.a, worked)
 		x.a.write()
 		x.lose(x.a)
 		if _, answer := x.execute(0); answer.succeeded {
 			t.Error("a late copy is carried out")
 		}
-		if len(finished) > 0 {
+		if len(worked.answer) > 0 {
 			t.Error("complete has returned")
 		}
 		x.runUntilIdle()
-		if err := recorded(t, finished); err != nil {
+		if err := recorded(t, worked); err != nil {
 			t.Error(err)
 		}
 	})
@@ -153,11 +156,11 @@ func TestSuspect(t *testing.T) {
 	w := x.a.c.ask("1")
 	x.runUntilIdle()
 	x.a.c.suspect("another session")
-	if w.claim.Held.Err() != nil {
+	if w.Held.Err() != nil {
 		t.Fatal("the session was not the suspect")
 	}
 	x.a.c.suspect(x.a.c.writer.session)
-	if w.claim.Held.Err() == nil {
+	if w.Held.Err() == nil {
 		t.Error("the session goes on")
 	}
 	x.etcd.end(x.a.lease)

@@ -44,7 +44,7 @@ type sessionWrite struct {
 	MergedFrom int64 // 0: the record replaces none
 
 	recorded []*entry // those that wait for this record
-	checks   []*waiter
+	checks   []chan struct{}
 }
 
 // remainder is an earlier claim of the session with the ids that remain on it.
@@ -98,6 +98,13 @@ type small struct {
 	ids   []string
 }
 
+// queued returns how many ids wait to be claimed or recorded.
+func (c *claimer) queued() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.writer.wanted) + len(c.writer.finished)
+}
+
 // needsWindow reports whether ids wait to be recorded and there is no window to
 // record them in.
 func (c *claimer) needsWindow(now time.Time) bool {
@@ -133,7 +140,7 @@ func (c *claimer) committed() {
 	p := w.pending
 	w.pending, w.last = nil, p.N
 	for _, check := range p.checks {
-		check.answer(nil)
+		close(check)
 	}
 	if len(p.recorded) > 0 && p.Window.Name == w.window.Name {
 		w.known = true
