@@ -224,8 +224,16 @@ func TestStopRevokes(t *testing.T) {
 	})
 	t.Run("a claim is held", func(t *testing.T) {
 		p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour, TTL: time.Hour})
-		p.mustClaim("1")
+		held := p.mustClaim("1")
 		p.Close()
+		_, err := p.Claim(t.Context(), "2")
+		for call, err := range map[string]error{
+			"Claim": err, "Held": context.Cause(held.Held), "Check": p.Check(t.Context(), held), "Complete": p.Complete(held),
+		} {
+			if !errors.Is(err, claim.ErrClosed) {
+				t.Errorf("after the end %s: %v", call, err)
+			}
+		}
 		if left := p.keys("claim/"); len(left) != 1 {
 			t.Errorf("claims: %v", left)
 		}
