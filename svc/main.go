@@ -47,7 +47,6 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"sync"
 	"syscall"
 	"time"
 
@@ -176,39 +175,6 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	return fail(err, rabbit.Hint(err))
 }
 
-// openClaims connects to etcd, reads the ids that it remembers, and runs the claims of
-// this process until etcdCtx ends or they are closed.
-func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
-	client, err := claim.Dial(stop, claim.Server{
-		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
-	}, log)
-	if err != nil {
-		return nil, nil, err
-	}
-	claims := claim.NewEtcd(client, claim.Options{
-		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
-	})
-	running, stopRunning := context.WithCancel(etcdCtx)
-	var parts sync.WaitGroup
-	if cfg.HealthAddr != "" {
-		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
-	}
-	closeClaims := func() {
-		stopRunning()
-		parts.Wait()
-		client.Close()
-	}
-	began := time.Now()
-	if err := claims.Load(stop); err != nil {
-		closeClaims()
-		return nil, nil, err
-	}
-	parts.Go(func() { claims.Run(running) })
-	status.Set(partCache, nil)
-	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
-	return claims, closeClaims, nil
-}
-
 const (
 	partEtcd  = "etcd"
 	partCache = "cache"
@@ -233,33 +199,4 @@ func cancelAfter(stop context.Context, d time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
 	context.AfterFunc(stop, func() { time.AfterFunc(d, cancel) })
 	return ctx
-}
-
-// unlessStopped returns nil instead of an error caused by a stop.
-func unlessStopped(stop context.Context, err error) error {
-	if stop.Err() != nil {
-		return nil
-	}
-	return err
-}
-
-// newLog returns the log of the service, which names the role in every line.
-func newLog(cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: slog.Level(cfg.LogLevel), ReplaceAttr: readable}
-	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
-	if cfg.LogFormat == "json" {
-		handler = slog.NewJSONHandler(os.Stderr, options)
-	}
-	return slog.New(handler).With("service", roles[cfg.Service].name)
-}
-
-// readable writes durations as text in JSON, too, and leaves out an empty hint.
-func readable(_ []string, a slog.Attr) slog.Attr {
-	switch {
-	case a.Value.Kind() == slog.KindDuration:
-		a.Value = slog.StringValue(a.Value.Duration().String())
-	case a.Key == "hint" && a.Value.String() == "":
-		return slog.Attr{}
-	}
-	return a
 }

@@ -1,8 +1,6 @@
 package claim
 
-import (
-	"slices"
-)
+import "slices"
 
 // next returns the next write of the session, or nil if there is nothing to
 // write. The previous one must have been answered.

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -33,13 +32,6 @@ type claimKey struct {
 	write   int64
 	token   int64 // CreateRevision
 	ids     []string
-}
-
-// queue holds the claims that list one id, the oldest first. Nearly always there is
-// only one.
-type queue struct {
-	owner *claimKey
-	next  []*claimKey
 }
 
 // newRoleState returns the state of a role without keys.
@@ -172,27 +164,6 @@ func (s *roleState) replace(key string, claim *claimKey) (changed []string) {
 		}
 	}
 	return append(changed[:len(changed):len(changed)], old.ids...)
-}
-
-// with adds a claim, or puts it in the place of old.
-func (q queue) with(claim, old *claimKey) queue {
-	if q.owner == nil || q.owner == old || q.owner == claim {
-		return queue{claim, q.next}
-	}
-	all := slices.DeleteFunc(append([]*claimKey{q.owner}, q.next...), func(r *claimKey) bool { return r == old || r == claim })
-	at, _ := slices.BinarySearchFunc(all, claim, func(a, b *claimKey) int { return int(a.token - b.token) })
-	all = slices.Insert(all, at, claim)
-	return queue{all[0], all[1:]}
-}
-
-func (q queue) without(claim *claimKey) queue {
-	if q.owner != claim {
-		return queue{q.owner, slices.DeleteFunc(slices.Clone(q.next), func(r *claimKey) bool { return r == claim })}
-	}
-	if len(q.next) == 0 {
-		return queue{}
-	}
-	return queue{q.next[0], q.next[1:]}
 }
 
 func parseIDs(value []byte) (ids []string, err error) {

@@ -1,8 +1,6 @@
 package claim
 
-import (
-	"time"
-)
+import "time"
 
 // The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
 // installations set 64) and 1.5 MiB. Hint asks for 48 operations and 512 KiB: larger

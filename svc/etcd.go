@@ -1,0 +1,52 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/health"
+)
+
+// openClaims connects to etcd, reads the ids that it remembers, and runs the claims of
+// this process until etcdCtx ends or they are closed.
+func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
+	client, err := claim.Dial(stop, claim.Server{
+		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
+	}, log)
+	if err != nil {
+		return nil, nil, err
+	}
+	claims := claim.NewEtcd(client, claim.Options{
+		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
+	})
+	running, stopRunning := context.WithCancel(etcdCtx)
+	var parts sync.WaitGroup
+	if cfg.HealthAddr != "" {
+		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
+	}
+	closeClaims := func() {
+		stopRunning()
+		parts.Wait()
+		client.Close()
+	}
+	began := time.Now()
+	if err := claims.Load(stop); err != nil {
+		closeClaims()
+		return nil, nil, err
+	}
+	parts.Go(func() { claims.Run(running) })
+	status.Set(partCache, nil)
+	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
+	return claims, closeClaims, nil
+}
+
+// unlessStopped returns nil instead of an error caused by a stop.
+func unlessStopped(stop context.Context, err error) error {
+	if stop.Err() != nil {
+		return nil
+	}
+	return err
+}
