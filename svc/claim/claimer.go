@@ -21,6 +21,8 @@ type claimer struct {
 	writer  writer
 	checks  []chan struct{} // closed when the next write is committed
 
+	caughtUp time.Time // when the state showed all committed writes, or one more of them
+
 	validUntil time.Time       // the session lives that long; each renewal moves it on
 	held       context.Context // of the claims that are granted now
 	suspend    context.CancelCauseFunc

@@ -61,12 +61,12 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error 
 			continue
 		case err != nil:
 			return fmt.Errorf("write %d: %w", w.N, err)
-		case !resp.Succeeded: // an earlier copy was committed, or the session is over
-			var version int64
+		case !resp.Succeeded:
+			var version int64 // of the session's key
 			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 				version = kvs[0].Version
 			}
-			if !s.isCommitted(version) {
+			if version != w.N { // otherwise an earlier copy was committed
 				return fmt.Errorf("write %d: the session's key has version %d", w.N, version)
 			}
 		}

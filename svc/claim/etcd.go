@@ -3,7 +3,6 @@ package claim
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -120,5 +119,3 @@ func wholeSeconds(d time.Duration) int64 { return int64((d + time.Second - 1) / 
 
 // leaseName is a lease as etcdctl prints it.
 func leaseName(id clientv3.LeaseID) string { return fmt.Sprintf("%016x", int64(id)) }
-
-var errSessionOver = errors.New("the session is over")

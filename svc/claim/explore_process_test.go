@@ -156,7 +156,7 @@ func (p *simProcess) answer(a simAnswer) {
 		p.send()
 		return
 	case !a.succeeded:
-		if !p.c.isCommitted(a.version) {
+		if a.version != p.c.pending().N {
 			p.end()
 			return
 		}

@@ -20,7 +20,7 @@ func (c *claimer) begin(session string, validUntil time.Time) {
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
 	c.held, c.suspend = context.WithCancelCause(context.Background())
-	c.validUntil = validUntil
+	c.validUntil, c.caughtUp = validUntil, time.Now()
 	c.writer = writer{session: session, last: 1, window: c.writer.window}
 	c.checks = nil // their claims' contexts have ended
 	for _, e := range c.entries {
@@ -55,13 +55,11 @@ func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 }
 
 // suspendSession ends the contexts of all claims and grants nothing until renewed or
-// begin. It reports whether the session was not suspended before.
-func (c *claimer) suspendSession() bool {
+// begin.
+func (c *claimer) suspendSession() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	first := c.held.Err() == nil
 	c.suspend(ErrSuspended)
-	return first
 }
 
 // suspendExpired suspends the session unless it was renewed meanwhile. It reports
@@ -92,40 +90,41 @@ func (c *claimer) suspect(session string) {
 func (c *claimer) apply(changes []change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state.Apply(changes, func(id string) {
+	seen := c.state.Version(c.writer.session)
+	err := c.state.Apply(changes, func(id string) {
 		if e := c.entries[id]; e != nil {
 			c.evaluate(e)
 		}
 	})
+	if c.state.Version(c.writer.session) > seen {
+		c.caughtUp = time.Now()
+	}
+	return err
 }
 
 // rebuild replaces the state by one that was read anew.
 func (c *claimer) rebuild(state *roleState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.state = state
+	c.state, c.caughtUp = state, time.Now()
 	for _, e := range c.entries {
 		c.evaluate(e)
 	}
 }
 
-// unseen returns the last write that is known to be committed, if the state has
-// not seen it; otherwise 0.
-func (c *claimer) unseen() (session string, write int64) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if w := &c.writer; c.state.Version(w.session) < w.last {
-		return w.session, w.last
-	}
-	return "", 0
-}
+// showsAll reports whether the state has seen all writes of the session that are known
+// to be committed.
+func (c *claimer) showsAll() bool { return c.state.Version(c.writer.session) >= c.writer.last }
 
-// saw reports whether the state has seen a write of a session, or the session is
-// over.
-func (c *claimer) saw(session string, write int64) bool {
+// lag returns for how long the state has not seen more of the session's committed
+// writes; 0: it has seen them all.
+func (c *claimer) lag() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return session != c.writer.session || c.state.Version(session) >= write
+	if c.showsAll() {
+		return 0
+	}
+	return time.Since(c.caughtUp)
 }
 
 // lastWrite returns the number of the last write that is known to be committed.

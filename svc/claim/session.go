@@ -32,7 +32,7 @@ func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
 		}
 		// If etcd was restored from a backup, the view has seen keys that do not
 		// exist any more.
-		s.requestReread(errSessionOver)
+		s.requestReread(errors.New("the session is over"))
 	}
 	return last
 }
@@ -46,19 +46,17 @@ type session struct {
 
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
-	ses := &session{name: randomName()}
-	granted, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*session, error) {
+	ses, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*session, error) {
 		began := time.Now()
 		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.TTL))
 		if err != nil {
 			return nil, err
 		}
-		return &session{lease: resp.ID, validUntil: began.Add(s.o.TTL)}, nil
+		return &session{randomName(), resp.ID, began.Add(s.o.TTL)}, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	ses.lease, ses.validUntil = granted.lease, granted.validUntil
 	key := s.prefix + "session/" + ses.name
 	_, err = call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return s.client.Txn(ctx).

@@ -58,7 +58,6 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	}
 	tick := time.NewTicker(maxLag / 4)
 	defer tick.Stop()
-	var late lateWrite
 	for {
 		select {
 		case resp, ok := <-changes:
@@ -69,7 +68,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 				return err
 			}
 		case <-tick.C:
-			if s.isLate(&late) {
+			if s.lag() >= maxLag-maxLag/4 { // the next tick would be too late
 				return errors.New("the watch does not show what this process wrote")
 			}
 		case err := <-s.reread:
@@ -117,23 +116,6 @@ func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, e
 			return nil, ctx.Err()
 		}
 	}
-}
-
-// lateWrite is a committed write that the view has not seen at some time.
-type lateWrite struct {
-	session string
-	write   int64
-	since   time.Time
-}
-
-// isLate reports whether a write has not been seen for too long.
-func (s *Etcd) isLate(l *lateWrite) bool {
-	if l.write == 0 || s.saw(l.session, l.write) {
-		l.session, l.write = s.unseen()
-		l.since = time.Now()
-		return false
-	}
-	return time.Since(l.since) >= maxLag-maxLag/4 // which is a tick
 }
 
 // applyChanges applies the changes of one answer, which are of whole revisions.

@@ -136,6 +136,9 @@ func (c *claimer) committed() {
 	defer c.mu.Unlock()
 	w := &c.writer
 	p := w.pending
+	if c.showsAll() { // and not this write yet, perhaps
+		c.caughtUp = time.Now()
+	}
 	w.pending, w.last = nil, p.N
 	for _, check := range p.checks {
 		close(check)
@@ -165,15 +168,6 @@ func (w *writer) countSmall(p *sessionWrite) {
 	if p.MergedFrom > 0 || w.smallIDs >= maxMergedIDs || len(w.small) >= maxMerged {
 		w.small, w.smallIDs = nil, 0
 	}
-}
-
-// isCommitted reports, by the version that the session's key has when the condition
-// of the pending write fails, whether an earlier copy of the write was committed.
-// Otherwise the session is over, and that is unknown.
-func (c *claimer) isCommitted(version int64) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return version == c.writer.pending.N
 }
 
 // pending returns the write that is under way, or nil.
