@@ -19,7 +19,7 @@ type claimer struct {
 	state   *roleState
 	entries map[string]*entry
 	writer  writer
-	checks  []chan struct{} // closed when the next write is committed
+	checks  []chan struct{} // each closed when the next write of the session is committed
 
 	caughtUp time.Time // when the state showed all committed writes, or one more of them
 
@@ -147,7 +147,7 @@ func (c *claimer) withdraw(claim *Claim) bool {
 func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	select {
 	case <-c.askCheck():
-		return context.Cause(claim.Held) // not nil: the write was of a later session
+		return context.Cause(claim.Held) // nil, unless the claim was suspended meanwhile
 	case <-claim.Held.Done():
 		return context.Cause(claim.Held)
 	case <-ctx.Done():
@@ -155,7 +155,8 @@ func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	}
 }
 
-// askCheck returns a channel that is closed when the next write is committed.
+// askCheck returns a channel that is closed when the next write of the session is
+// committed. If the session ends first, it never is.
 func (c *claimer) askCheck() chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -23,7 +23,7 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 		}
 		for {
 			// Let other goroutines join this write, as long as some do.
-			for before, queued := -1, 0; queued > before; queued = s.queued() {
+			for before, queued := -1, s.queued(); queued > before; queued = s.queued() {
 				before = queued
 				runtime.Gosched()
 			}

@@ -31,6 +31,10 @@ func (c *claimer) record(n *sessionWrite) (rewritten []*listing) {
 	bytes, rewrite := 0, 0
 	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
 		e := w.finished[0]
+		if !e.queued { // another process has recorded it meanwhile
+			w.finished = w.finished[1:]
+			continue
+		}
 		if bytes += jsonSize(e.id); bytes > maxList {
 			break
 		}

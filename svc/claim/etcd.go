@@ -26,7 +26,7 @@ type Options struct {
 }
 
 // Etcd claims ids for the deliveries of one process. Call Load, then Run; the other
-// methods may be called by many goroutines at once, until Run returns.
+// methods may be called by many goroutines at once, and after Run has returned.
 type Etcd struct {
 	*claimer
 	o      Options
@@ -60,10 +60,7 @@ func (s *Etcd) Load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
 	}
-	if state.Version(session) < write { // the session is over, or etcd was restored from a backup
-		s.suspect(session)
-	}
-	s.rebuild(state)
+	s.rebuild(state, session, write)
 	s.viewed.Store(revision)
 	s.checkFull()
 	return nil
@@ -78,8 +75,8 @@ func (s *Etcd) Run(ctx context.Context) {
 	parts.Go(func() { s.checkHistory(ctx) })
 	parts.Go(func() { s.endOldestWindow(ctx) })
 	last := s.runSessions(ctx)
-	parts.Wait()
 	s.claimer.close()
+	parts.Wait()
 	s.revokeLast(context.WithoutCancel(ctx), last)
 	s.calls.tries.Wait()
 }

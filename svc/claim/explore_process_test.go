@@ -14,7 +14,7 @@ type simProcess struct {
 	c       *claimer
 	view    int64 // revision of the claimer's state
 	lease   int64 // of the session
-	over    bool  // Etcd.keep has returned, before Etcd.endSession
+	over    bool  // Etcd.runSession has returned, before Etcd.endSession
 	running bool  // Etcd.write is in its inner loop
 	call    int   // Etcd.send's last call: answers to earlier ones are dropped
 
@@ -45,7 +45,8 @@ func (p *simProcess) start() {
 func (p *simProcess) load() {
 	state := p.x.newState()
 	p.x.unreadable(state.Apply(p.x.etcd.snapshot(), func(string) {}))
-	p.c.rebuild(state)
+	session, committed := p.c.lastWrite()
+	p.c.rebuild(state, session, committed)
 	p.view = p.x.etcd.revision
 }
 
@@ -59,7 +60,7 @@ func (p *simProcess) watch(n int64) {
 
 var farFuture = time.Now().Add(1000 * time.Hour)
 
-// open is Etcd.open and begin in Etcd.keepSessions.
+// open is Etcd.open and begin in Etcd.runSessions.
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	name := p.x.newSession()
@@ -68,14 +69,14 @@ func (p *simProcess) open() {
 	p.over = false
 }
 
-// end is the return of Etcd.keep.
+// end is the return of Etcd.runSession.
 func (p *simProcess) end() {
 	p.over, p.running = true, false
 	p.call++
 	p.c.suspendSession()
 }
 
-// endSession is Etcd.endSession and the next turn of keepSessions. The rebuild
+// endSession is Etcd.endSession and the next turn of runSessions. The rebuild
 // that is requested in between comes late: so the view sees the old session's end.
 func (p *simProcess) endSession() {
 	p.x.etcd.end(p.lease)

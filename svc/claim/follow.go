@@ -35,11 +35,15 @@ func (c *claimer) begin(session string, validUntil time.Time) {
 	c.notify()
 }
 
-// renewed notes that the session was renewed. A suspended session goes on.
+// renewed notes that the session was renewed. A suspended session goes on, unless the
+// answer took so long that the time is over already.
 func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.valid() {
+	switch {
+	case !time.Now().Before(validUntil):
+		return false
+	case c.valid():
 		c.validUntil = validUntil
 		return false
 	}
@@ -74,18 +78,6 @@ func (c *claimer) suspendExpired() bool {
 	return true
 }
 
-// suspect suspends a session that etcd may have lost, and forces a write, which shows
-// whether it still lives. If it does, the next renewal resumes it.
-func (c *claimer) suspect(session string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if session == c.writer.session {
-		c.suspend(ErrSuspended)
-		c.checks = append(c.checks, make(chan struct{}))
-		c.notify()
-	}
-}
-
 // apply applies changes to the state; see [roleState.Apply].
 func (c *claimer) apply(changes []change) error {
 	c.mu.Lock()
@@ -102,10 +94,18 @@ func (c *claimer) apply(changes []change) error {
 	return err
 }
 
-// rebuild replaces the state by one that was read anew.
-func (c *claimer) rebuild(state *roleState) {
+// rebuild replaces the state by one that was read anew. If it does not show a write of
+// the session that was committed before, the session is over, or etcd was restored from a
+// backup: the claims are suspended, and a write is forced, which shows whether the session
+// lives.
+func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if session == c.writer.session && state.Version(session) < committed {
+		c.suspend(ErrSuspended)
+		c.checks = append(c.checks, make(chan struct{}))
+		c.notify()
+	}
 	c.state, c.caughtUp = state, time.Now()
 	for _, e := range c.entries {
 		c.evaluate(e)

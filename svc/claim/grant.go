@@ -3,6 +3,7 @@ package claim
 // evaluate answers the deliveries of an entry as far as the state allows.
 func (c *claimer) evaluate(e *entry) {
 	switch {
+	case c.closed: // all are answered
 	case e.recording: // the answer to the write tells the outcome
 	case c.state.Done(e.id):
 		c.end(e, ErrDone)
@@ -46,7 +47,7 @@ func (c *claimer) end(e *entry, recorded error) {
 	e.waiting = nil
 	if e.finished {
 		e.holder.answer <- recorded
-		e.finished, e.holder = false, nil
+		e.finished, e.queued, e.holder = false, false, nil
 	}
 	c.unlist(e)
 }
@@ -63,8 +64,8 @@ func (c *claimer) unlist(e *entry) {
 	}
 }
 
-// close makes all calls that wait, and those that follow, return ErrClosed. It cancels
-// what works under a claim: the session is not renewed any more.
+// close makes all calls that wait, and those that follow, return ErrClosed, and ends Held
+// of all claims: the session is not renewed any more.
 func (c *claimer) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

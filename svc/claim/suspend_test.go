@@ -148,19 +148,69 @@ func TestSessionLost(t *testing.T) {
 	})
 }
 
-// A session that etcd may have lost is suspended until its next write is answered.
-func TestSuspect(t *testing.T) {
+// Work that another process has recorded first is not recorded a second time.
+func TestRecordedByAnotherFirst(t *testing.T) {
 	x := newPair(t, "1")
-	w := x.a.c.ask("1")
+	first := x.a.c.ask("1")
 	x.runUntilIdle()
-	x.a.c.suspect("another session")
-	if w.Held.Err() != nil {
-		t.Fatal("the session was not the suspect")
+	second := x.b.c.ask("1")
+	x.runUntilIdle()
+	x.etcd.end(x.a.lease)
+	x.b.watch(x.etcd.revision - x.b.view)
+	x.finish(x.a, first) // queued: a has not seen the end of its session
+	x.finish(x.b, second)
+	x.write(x.b)
+	x.a.watch(x.etcd.revision - x.a.view)
+	if err := recorded(t, first); !errors.Is(err, ErrDone) {
+		t.Errorf("complete after another: %v", err)
 	}
-	x.a.c.suspect(x.a.c.writer.session)
-	if w.Held.Err() == nil {
+	if x.a.write(); x.a.c.pending() != nil && len(x.a.c.pending().Done) > 0 {
+		t.Errorf("write %+v", x.a.c.pending())
+	}
+}
+
+// After close no change of the state answers a call that close has answered.
+func TestChangeAfterClose(t *testing.T) {
+	x := newPair(t, "1")
+	first := x.a.c.ask("1")
+	x.runUntilIdle()
+	second := x.b.c.ask("1")
+	x.runUntilIdle()
+	x.etcd.end(x.a.lease)
+	x.finish(x.a, first)
+	x.a.c.close()
+	x.b.watch(x.etcd.revision - x.b.view)
+	x.finish(x.b, second)
+	x.write(x.b)
+	x.a.watch(x.etcd.revision - x.a.view)
+	if err := recorded(t, first); !errors.Is(err, ErrClosed) || len(first.answer) > 0 {
+		t.Errorf("complete: %v, %d more answers", err, len(first.answer))
+	}
+}
+
+// A view that was read anew and does not show a committed write suspends the session
+// until its next write is answered.
+func TestRebuiltWithoutAWrite(t *testing.T) {
+	x := newPair(t, "1", "2")
+	granted := x.a.c.ask("1")
+	x.runUntilIdle()
+	waits := x.b.c.ask("1") // to be granted if only b's claim were left
+	x.runUntilIdle()
+	session, committed := x.a.c.lastWrite()
+	x.a.c.rebuild(x.a.c.state, session, committed)
+	if granted.Held.Err() != nil {
+		t.Fatal("the session is suspended, and every write is seen")
+	}
+	x.a.c.rebuild(newRoleState(), session, committed)
+	if granted.Held.Err() == nil {
 		t.Error("the session goes on")
 	}
+	x.askAgain(x.a, granted)
+	if !x.a.c.renewed(farFuture) {
+		t.Error("a renewal does not resume the session")
+	}
+	x.expect(granted, "waits") // the state has no claim of it
+	x.expect(waits, "waits")
 	x.etcd.end(x.a.lease)
 	if n := x.write(x.a); n != 1 || !x.a.over {
 		t.Errorf("%d writes found out that the session is over: %t", n, x.a.over)
@@ -180,6 +230,9 @@ func TestRenewedAsItExpires(t *testing.T) {
 		<-time.After(ttlOfTest)
 		if !c.suspendExpired() || c.valid() {
 			t.Error("it is not suspended when it has expired")
+		}
+		if c.renewed(time.Now()) || c.held.Err() == nil {
+			t.Error("it is resumed by an answer that came too late")
 		}
 	})
 }

@@ -70,7 +70,7 @@ type writer struct {
 	window   recordWindow
 	known    bool // the window's key exists
 	wanted   []*entry
-	finished []*entry   // granted to us, worked on, to be recorded
+	finished []*entry   // to be recorded, if they are still queued
 	dirty    []*listing // some of their ids have ended
 	small    []small    // records that may be merged, of this session and window
 	smallIDs int

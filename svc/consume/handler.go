@@ -75,7 +75,7 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		unavailable, outage := errors.AsType[*unavailableError](err)
 		_, permanent := errors.AsType[*permanentError](err)
 		switch {
-		case c.Held.Err() != nil: // the suspension has cancelled the attempt, which does not count
+		case c.Held.Err() != nil: // its end has cancelled the attempt, which does not count
 		case outage: // which does not count
 			pause = max(wait.NextBackOff(), unavailable.wait)
 			if unknown {
@@ -123,7 +123,7 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 
 	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
 	defer cancel()
-	defer context.AfterFunc(c.Held, cancel)() // a suspension of the claim cancels the attempt
+	defer context.AfterFunc(c.Held, cancel)()
 	defer func() {
 		if r := recover(); r != nil {
 			p.Log.Error("the handler panicked", "id", job.ID, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
