@@ -14,14 +14,14 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	x.runUntilIdle()
 	token := working.Token
 	if !x.a.c.suspendSession() || x.a.c.suspendSession() {
-		t.Error("a suspension that is not told once")
+		t.Error("suspendSession does not return true exactly once")
 	}
 	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) {
 		t.Errorf("Held ends with %v", cause)
 	}
 	x.askAgain(x.a, working)
 	late := x.a.c.ask("3")
-	x.finish(x.a, worked) // it had finished before it heard of it
+	x.finish(x.a, worked) // this work had finished before it noticed the suspension
 	x.runUntilIdle()
 	x.expect(working, "waits")
 	x.expectClaims("3", 0)
@@ -29,7 +29,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 		t.Error(err)
 	}
 	if !x.a.c.renewed(farFuture) {
-		t.Error("the session does not go on")
+		t.Error("the session does not resume")
 	}
 	x.runUntilIdle()
 	x.expect(working, "granted")
@@ -82,7 +82,7 @@ func TestSessionLost(t *testing.T) {
 		}
 		x.expect(working, "waits")
 		if len(worked.answer) > 0 {
-			t.Error("recorded while another owns the id")
+			t.Error("the work is recorded while another process owns the id")
 		}
 		x.b.c.finish(others[0])
 		x.b.c.finish(others[1])
@@ -90,10 +90,10 @@ func TestSessionLost(t *testing.T) {
 		x.runUntilIdle()
 		x.expect(working, done)
 		if err := recorded(t, worked); !errors.Is(err, ErrDone) {
-			t.Errorf("complete after another: %v", err)
+			t.Errorf("complete after another process has completed: %v", err)
 		}
 		if err := recorded(t, failed); err != nil {
-			t.Errorf("complete of what another gave back: %v", err)
+			t.Errorf("complete of an id that another process has released: %v", err)
 		}
 		x.expect(x.b.c.ask("3"), done)
 		for _, id := range []string{"1", "2", "3"} {
@@ -121,7 +121,7 @@ func TestSessionLost(t *testing.T) {
 		x.runUntilIdle()
 		x.finish(x.a, worked)
 		x.a.write()
-		x.execute(0) // and the answer is lost
+		x.execute(0) // its answer is lost
 		x.lose(x.a)
 		if err := recorded(t, worked); err != nil {
 			t.Error(err)
@@ -150,18 +150,19 @@ func TestSessionLost(t *testing.T) {
 	})
 }
 
-// A session that etcd may have lost is suspended until its next write is answered.
+// A session that may no longer exist in etcd is suspended until its next write is
+// answered.
 func TestSuspect(t *testing.T) {
 	x := newPair(t, "1")
 	w := x.a.c.ask("1")
 	x.runUntilIdle()
 	x.a.c.suspect("another session")
 	if w.Held.Err() != nil {
-		t.Fatal("the session was not the suspect")
+		t.Fatal("suspect suspended a session that it did not name")
 	}
 	x.a.c.suspect(x.a.c.writer.session)
 	if w.Held.Err() == nil {
-		t.Error("the session goes on")
+		t.Error("the session is not suspended")
 	}
 	x.etcd.end(x.a.lease)
 	if n := x.write(x.a); n != 1 || !x.a.over {
@@ -177,11 +178,11 @@ func TestRenewedAsItExpires(t *testing.T) {
 		<-time.After(ttlOfTest)
 		c.renewed(time.Now().Add(ttlOfTest))
 		if c.suspendExpired() || !c.valid() {
-			t.Error("it is suspended although it was renewed")
+			t.Error("the session is suspended although it was renewed")
 		}
 		<-time.After(ttlOfTest)
 		if !c.suspendExpired() || c.valid() {
-			t.Error("it is not suspended when it has expired")
+			t.Error("the session is not suspended although it has expired")
 		}
 	})
 }
