@@ -42,8 +42,8 @@ func TestRefusedCallGivenUp(t *testing.T) {
 	c.tries.Wait()
 }
 
-// After a call that only its second try answered, the second try of other calls comes
-// sooner for some time.
+// After a call that succeeds only on its second try, other calls send their second
+// try sooner for some time.
 func TestQuickResend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, _ := newCaller()
@@ -51,7 +51,7 @@ func TestQuickResend(t *testing.T) {
 			var tries atomic.Int32
 			began := time.Now()
 			_, err := call(t.Context(), c, resendAfter, func(ctx context.Context) (int, error) {
-				if tries.Add(1) == 1 { // it went to a member that is frozen
+				if tries.Add(1) == 1 { // this try goes to a frozen member
 					<-ctx.Done()
 				}
 				return 0, ctx.Err()

@@ -10,7 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// brokenTxn is a transaction that is committed in another way.
+// brokenTxn is a transaction whose Commit calls commit instead.
 type brokenTxn struct {
 	ctx          context.Context
 	kv           clientv3.KV
@@ -48,7 +48,7 @@ func (k brokenKV) Txn(ctx context.Context) clientv3.Txn {
 	return &brokenTxn{ctx: ctx, kv: k.KV, commit: k.commit}
 }
 
-// loseRecords has no id recorded.
+// loseRecords drops the records from each write.
 func loseRecords(c *clientv3.Client) {
 	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		_, others := b.records()
@@ -56,7 +56,8 @@ func loseRecords(c *clientv3.Client) {
 	}}
 }
 
-// recordLate takes ids off their claims before it records them.
+// recordLate removes ids from their claims in one transaction and records them in the
+// next.
 func recordLate(c *clientv3.Client) {
 	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		records, others := b.records()
@@ -68,7 +69,7 @@ func recordLate(c *clientv3.Client) {
 	}}
 }
 
-// copyWithoutCondition sends each write on no condition, and a copy of it later.
+// copyWithoutCondition sends each write without its condition, and a copy of it later.
 func copyWithoutCondition(c *clientv3.Client) {
 	c.KV = brokenKV{c.KV, func(b *brokenTxn) (*clientv3.TxnResponse, error) {
 		time.AfterFunc(between(0, 300*time.Millisecond), func() {
@@ -80,7 +81,7 @@ func copyWithoutCondition(c *clientv3.Client) {
 	}}
 }
 
-// ignoreClaims shows only the claims that are under the claimer's own leases.
+// ignoreClaims hides the claims of other sessions from the claimer's watch.
 func ignoreClaims(c *clientv3.Client) {
 	own := new(sync.Map)
 	c.Lease, c.Watcher = notingLease{c.Lease, own}, blindWatcher{c.Watcher, own}

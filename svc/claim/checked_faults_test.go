@@ -34,10 +34,10 @@ func startEtcd(t *testing.T, members int) []*stack.Etcd {
 
 // link is the network between a claimer and a member.
 type link struct {
-	address  string           // for the claimer
-	upstream string           // the member
-	proxy    *toxiproxy.Proxy // nil: it cannot be broken
-	faults   atomic.Int32     // of the link and of its member
+	address  string           // of the proxy, for the claimer
+	upstream string           // of the member
+	proxy    *toxiproxy.Proxy // nil: the link cannot be broken
+	faults   atomic.Int32     // present faults of the link and of its member
 }
 
 // cutOff reports whether no link works.
@@ -45,7 +45,7 @@ func cutOff(links []*link) bool {
 	return !slices.ContainsFunc(links, func(l *link) bool { return l.faults.Load() == 0 })
 }
 
-// newLinks returns the links of each claimer, each through a proxy of its own.
+// newLinks returns the links of each claimer. Each link has its own proxy.
 func newLinks(t *testing.T, etcd []*stack.Etcd) (links [claimers][]*link) {
 	t.Helper()
 	for i := range links {
@@ -66,9 +66,8 @@ func newLinks(t *testing.T, etcd []*stack.Etcd) (links [claimers][]*link) {
 	return links
 }
 
-// open lets connections through from now on. The proxy is a new one: to remove
-// a delay from connections that are stuck takes toxiproxy up to five seconds
-// a packet.
+// open lets connections through from now on. It makes a new proxy, because toxiproxy
+// takes up to five seconds per packet to remove a delay from open connections.
 func (l *link) open(t *testing.T) {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	l.proxy = toxiproxy.NewProxy(server, l.upstream, l.address, l.upstream)
@@ -77,9 +76,9 @@ func (l *link) open(t *testing.T) {
 	}
 }
 
-// listen starts a proxy on a port that was closed before. A member of etcd that was
-// being started at that time holds a copy of the listening socket until it has
-// executed its program.
+// listen starts a proxy on a port that was closed before. If an etcd member is being
+// started meanwhile, its new process holds a copy of the listening socket until it
+// executes its program; listen retries until then.
 func listen(p *toxiproxy.Proxy) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -95,7 +94,7 @@ func listen(p *toxiproxy.Proxy) (err error) {
 func breakNetwork(ctx context.Context, t *testing.T, claimers [][]*link) {
 	for pause(ctx, between(0, ttl/2)) {
 		links := claimers[rand.IntN(len(claimers))]
-		if rand.IntN(3) == 0 { // to one member only
+		if rand.IntN(3) == 0 { // only the link to one member
 			links = links[rand.IntN(len(links)):][:1]
 		}
 		fault := rand.IntN(5)
@@ -104,11 +103,11 @@ func breakNetwork(ctx context.Context, t *testing.T, claimers [][]*link) {
 			switch fault {
 			case 0:
 				l.proxy.Stop()
-			case 1: // answers are late, up to a second
+			case 1: // answers arrive up to a second late
 				l.toxic(t, "latency", "downstream", fmt.Sprintf(`"latency":%d`, 10+rand.IntN(1000)))
 			case 2:
 				l.toxic(t, "timeout", "upstream", `"timeout":0`)
-			case 3: // what is asked for is done, but not answered
+			case 3: // requests take effect, but their answers are lost
 				l.toxic(t, "timeout", "downstream", `"timeout":0`)
 			case 4:
 				l.toxic(t, "timeout", "upstream", `"timeout":0`)
@@ -150,8 +149,9 @@ func breakMembers(ctx context.Context, t *testing.T, etcd []*stack.Etcd, claimer
 		if rand.IntN(2) == 0 {
 			frozen := briefOrLong()
 			if len(etcd) > 1 && leads(ctx, etcd[m]) {
-				// A leader that was frozen for longer, and replaced, revokes all
-				// leases when it goes on: etcd trusts a clock that stood still.
+				// A leader that was frozen for longer and was replaced revokes all
+				// leases when it resumes: etcd counts the time in which it was
+				// frozen as time without renewals.
 				frozen = between(10*time.Millisecond, ttl/4)
 			}
 			must(etcd[m].Pause())
@@ -168,7 +168,8 @@ func breakMembers(ctx context.Context, t *testing.T, etcd []*stack.Etcd, claimer
 	}
 }
 
-// leads reports whether a member is the leader, or does not say.
+// leads reports whether a member is the leader. It returns true if the member does not
+// answer.
 func leads(ctx context.Context, e *stack.Etcd) bool {
 	ctx, cancel := context.WithTimeout(ctx, ttl/2)
 	defer cancel()
@@ -181,7 +182,7 @@ func leads(ctx context.Context, e *stack.Etcd) bool {
 	return err != nil || resp.Leader == resp.Header.MemberId
 }
 
-// briefOrLong is how long a fault lasts: a session survives the brief ones.
+// briefOrLong draws the duration of a fault. A session survives the brief ones.
 func briefOrLong() time.Duration {
 	if rand.IntN(3) == 0 {
 		return between(ttl, 2*ttl)
@@ -189,10 +190,10 @@ func briefOrLong() time.Duration {
 	return between(10*time.Millisecond, ttl/4)
 }
 
-// between draws a duration.
+// between draws a duration of at least from and less than to.
 func between(from, to time.Duration) time.Duration { return from + rand.N(to-from) }
 
-// pause waits for d. It reports false if ctx has ended.
+// pause waits for d. It returns false if ctx has ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -204,8 +205,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// breakThings breaks links and members until the function that it returns is
-// called. Then all of them work.
+// breakThings breaks links and members until stop is called. When stop returns, all
+// of them work again.
 func breakThings(t *testing.T, etcd []*stack.Etcd, links [claimers][]*link) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var breaking sync.WaitGroup

@@ -15,27 +15,27 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// An operation is one line of the history of an id. It took effect at one instant
-// between its call and its return, or, if its outcome is unknown, at one instant
-// after its call, or never.
+// operation is one entry in the history of an id. It took effect at one instant
+// between call and returns. An operation with an unknown outcome took effect at one
+// instant after call, or never.
 type operation struct {
 	kind    kind
 	process int   // one life of a claimer
-	worker  int   // delivers one event at a time
-	hold    int   // of a grant: its own number; of what happens under it: that number
-	token   int64 // of a grant
+	worker  int   // handles one delivery at a time
+	hold    int   // number of the grant that the operation is or belongs to; 0: none
+	token   int64 // of a grant; otherwise 0
 	call    time.Duration
 	returns time.Duration
 }
 
-const unknown = time.Duration(math.MaxInt64) // when an operation without an answer returned
+const unknown = time.Duration(math.MaxInt64) // returns of an operation that got no answer
 
 type kind string
 
 const (
 	granted   kind = "granted"   // by Claim or Reclaim
 	skipped   kind = "ErrDone"   // from Claim or Reclaim
-	withdrawn kind = "withdrawn" // the delivery went away while it waited
+	withdrawn kind = "withdrawn" // the delivery ended while it waited
 	checked   kind = "checked"   // Check: the claim is still the caller's
 	recorded  kind = "recorded"  // Complete
 	twice     kind = "done by another as well"
@@ -45,23 +45,23 @@ const (
 	abandoned kind = "abandoned" // the process crashed, or stopped, under the claim
 )
 
-// idState is the sequential state of an id, of which every history must be an
-// interleaving.
+// idState is the state of an id in the sequential model. A history is legal if its
+// operations are legal one after the other in some order that agrees with their times.
 type idState struct {
 	done       bool
 	recordedBy int   // process
-	holder     int   // number of the hold under which a delivery works, in a session that is not suspended; 0: none
+	holder     int   // number of the grant under which a delivery works, in a session that is not suspended; 0: none
 	owner      int   // process of the last grant
 	token      int64 // of the last grant
 }
 
-// step is the rule. It reports whether o can happen in state s, and what follows.
+// step reports whether the rule allows o in state s, and returns the next state.
 func (s idState) step(o operation) (bool, idState) {
 	next := s
 	switch o.kind {
 	case granted:
 		next.holder, next.owner, next.token = o.hold, o.process, o.token
-		// A token comes again only for the claim that it belongs to.
+		// A token is granted again only to the process that it was granted to before.
 		return !s.done && s.holder == 0 && (o.token > s.token || o.token == s.token && o.process == s.owner), next
 	case skipped:
 		return s.done, s
@@ -73,7 +73,8 @@ func (s idState) step(o operation) (bool, idState) {
 	case twice:
 		return s.done && s.recordedBy != o.process, s
 	case recorded, lost:
-		// The work may have been suspended meanwhile, but no one else may be at it.
+		// The work may have been suspended meanwhile, but no other delivery may be
+		// working on the id.
 		if s.done || s.holder != 0 && s.holder != o.hold {
 			return o.kind == lost, s
 		}
@@ -103,11 +104,11 @@ var model = porcupine.Model{
 	DescribeState:     func(state any) string { return fmt.Sprintf("%+v", state) },
 }
 
-// history is what the deliveries of all processes did, by id.
+// history records the operations of the deliveries of all processes, by id.
 type history struct {
 	began time.Time
 
-	changed chan struct{} // receives when operations were added
+	changed chan struct{} // receives a value after operations were added
 
 	mu    sync.Mutex
 	ops   map[string][]operation
@@ -136,7 +137,7 @@ func (h *history) add(id string, o operation) {
 	}
 }
 
-// newHold numbers a grant.
+// newHold returns the number of a new grant.
 func (h *history) newHold() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -150,14 +151,14 @@ func (h *history) length() int {
 	return h.total
 }
 
-// maxCheck bounds the check of one id. It takes milliseconds.
+// maxCheck bounds the check of one id, which usually takes milliseconds.
 const maxCheck = time.Minute
 
 // check reports whether the history of one id follows the rule.
 func check(ops []operation) (porcupine.CheckResult, porcupine.LinearizationInfo) {
 	var history []porcupine.Operation
 	for _, o := range ops {
-		if o.kind != withdrawn { // which may happen at any time
+		if o.kind != withdrawn { // a withdrawal is legal at any time
 			history = append(history, porcupine.Operation{ClientId: o.worker, Input: o, Call: int64(o.call), Return: int64(o.returns)})
 		}
 	}
@@ -165,8 +166,8 @@ func check(ops []operation) (porcupine.CheckResult, porcupine.LinearizationInfo)
 }
 
 // wrong lists the operations of the first id whose history breaks the rule, or
-// returns "". Ids are independent of each other. With draw, it draws the history in
-// a file, too.
+// returns "". Ids are independent of each other. If draw is true, wrong also writes
+// a drawing of the history to a file.
 func (h *history) wrong(draw bool) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -204,7 +205,7 @@ func list(ops []operation) string {
 	return b.String()
 }
 
-// The model refuses what the rule forbids, one case each.
+// The model accepts legal histories and rejects each kind of illegal one.
 func TestCheckedModel(t *testing.T) {
 	at := func(ms int, o operation) operation {
 		o.call, o.returns = time.Duration(ms)*time.Millisecond, time.Duration(ms+1)*time.Millisecond

@@ -15,23 +15,23 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// run is eight claimers with their deliveries.
+// run runs eight claimers and their deliveries.
 type run struct {
 	*history
 	t         *testing.T
 	role      string
 	links     [claimers][]*link
-	wrap      func(*clientv3.Client) // breaks the first claimer; nil: none is broken
+	wrap      func(*clientv3.Client) // breaks the client of the first claimer; nil: no claimer is broken
 	inspector *clientv3.Client
 	processes atomic.Int64
 
 	mu     sync.Mutex
 	ids    []string
-	enough map[string]int // deliveries that were told that the id is done
+	enough map[string]int // by id, how many deliveries got ErrDone
 	made   int
 
 	ending atomic.Bool
-	quiet  chan struct{} // closed when the last processes are to stop
+	quiet  chan struct{} // closed when the last processes may stop
 }
 
 // newRun returns a run whose links cannot be broken.
@@ -61,14 +61,14 @@ func (r *run) newID() string {
 	return fmt.Sprintf("%06d", r.made)
 }
 
-// pick returns the id of an event that has come.
+// pick returns the id of the next event.
 func (r *run) pick() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ids[rand.IntN(len(r.ids))]
 }
 
-// skipped notes that a delivery was told that an id is done. A few more come for it.
+// skipped notes that a delivery got ErrDone. After five of them a new id replaces the id.
 func (r *run) skipped(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -80,9 +80,9 @@ func (r *run) skipped(id string) {
 	}
 }
 
-// work has the claimers process events until it is enough. Then no delivery waits or
-// works any more. It returns which claims are left all the same, or "", and stops
-// the claimers.
+// work runs the claimers until enough returns true, then ends all deliveries, waits
+// until no claim lists an id, and stops the claimers. It returns the claims that are
+// left after maxWait, or "".
 func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
@@ -113,7 +113,8 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 	return left
 }
 
-// claimsLeft waits until no claim lists an id.
+// claimsLeft waits until no claim lists an id. It returns the claims that are left
+// after maxWait, or "".
 func (r *run) claimsLeft(maxWait time.Duration) (left string) {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
@@ -134,7 +135,7 @@ func (r *run) claimsLeft(maxWait time.Duration) (left string) {
 	}
 }
 
-// live is one process. When ctx ends, no more events come; then the process stops
+// live runs one process. When ctx ends, no more events arrive, and the process stops
 // or crashes.
 func (r *run) live(ctx context.Context, claimer int) {
 	p := int(r.processes.Add(1))
@@ -183,7 +184,7 @@ func (r *run) live(ctx context.Context, claimer int) {
 	running.Wait()
 }
 
-// askAgain asks for each id once more, as a process that starts now.
+// askAgain claims each id once more in a process that has just started.
 func (r *run) askAgain() {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()

@@ -14,15 +14,15 @@ var checkedOps = flag.Int("checked.ops", 5000, "operations of each checked histo
 
 const (
 	claimers = 8
-	workers  = 8  // of a claimer
-	liveIDs  = 24 // that events come for at a time
+	workers  = 8  // per claimer
+	liveIDs  = 24 // ids that events arrive for at one time
 	ttl      = 2 * time.Second
-	// maxWait bounds what happens in the end, on a busy machine.
+	// maxWait bounds the wait at the end of a run, on a busy machine.
 	maxWait = 2 * time.Minute
 )
 
-// The history of each id follows the rule, whatever happens to connections, to
-// members of etcd and to processes.
+// The history of each id follows the rule through faults of connections, of
+// members of etcd and of processes.
 func TestCheckedHistories(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprintf("members=%d", members), func(t *testing.T) {
@@ -50,14 +50,14 @@ func TestCheckedHistories(t *testing.T) {
 	}
 }
 
-// A broken claimer among seven others is noticed.
+// The check detects a broken claimer among seven others.
 func TestCheckedHistoriesNotice(t *testing.T) {
 	t.Parallel()
 	etcd := startEtcd(t, 1)
 	for _, test := range []struct {
 		name string
 		wrap func(*clientv3.Client)
-		want string // what is noticed
+		want string // part of the report; empty: none
 	}{
 		{"nothing", func(*clientv3.Client) {}, ""},
 		{"claims of others are not seen", ignoreClaims, "illegal"},

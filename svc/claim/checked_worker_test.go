@@ -10,7 +10,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/claim"
 )
 
-// worker handles one delivery after the other.
+// worker handles deliveries one after the other.
 type worker struct {
 	*run
 	claims  *claim.Etcd
@@ -19,16 +19,16 @@ type worker struct {
 	number  int
 }
 
-// hold is a claim from a grant until Held ends or the delivery gives it up.
+// hold is a claim between its grant and the end of Held, or its release.
 type hold struct {
 	*claim.Claim
 	number int
-	alive  atomic.Int64 // when the delivery last knew that Held had not ended
+	alive  atomic.Int64 // the last time at which Held had not ended
 	unhook func() bool
-	over   chan struct{} // closed when the end of Held is in the history
+	over   chan struct{} // closed after the end of Held was added to the history
 }
 
-// deliver asks for an id, works, and completes or releases the claim.
+// deliver claims an id, works, and completes, releases or abandons the claim.
 func (w *worker) deliver(ctx context.Context, id string) {
 	waitCtx := ctx
 	if rand.IntN(2) == 0 { // the delivery may be lost while it waits
@@ -62,8 +62,8 @@ func (w *worker) deliver(ctx context.Context, id string) {
 	}
 }
 
-// answered notes what Claim or Reclaim has answered. It returns nil if the claim is
-// not the caller's.
+// answered adds the result of Claim or Reclaim to the history. It returns nil if the
+// claim was not granted.
 func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err error) *hold {
 	o := operation{kind: granted, process: w.process, worker: w.number, call: call, returns: w.now()}
 	switch {
@@ -88,13 +88,13 @@ func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err err
 	return h
 }
 
-// note adds what has happened under a claim since a time.
+// note adds an operation under a claim that was called at since and returns now.
 func (w *worker) note(h *hold, k kind, since time.Duration) {
 	w.add(h.ID, operation{kind: k, process: w.process, worker: w.number, hold: h.number, call: since, returns: w.now()})
 }
 
-// suspended reports whether Held has ended. The end is in the history then, and
-// will not be later otherwise.
+// suspended reports whether Held has ended. If so, the end is in the history; if not,
+// it is not added later.
 func (w *worker) suspended(h *hold) bool {
 	if !h.unhook() {
 		<-h.over
@@ -103,12 +103,12 @@ func (w *worker) suspended(h *hold) bool {
 	if h.Held.Err() == nil {
 		return false
 	}
-	// Held has ended, and its function had not been started yet.
+	// Held has ended, but unhook has kept its function from running.
 	w.note(h, suspended, time.Duration(h.alive.Load()))
 	return true
 }
 
-// handle is the work. Now and then it is slow, and it is while the claimer is cut off.
+// handle does the work. It is slow now and then, and lasts while the claimer is cut off.
 func (w *worker) handle(ctx context.Context, h *hold) {
 	d := between(0, 8*time.Millisecond)
 	if rand.IntN(20) == 0 {
@@ -160,7 +160,7 @@ func (w *worker) release(h *hold) {
 	}
 }
 
-// abandon ends the work as the crash of its process does.
+// abandon ends the work in the way a crash of the process does.
 func (w *worker) abandon(h *hold) {
 	if !w.suspended(h) {
 		w.note(h, abandoned, time.Duration(h.alive.Load()))

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// pair is two claimers on a simulated etcd, step by step: what the tests below say
-// happens, and nothing else.
+// pair runs two claimers on a simulated etcd. Nothing happens except the steps that a
+// test takes.
 type pair struct {
 	*run
 	t    *testing.T
@@ -20,8 +20,8 @@ func newPair(t *testing.T, ids ...string) *pair {
 	return x
 }
 
-// write has a process write what it has to write, and see nothing of it yet. It
-// returns how many writes that were.
+// write makes a process send its writes and get their answers, but see no changes yet.
+// It returns the number of writes.
 func (x *pair) write(p *simProcess) (writes int) {
 	for p.canWrite() {
 		if p.write(); p.c.pending() == nil {
@@ -34,7 +34,7 @@ func (x *pair) write(p *simProcess) (writes int) {
 	return writes
 }
 
-// runUntilIdle goes on until nothing is left to be written or seen.
+// runUntilIdle runs both processes until nothing is left to be written or seen.
 func (x *pair) runUntilIdle() {
 	for more := true; more; {
 		more = x.write(x.a)+x.write(x.b) > 0
@@ -50,7 +50,7 @@ func (x *pair) runUntilIdle() {
 	}
 }
 
-// expect compares what has become of a delivery.
+// expect checks the state of a delivery: "waits", "granted" or the text of its error.
 func (x *pair) expect(c *Claim, want string) {
 	x.t.Helper()
 	got := "waits"
@@ -66,7 +66,7 @@ func (x *pair) expect(c *Claim, want string) {
 	}
 }
 
-// expectClaims compares how many claims list an id.
+// expectClaims checks how many claims list an id.
 func (x *pair) expectClaims(id string, want int) {
 	x.t.Helper()
 	got := 0
@@ -84,14 +84,14 @@ func (x *pair) expectClaims(id string, want int) {
 
 const done = "the id has been processed"
 
-// finish ends the work under a claim that was granted.
+// finish finishes the work under a claim that must have been granted.
 func (x *pair) finish(p *simProcess, c *Claim) {
 	x.t.Helper()
 	x.expect(c, "granted")
 	p.c.finish(c)
 }
 
-// askAgain ends the work under a claim that was suspended.
+// askAgain ends the work under a suspended claim and waits for the claim again.
 func (x *pair) askAgain(p *simProcess, c *Claim) {
 	x.t.Helper()
 	x.expect(c, "granted")
@@ -130,14 +130,14 @@ func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	x.runUntilIdle()
 	second := x.a.c.ask("1")
 	if n := x.write(x.a); n != 0 {
-		t.Errorf("the second delivery is worth %d writes", n)
+		t.Errorf("the second delivery causes %d writes", n)
 	}
 	x.finish(x.a, first)
 	x.expect(second, "waits")
 	if n := x.write(x.a); n != 1 {
-		t.Errorf("the record is worth %d writes", n)
+		t.Errorf("the record takes %d writes", n)
 	}
-	x.expect(second, done) // the answer is enough
+	x.expect(second, done) // on the answer to the write, before its changes are seen
 	if err := recorded(t, first); err != nil {
 		t.Error(err)
 	}
@@ -154,13 +154,13 @@ func TestReleasedToTheNextOfTheProcess(t *testing.T) {
 	x.a.c.Release(first)
 	x.expect(second, "granted")
 	x.a.c.Release(second)
-	x.a.c.Release(first) // nothing
+	x.a.c.Release(first) // does nothing
 	x.runUntilIdle()
 	x.expectClaims("1", 0)
 }
 
-// Another process waits without a write, and is the owner with the very change
-// that ends the claim before its own.
+// A waiting process writes nothing more. The change that ends the claim before its own
+// makes it the owner.
 func TestNextProcess(t *testing.T) {
 	for name, end := range map[string]func(x *pair, c *Claim){
 		"released":         func(x *pair, c *Claim) { x.a.c.Release(c) },
@@ -176,7 +176,7 @@ func TestNextProcess(t *testing.T) {
 			end(x, first)
 			x.write(x.a)
 			if n := x.write(x.b); n != 0 {
-				t.Errorf("waiting is worth %d writes", n)
+				t.Errorf("the waiting process sends %d writes", n)
 			}
 			x.b.watch(1)
 			x.expect(second, "granted")
@@ -242,7 +242,7 @@ func TestWithdrawn(t *testing.T) {
 		w := x.a.c.ask("1")
 		x.runUntilIdle()
 		x.a.c.Release(w)
-		x.a.write() // takes it off
+		x.a.write() // takes the id off its claim
 		again := x.a.c.ask("1")
 		_, answer := x.execute(0)
 		x.a.answer(answer)
@@ -257,12 +257,12 @@ func TestWithdrawn(t *testing.T) {
 		w := x.a.c.ask("1")
 		x.runUntilIdle()
 		if x.a.c.withdraw(w) {
-			t.Error("withdrawn with the answer there")
+			t.Error("a delivery is withdrawn after its answer")
 		}
 	})
 }
 
-// A check is answered by a write of the session, and by none of a later one.
+// A check is answered by a write of its session, and not by a write of a later session.
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t, "1")
 	claimed := x.a.c.ask("1")

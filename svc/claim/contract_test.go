@@ -36,7 +36,7 @@ func TestEtcdContract(t *testing.T) {
 	})
 }
 
-// shared is an etcd for all tests that break nothing but their own connections.
+// shared holds the etcd of all tests that break only their own connections.
 var shared struct {
 	sync.Once
 	etcd *stack.Etcd
@@ -92,19 +92,19 @@ var roles atomic.Int64
 // newRole returns a role that no other test uses.
 func newRole() string { return fmt.Sprintf("test%d", roles.Add(1)) }
 
-// process is the claims of one process on etcd.
+// process holds the claims of one process on etcd.
 type process struct {
 	*claim.Etcd
 	t      testing.TB
 	client *clientv3.Client
-	prefix string // of the keys of the role
+	prefix string // of the role's keys
 	log    *journal
 	lease  clientv3.LeaseID // of its first session
 	Close  func()
 }
 
-// start loads and runs the claims of a process of o.Role, which others of the role
-// may share, and waits for its session. They end with the test.
+// start loads and runs the claims of a process of o.Role and waits for its session.
+// They end with the test. Several processes may share a role.
 func start(t testing.TB, client, direct *clientv3.Client, o claim.Options) *process {
 	t.Helper()
 	if o.TTL == 0 {
@@ -201,7 +201,7 @@ func eventually(t testing.TB, f func() error) {
 type proxied struct {
 	*process
 	proxy *toxiproxy.Proxy
-	alive func() // ends the renewals by another client
+	alive func() // stops the renewals that Suspend started
 }
 
 func newProxied(t *testing.T, etcd *stack.Etcd, role string) *proxied {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// An id takes 48 bytes of heap at most, at whatever size of the set, followed or
-// read at once.
+// An id takes at most 48 bytes of heap, whatever the size of the set, whether the ids
+// are added one by one or loaded at once.
 func TestDoneSetHeap(t *testing.T) {
 	const most, step = 1_000_000, 100_000
 	ids := make([]string, most)
@@ -55,8 +55,8 @@ func heap() uint64 {
 	return m.HeapAlloc
 }
 
-// The ids of a window that has ended are forgotten at once, and their memory is
-// used again after as many changes as there are shards.
+// The ids of a window are forgotten at once when it ends. Their memory is free after
+// as many sweeps as there are shards.
 func TestSweep(t *testing.T) {
 	const ids = 10_000
 	s := newDoneSet()
@@ -71,7 +71,7 @@ func TestSweep(t *testing.T) {
 		t.Fatalf("%d ids are done after the end of the window; old: %t, new: %t", s.living, s.has("old1"), s.has("new1"))
 	}
 	s.begin("third", 3)
-	s.add("old1", "third") // before it is swept
+	s.add("old1", "third") // before the old entry is swept
 	size := func() (n int) {
 		for _, shard := range s.shards {
 			n += len(shard)
@@ -96,8 +96,8 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// The oldest windows are those whose keys are the oldest, and not the one that never
-// ends.
+// The oldest windows are those with the oldest keys. The window that never ends is
+// not among them.
 func TestOldestWindows(t *testing.T) {
 	s := newDoneSet()
 	s.begin(forever, 1)

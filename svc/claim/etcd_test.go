@@ -44,7 +44,7 @@ func (p *process) mustBeDone(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if c, err := p.Claim(ctx, id); !errors.Is(err, claim.ErrDone) {
-		p.t.Errorf("claim of %s: %+v, %v, want that it is done", id, c, err)
+		p.t.Errorf("claim of %s: %+v, %v, want ErrDone", id, c, err)
 	}
 }
 
@@ -62,7 +62,7 @@ func (p *process) keys(prefix string) map[string]string {
 	return keys
 }
 
-// The keys and values are as the package says: operators read them.
+// The keys and values have the documented format, because operators read them.
 func TestFormat(t *testing.T) {
 	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
 	c := p.mustClaim(`a<"1">`)
@@ -103,8 +103,8 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// Records expire after DEDUP_WINDOW and not before, for all processes; with 0 they
-// stay.
+// Records expire after DEDUP_WINDOW and not before, for all processes. With a window of
+// 0 they never expire.
 func TestDedupWindow(t *testing.T) {
 	role := newRole()
 	short := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Second})
@@ -125,10 +125,10 @@ func TestDedupWindow(t *testing.T) {
 			forever.Release(c)
 			return nil
 		}
-		return fmt.Errorf("it is still known: %w", err)
+		return fmt.Errorf("the id is still remembered: %w", err)
 	})
 	if passed := time.Since(began); passed < time.Second {
-		t.Errorf("it was forgotten after %v", passed)
+		t.Errorf("the id was forgotten after %v", passed)
 	}
 	short.mustBeDone("long")
 	if n := len(short.keys("window/forever")); n != 1 {
@@ -136,8 +136,8 @@ func TestDedupWindow(t *testing.T) {
 	}
 }
 
-// With more ids than MaxIDs the oldest are forgotten, by all processes; the memory
-// stays bounded, and a warning says so.
+// With more ids than MaxIDs all processes forget the oldest, so that their memory stays
+// bounded, and log a warning.
 func TestMaxIDs(t *testing.T) {
 	const most, ids = 800, 4000
 	role := newRole()
@@ -164,8 +164,8 @@ func TestMaxIDs(t *testing.T) {
 	}
 }
 
-// Without a window nothing is forgotten, and there is one warning. Ids that are
-// recorded later in windows that end are forgotten as usual.
+// Without a window no id is forgotten, and one warning is logged. Ids that are later
+// recorded in a window that ends are forgotten as usual.
 func TestMaxIDsForEver(t *testing.T) {
 	role := newRole()
 	p := startOn(t, sharedEtcd(t), claim.Options{Role: role, MaxIDs: 10})
@@ -193,8 +193,8 @@ func TestMaxIDsForEver(t *testing.T) {
 	later.mustBeDone("0")
 }
 
-// A clean stop frees all claims at once: those that wait, and those that were
-// granted and given back. A claim that is held is left to expire.
+// A clean stop frees at once all claims that wait or were released. A claim that is
+// still held is left to expire.
 func TestStopRevokes(t *testing.T) {
 	t.Run("nothing is held", func(t *testing.T) {
 		etcd, role := sharedEtcd(t), newRole()
@@ -214,7 +214,7 @@ func TestStopRevokes(t *testing.T) {
 		})
 		b.Close()
 		if err := <-waits; !errors.Is(err, claim.ErrClosed) {
-			t.Errorf("the delivery that waits is told %v", err)
+			t.Errorf("the waiting delivery gets %v", err)
 		}
 		a.Release(c)
 		a.Close()
@@ -241,8 +241,8 @@ func TestStopRevokes(t *testing.T) {
 	})
 }
 
-// A session that was deleted by hand is replaced. Work that had finished is
-// recorded without being done again; the rest is claimed again.
+// A session that was deleted by hand is replaced. Finished work is recorded without
+// being done again; ids of unfinished work are claimed again.
 func TestSessionDeletedByHand(t *testing.T) {
 	for name, remove := range map[string]func(p *process) error{
 		"its key": func(p *process) error {
@@ -280,8 +280,8 @@ func TestSessionDeletedByHand(t *testing.T) {
 	}
 }
 
-// Keys that cannot be read are named and passed over, when they are there from the
-// beginning and when they come later.
+// Unreadable keys are logged and ignored, whether they exist at the start or appear
+// later.
 func TestForeignKeys(t *testing.T) {
 	etcd, role := sharedEtcd(t), newRole()
 	client := newClient(t, etcd)

@@ -13,8 +13,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// A loop over ids, without a broker: however many processes run it, each id is
-// processed once.
+// This example processes ids in a loop, without a broker. However many processes run
+// it, each id is processed once.
 func Example() {
 	endpoint, stopEtcd := startExampleEtcd()
 	defer stopEtcd()
@@ -30,7 +30,7 @@ func Example() {
 		Role: "example", TTL: 10 * time.Second, Window: 24 * time.Hour, MaxIDs: 1_000_000,
 		CloseTimeout: time.Second, Log: log,
 	})
-	if err := claims.Load(ctx); err != nil { // what was processed before
+	if err := claims.Load(ctx); err != nil { // reads the ids that were processed before
 		panic(err)
 	}
 	var running sync.WaitGroup
@@ -45,8 +45,8 @@ func Example() {
 		if err != nil {
 			panic(err)
 		}
-		// The work is done here. It must end when c.Held ends, and passes c.Token to
-		// whatever it changes.
+		// Do the work here. It must stop when c.Held ends, and it passes c.Token to
+		// the systems that it changes.
 		fmt.Println(id, "processed")
 		if err := claims.Complete(c); err != nil {
 			panic(err)

@@ -19,7 +19,7 @@ func (x *run) unreadable(err error) {
 	}
 }
 
-// check checks what holds in every state.
+// check checks the invariants that hold in every state.
 func (x *run) check() {
 	head := x.etcd.truth[x.etcd.revision]
 	for id, t := range head {
@@ -40,7 +40,7 @@ func (x *run) check() {
 	}
 }
 
-// workers counts the deliveries that work under a session that is not suspended.
+// workers counts the deliveries that work on id under a session that is not suspended.
 func (x *run) workers(id string) (n int) {
 	for _, p := range x.processes {
 		for _, d := range p.deliveries {
@@ -52,8 +52,8 @@ func (x *run) workers(id string) (n int) {
 	return n
 }
 
-// checkView compares a process's state with what the rule says of the revision
-// that it has seen. So two processes at one revision agree.
+// checkView compares the state of a process with the rule at the revision that the
+// process has seen. Therefore two processes at one revision agree.
 func (x *run) checkView(i int, p *simProcess) {
 	for id, want := range x.etcd.truth[p.view] {
 		if got := p.c.state.Done(id); got != want.done {
@@ -67,7 +67,8 @@ func (x *run) checkView(i int, p *simProcess) {
 	}
 }
 
-// checkGrant: the token grows with each new owner, and one claim keeps its own.
+// checkGrant checks that the token grows with each new owner, and that a claim keeps
+// its token.
 func (x *run) checkGrant(p *simProcess, d *simDelivery) {
 	now := grant{revisionOf(d.claim.Token), p.c.writer.session}
 	last := x.tokens[d.id]
@@ -77,14 +78,14 @@ func (x *run) checkGrant(p *simProcess, d *simDelivery) {
 	x.tokens[d.id] = now
 }
 
-// checkSkipped: no delivery is skipped whose id was never recorded.
+// checkSkipped checks that the id of a skipped delivery was recorded.
 func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
 	if !x.etcd.recorded[d.id] {
 		x.fail("%s is skipped, and was never recorded", d.id)
 	}
 }
 
-// checkRecorded: no work is reported as recorded that was not.
+// checkRecorded checks that work reported as recorded was recorded.
 func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
 	if err != nil && !errors.Is(err, ErrDone) {
 		x.fail("complete of %s: %v", d.id, err)
@@ -92,7 +93,7 @@ func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
 	x.checkSkipped(p, d)
 }
 
-// checkEnd checks what holds when nothing can happen but faults.
+// checkEnd checks the invariants of a state in which only faults can happen.
 func (x *run) checkEnd() {
 	if x.acked != len(x.messages) {
 		x.fail("stuck: %d of %d messages are acknowledged, %d wait for a process", x.acked, len(x.messages), len(x.queue))
@@ -114,7 +115,7 @@ func (x *run) checkEnd() {
 	}
 }
 
-// revisionOf undoes what simEtcd.event does for a broken variant.
+// revisionOf undoes the change that simEtcd.event makes to tokens in a broken variant.
 func revisionOf(token int64) int64 {
 	if token > 1<<39 {
 		return 1<<40 - token
@@ -122,7 +123,7 @@ func revisionOf(token int64) int64 {
 	return token
 }
 
-// truth is what the rule says of an id.
+// truth is the state of an id according to the rule.
 type truth struct {
 	done    bool
 	session string
@@ -130,8 +131,8 @@ type truth struct {
 	token   int64
 }
 
-// rule computes what the keys say of each id, by the words of the design and not
-// by the code that is explored.
+// rule computes the state of each id from the keys. It follows the text of the design
+// and uses none of the explored code.
 func (e *simEtcd) rule() map[string]truth {
 	all := make(map[string]truth, len(e.ids))
 	for _, id := range e.ids {

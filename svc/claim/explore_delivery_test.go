@@ -2,15 +2,15 @@ package claim
 
 import "slices"
 
-// simDelivery is one delivery of a message, as Pipeline.process in svc/consume
-// takes it through its claim.
+// simDelivery is one delivery of a message. It uses its claim as Pipeline.process in
+// svc/consume does.
 type simDelivery struct {
 	id      string
 	phase   phase
 	claim   *Claim
 	granted bool
 	check   chan struct{} // in the phase checking
-	gone    bool          // its channel is gone: the message is delivered again
+	gone    bool          // its channel has closed: the message is delivered again
 }
 
 type phase byte
@@ -22,14 +22,14 @@ const (
 	finished phase = 'f' // the work is done: Complete waits
 )
 
-// deliver is the begin of claimer.Claim.
+// deliver does the first part of claimer.Claim.
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
 	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
 	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.ask(id)})
 }
 
-// takeAnswers gives the deliveries the answers that are there.
+// takeAnswers gives the deliveries the answers that have arrived.
 func (p *simProcess) takeAnswers() {
 	for _, d := range slices.Clone(p.deliveries) {
 		switch d.phase {
@@ -45,7 +45,7 @@ func (p *simProcess) takeAnswers() {
 				continue
 			}
 			select {
-			case <-d.check: // Pipeline.notDone, without which a copy would be tried for ever
+			case <-d.check: // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
 				p.x.dead++
 				p.c.Release(d.claim)
 				p.remove(d, true)
@@ -63,7 +63,7 @@ func (p *simProcess) takeAnswers() {
 }
 
 func (p *simProcess) answered(d *simDelivery, err error) {
-	if err != nil { // ErrDone: skipped
+	if err != nil { // ErrDone: the delivery is skipped
 		p.x.checkSkipped(p, d)
 		p.remove(d, true)
 		return
@@ -72,17 +72,17 @@ func (p *simProcess) answered(d *simDelivery, err error) {
 	p.x.checkGrant(p, d)
 }
 
-// finish is the end of the work, and the begin of claimer.Complete.
+// finish ends the work and does the first part of claimer.Complete.
 func (p *simProcess) finish(d *simDelivery) {
 	p.x.works[d.id]++
 	d.phase = finished
 	p.c.finish(d.claim)
 }
 
-// fail is a handler that has failed for good: the begin of claimer.Check.
+// fail ends the work with a permanent failure and does the first part of claimer.Check.
 func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.askCheck() }
 
-// cancelled is a handler that has returned because its claim is suspended.
+// cancelled ends the work because the claim is suspended.
 func (p *simProcess) cancelled(d *simDelivery) {
 	if d.gone {
 		p.release(d)
@@ -92,21 +92,21 @@ func (p *simProcess) cancelled(d *simDelivery) {
 	p.c.askAgain(d.claim)
 }
 
-// release is a delivery that ends with its work undone.
+// release ends a delivery whose work is not done.
 func (p *simProcess) release(d *simDelivery) {
 	p.c.Release(d.claim)
 	p.remove(d, false)
 }
 
-// loseChannel is the end of the delivery's context. A handler that runs goes on.
+// loseChannel ends the delivery's context. A running handler continues.
 func (p *simProcess) loseChannel(d *simDelivery) {
 	p.x.queue = append(slices.Clone(p.x.queue), d.id)
 	slices.Sort(p.x.queue)
 	d.gone = true
 	if d.phase == waiting {
-		p.c.withdraw(d.claim) // nothing answers between takeAnswers and this
+		p.c.withdraw(d.claim) // no answer can have arrived since takeAnswers
 		if d.granted {
-			p.c.Release(d.claim) // after an error of Reclaim
+			p.c.Release(d.claim) // as after an error of Reclaim
 		}
 		p.remove(d, false)
 	}
@@ -119,8 +119,8 @@ func (p *simProcess) remove(d *simDelivery, ack bool) {
 	}
 }
 
-// crash loses what is not in etcd. Messages that are not acknowledged are
-// delivered again, to the restarted process or to the other one.
+// crash restarts the process: all state that is not in etcd is lost. Messages that
+// were not acknowledged are delivered again, to this process or to the other one.
 func (p *simProcess) crash() {
 	for _, d := range p.deliveries {
 		if !d.gone {

@@ -7,17 +7,17 @@ import (
 	"strings"
 )
 
-// simEtcd is what the exploration needs of etcd: keys under leases, conditional
-// writes, and a log of revisions from which the views read.
+// simEtcd simulates the part of etcd that the exploration needs: keys under leases,
+// conditional writes, and a log of revisions from which the views read.
 type simEtcd struct {
-	broken string // the variant
+	broken string // the broken variant; "": none
 
 	revision int64
 	keys     map[string]simKey
 	leases   []simLease         // lease n is leases[n-1]
 	log      [][]change         // by revision
 	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
-	recorded map[string]bool    // ids that were done at some time
+	recorded map[string]bool    // ids that were done at any time
 	ids      []string
 	paths    Etcd // for the names of the keys
 }
@@ -37,7 +37,7 @@ func newSimEtcd(ids []string, broken string) *simEtcd {
 	return e
 }
 
-// grant grants a lease, of a session or of a window.
+// grant grants a lease for a session or for a window.
 func (e *simEtcd) grant(session bool) int64 {
 	e.leases = append(e.leases, simLease{true, session})
 	return int64(len(e.leases))
@@ -45,7 +45,7 @@ func (e *simEtcd) grant(session bool) int64 {
 
 func (e *simEtcd) lives(lease int64) bool { return e.leases[lease-1].living }
 
-// end revokes a lease, or lets it expire: all its keys go in one revision.
+// end revokes or expires a lease: one revision deletes all its keys.
 func (e *simEtcd) end(lease int64) {
 	if !e.lives(lease) {
 		return
@@ -83,7 +83,7 @@ func (e *simEtcd) event(key string) change {
 	k := e.keys[key]
 	created := k.created
 	if e.broken == "the newest claim owns" && strings.HasPrefix(key, "claim/") {
-		created = 1<<40 - created // to the state the newest looks oldest
+		created = 1<<40 - created // roleState takes the newest claim for the oldest
 	}
 	return change{Key: key, Value: k.value, Created: created, Version: k.version}
 }
@@ -101,7 +101,7 @@ func (e *simEtcd) commit(events []change) {
 	}
 }
 
-// snapshot returns all keys in the order of Etcd.snapshot: the windows first.
+// snapshot returns all keys in the order of Etcd.snapshot: windows first.
 func (e *simEtcd) snapshot() (events []change) {
 	keys := slices.Sorted(maps.Keys(e.keys))
 	for _, windows := range []bool{true, false} {
@@ -121,7 +121,7 @@ type simAnswer struct {
 	version   int64 // of the session's key, if the condition failed
 }
 
-// txn carries out one copy of a write: Etcd.send in commit.go.
+// txn carries out one copy of a write, as etcd does for Etcd.send in commit.go.
 func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 	session := "session/" + w.Session
 	version := e.keys[session].version
@@ -178,8 +178,8 @@ func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []change) {
 	return events
 }
 
-// isVoid reports whether a copy can never have an effect any more, and its answer
-// is of no interest.
+// isVoid reports whether a copy can no longer have an effect and its answer is no
+// longer awaited.
 func (e *simEtcd) isVoid(w *simCopy) bool {
 	version := e.keys["session/"+w.Session].version
 	switch {

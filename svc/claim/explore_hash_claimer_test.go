@@ -9,7 +9,7 @@ import (
 
 func clientLease(i int) clientv3.LeaseID { return clientv3.LeaseID(i) }
 
-// addProcess adds a process: all that its next steps depend on.
+// addProcess adds the parts of a process on which its next steps depend.
 func (h *hasher) addProcess(p *simProcess) {
 	h.addBools(p.over, len(p.c.wake) > 0, p.running, p.suspended())
 	w := &p.c.writer
@@ -38,7 +38,7 @@ func (h *hasher) addProcess(p *simProcess) {
 	h.addSorted(len(p.deliveries), func(i int) { h.addDelivery(p, p.deliveries[i]) })
 }
 
-// currentIDs leaves out entries that list would skip.
+// currentIDs returns the ids of entries, without those that claimer.list would skip.
 func currentIDs(c *claimer, entries []*entry) (ids []string) {
 	for _, e := range entries {
 		if c.entries[e.id] == e {
@@ -58,7 +58,7 @@ func (h *hasher) addListing(p *simProcess, l *listing) {
 	})
 }
 
-// addEntry adds what the process knows of an id.
+// addEntry adds the process's knowledge of an id.
 func (h *hasher) addEntry(p *simProcess, id string) {
 	s := p.c.state
 	hash, shard := s.done.hash(id)
@@ -113,7 +113,7 @@ func (h *hasher) addTail(p *simProcess) {
 	}
 }
 
-// addNet adds the copies that are under way.
+// addNet adds the copies of writes that etcd has not carried out yet.
 func (h *hasher) addNet() []byte {
 	h.addSorted(len(h.x.net), func(i int) {
 		w := h.x.net[i]
@@ -123,7 +123,7 @@ func (h *hasher) addNet() []byte {
 	return h.b
 }
 
-// version is a number of a write relative to the version of the session's key.
+// version returns the number of a write relative to the version of the session's key.
 func (h *hasher) version(session string, n int64) int {
 	if v := h.x.etcd.keys["session/"+session].version; v > 0 {
 		return int(n - v)

@@ -10,10 +10,10 @@ import (
 	"strings"
 )
 
-// hasher makes a state canonical: names of sessions and windows are numbered in
-// the order in which they are met, revisions and numbers of writes are replaced
-// by their rank, what both views have seen is forgotten, and of a state and the
-// one with the processes exchanged it takes one.
+// hasher hashes the canonical form of a state. In that form the names of sessions and
+// windows are replaced by numbers in the order of their appearance, revisions and the
+// numbers of writes by their ranks, and changes that both views have seen are left
+// out. A state and the same state with its processes exchanged have the same form.
 type hasher struct {
 	seeds [2]maphash.Seed
 
@@ -22,7 +22,7 @@ type hasher struct {
 	sessions []string
 	windows  []string
 	tokens   []int64
-	numbers  map[string][]int64 // of the writes of a session
+	numbers  map[string][]int64 // numbers of writes, by session
 }
 
 func newHasher() hasher {
@@ -42,7 +42,7 @@ func (h *hasher) hash(x *run) (sum [16]byte) {
 	return sum
 }
 
-// rank collects the revisions and the numbers of writes that occur.
+// rank collects the revisions and the numbers of writes that occur in the state.
 func (h *hasher) rank() {
 	h.tokens, h.numbers = h.tokens[:0], make(map[string][]int64)
 	key := func(name string, created int64) {
@@ -147,7 +147,7 @@ func (h *hasher) addToken(token int64) {
 	h.add(rank)
 }
 
-// addIDs adds ids, in any order. Ids are short.
+// addIDs adds ids, whose order does not matter. Ids differ in their first byte.
 func (h *hasher) addIDs(ids []string) {
 	h.add(len(ids))
 	for _, id := range slices.Sorted(slices.Values(ids)) {

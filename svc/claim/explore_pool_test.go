@@ -5,20 +5,21 @@ import (
 	"testing"
 )
 
-// The canonical form of a state has all that the claimer's next steps depend on.
-// A field that is new must be added to it, if they depend on it, and here.
+// The canonical form of a state contains every field on which the claimer's next steps
+// depend. A new field of one of these types must be added to the form if it matters
+// there, and its number must be corrected here.
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
 		reflect.TypeFor[claimer](): 11, reflect.TypeFor[entry](): 7, reflect.TypeFor[Claim](): 5, reflect.TypeFor[writer](): 10,
 		reflect.TypeFor[listing](): 4, reflect.TypeFor[sessionWrite](): 10, reflect.TypeFor[roleState](): 4, reflect.TypeFor[doneSet](): 8,
 	} {
 		if typ.NumField() != want {
-			t.Errorf("%v has %d fields, the exploration knows %d", typ, typ.NumField(), want)
+			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
 		}
 	}
 }
 
-// statePool makes empty States again and again: one has a thousand maps.
+// statePool reuses states, because a new one allocates a thousand maps.
 type statePool struct {
 	ids  []string
 	all  []*roleState

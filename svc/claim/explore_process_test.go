@@ -7,41 +7,41 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// simProcess is one process: a real claimer, and the steps of the functions that
-// connect it to etcd, each between two points at which something else can happen.
+// simProcess is one process: a real claimer, and the functions that connect it to
+// etcd, divided into steps between which other things can happen.
 type simProcess struct {
 	x       *run
 	c       *claimer
-	view    int64 // revision of the claimer's state
+	view    int64 // the revision of the claimer's state
 	lease   int64 // of the session
-	over    bool  // Etcd.runSession has returned, before Etcd.endSession
+	over    bool  // Etcd.runSession has returned, and Etcd.endSession has not been called
 	running bool  // Etcd.write is in its inner loop
-	call    int   // Etcd.send's last call: answers to earlier ones are dropped
+	call    int   // number of Etcd.send's last call: answers to earlier calls are dropped
 
 	deliveries []*simDelivery
 }
 
-// simCopy is a write on its way to etcd. Copies are carried out at any time, in
-// any order, long after their process has gone.
+// simCopy is a copy of a write on its way to etcd. Copies are carried out at any time
+// and in any order, even long after their process has crashed.
 type simCopy struct {
 	sessionWrite
 	from *simProcess
-	c    *claimer // of the process before a crash
+	c    *claimer // the claimer that sent it; a crash replaces the claimer of from
 	call int
-	half bool // of a broken variant
+	half bool // carried out by half, in a broken variant
 }
 
 // current reports whether the process waits for the answer to this copy.
 func (w *simCopy) current() bool { return w.c == w.from.c && w.call == w.from.call }
 
-// start is NewEtcd, Load and the begin of Run.
+// start simulates NewEtcd, Load and the first part of Run.
 func (p *simProcess) start() {
 	*p = simProcess{x: p.x, c: newClaimer(p.x.newState())}
 	p.load()
 	p.open()
 }
 
-// load is Etcd.Load.
+// load simulates Etcd.Load.
 func (p *simProcess) load() {
 	state := p.x.newState()
 	p.x.unreadable(state.Apply(p.x.etcd.snapshot(), func(string) {}))
@@ -50,7 +50,7 @@ func (p *simProcess) load() {
 	p.view = p.x.etcd.revision
 }
 
-// watch is Etcd.applyChanges with the next n revisions.
+// watch simulates Etcd.applyChanges with the next n revisions.
 func (p *simProcess) watch(n int64) {
 	events := slices.Concat(p.x.etcd.log[p.view+1 : p.view+1+n]...)
 	p.x.unreadable(p.c.state.checkNoGap(events))
@@ -60,7 +60,7 @@ func (p *simProcess) watch(n int64) {
 
 var farFuture = time.Now().Add(1000 * time.Hour)
 
-// open is Etcd.open and begin in Etcd.runSessions.
+// open simulates Etcd.open, and begins the session as Etcd.runSessions does.
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	name := p.x.newSession()
@@ -69,15 +69,15 @@ func (p *simProcess) open() {
 	p.over = false
 }
 
-// end is the return of Etcd.runSession.
+// end simulates the return of Etcd.runSession.
 func (p *simProcess) end() {
 	p.over, p.running = true, false
 	p.call++
 	p.c.suspendSession()
 }
 
-// endSession is Etcd.endSession and the next turn of runSessions. The rebuild
-// that is requested in between comes late: so the view sees the old session's end.
+// endSession simulates Etcd.endSession and the next iteration of runSessions. The rebuild
+// that is requested in between comes late, so the view sees the old session's end.
 func (p *simProcess) endSession() {
 	p.x.etcd.end(p.lease)
 	if w := p.c.pending(); w != nil && len(w.Done) > 0 {
@@ -88,7 +88,7 @@ func (p *simProcess) endSession() {
 	p.open()
 }
 
-// renew is an answer in Etcd.renew to a session that was suspended.
+// renew simulates an answer to Etcd.renew while the session is suspended.
 func (p *simProcess) renew() {
 	if !p.x.etcd.lives(p.lease) {
 		p.end()
@@ -97,7 +97,7 @@ func (p *simProcess) renew() {
 	p.c.renewed(farFuture)
 }
 
-// canWrite reports whether Etcd.write goes on with a next write.
+// canWrite reports whether Etcd.write continues with a next write.
 func (p *simProcess) canWrite() bool {
 	if p.over || p.c.pending() != nil {
 		return false
@@ -112,7 +112,7 @@ func (p *simProcess) canWrite() bool {
 	return p.running || len(p.c.wake) > 0
 }
 
-// write is one turn of the inner loop of Etcd.write.
+// write simulates one iteration of the inner loop of Etcd.write.
 func (p *simProcess) write() {
 	if !p.running {
 		<-p.c.wake
@@ -128,24 +128,24 @@ func (p *simProcess) write() {
 	p.send()
 }
 
-// send is the begin of a call in Etcd.send.
+// send simulates the first part of a call in Etcd.send.
 func (p *simProcess) send() {
 	p.call++
 	p.resend()
 }
 
-// resend is another try of the call.
+// resend sends another copy for the same call.
 func (p *simProcess) resend() {
 	p.x.net = append(p.x.net, &simCopy{sessionWrite: *p.c.pending(), from: p, c: p.c, call: p.call})
 }
 
-// openWindow is Etcd.openWindow.
+// openWindow simulates Etcd.openWindow.
 func (p *simProcess) openWindow() {
 	lease := p.x.etcd.grant(false)
 	p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 }
 
-// answer is Etcd.commit with the answer of a call.
+// answer simulates Etcd.commit with the answer to a call.
 func (p *simProcess) answer(a simAnswer) {
 	switch {
 	case a.leaseGone:
@@ -172,8 +172,8 @@ func (p *simProcess) suspended() bool { return p.c.held.Err() != nil }
 // oldID is in the first of the small records that nearMerge makes.
 const oldID = "old"
 
-// nearMerge gives the session as many small records as are merged with the next
-// but one.
+// nearMerge gives the session so many small records that the next but one is merged
+// with them.
 func (p *simProcess) nearMerge() {
 	p.openWindow()
 	w, e := &p.c.writer, p.x.etcd

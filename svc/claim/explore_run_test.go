@@ -5,22 +5,22 @@ import (
 	"slices"
 )
 
-// run is one run of the exploration: two processes, one etcd, a broker.
+// run is one run of the exploration with two processes, an etcd and a broker.
 type run struct {
 	scenario
 	explorer  *explorer
 	etcd      *simEtcd
 	processes [2]*simProcess
 	net       []*simCopy
-	queue     []string // messages that are not delivered
+	queue     []string // messages that wait to be delivered
 	sessions  int
 	violation string
 
 	acked, dead int
-	works       map[string]int   // ends of the work on an id
-	worked      map[string]int   // windows that listed the id and have ended
-	tokens      map[string]grant // the last
-	hurt        bool             // a crash or a suspension
+	works       map[string]int   // by id, how often its work has finished
+	worked      map[string]int   // by id, how many windows that listed it have ended
+	tokens      map[string]grant // by id, the last grant
+	hurt        bool             // a crash or a suspension has happened
 }
 
 type grant struct {
@@ -35,7 +35,7 @@ func (x *run) newSession() string {
 	return fmt.Sprintf("s%d", x.sessions)
 }
 
-// begin makes the state from which all runs start.
+// begin makes the initial state of every run.
 func (x *run) begin() {
 	x.etcd = newSimEtcd(x.ids(), x.broken)
 	x.queue = slices.Clone(x.messages)
@@ -59,7 +59,7 @@ func (x *run) begin() {
 	}
 }
 
-// take takes a step.
+// take carries out a step.
 func (x *run) take(s step) {
 	p := x.processes[s.p]
 	switch s.kind {
@@ -113,7 +113,7 @@ func (x *run) take(s step) {
 		p.loseChannel(p.deliveries[s.i])
 	case failStep:
 		p.fail(p.deliveries[s.i])
-	case leaderStep: // what was forwarded to the old one may be late, and no watch lives without one
+	case leaderStep: // writes that were forwarded to the old leader may be late, and watches end without a leader
 		for _, p := range x.processes {
 			if !p.over && p.c.pending() != nil {
 				p.resend()
@@ -127,8 +127,8 @@ func (x *run) take(s step) {
 	x.net = slices.DeleteFunc(slices.Clone(x.net), x.etcd.isVoid)
 }
 
-// execute has etcd carry out a copy of a write. It returns the copy, if the
-// process waits for the answer.
+// execute makes etcd carry out a copy of a write. It returns the copy if its process
+// waits for the answer, and otherwise nil.
 func (x *run) execute(i int) (*simCopy, simAnswer) {
 	w := x.net[i]
 	answer, err := x.etcd.txn(w)

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// kind is what a step does.
+// kind is the kind of a step.
 type kind byte
 
 const (
@@ -38,12 +38,12 @@ var kinds = [...]string{"deliver", "end session", "execute", "execute, watch, an
 
 type step struct {
 	kind kind
-	p, i byte // the process, and which of its things
+	p, i byte // the process, and the index of a message, delivery, copy or lease
 }
 
 func (s step) String() string { return fmt.Sprintf("%c %s %d", 'A'+s.p, kinds[s.kind], s.i) }
 
-// enabled lists what can happen next, and the faults.
+// enabled lists the steps that can happen next, and the faults.
 func (x *run) enabled(withFaults bool) (steps, faults []step) {
 	for i, p := range x.processes {
 		from := len(steps)
@@ -84,9 +84,9 @@ func (x *run) enabled(withFaults bool) (steps, faults []step) {
 	return steps, faults
 }
 
-// isLocal reports whether a process can take in the next revision, and all that
-// it can do beside that commutes with what the others can do: then the others wait.
-// What is visible to the checks, the end of work for one, is not among it.
+// isLocal reports whether a process can apply the next revision, and every other step
+// that it can take commutes with the steps of the others. The others then wait. Steps
+// that the checks can see, such as the end of work, are not local.
 func (x *run) isLocal(p *simProcess, steps []step) bool {
 	return slices.ContainsFunc(steps, func(s step) bool { return s.kind == watchStep }) &&
 		!slices.ContainsFunc(steps, func(s step) bool { return s.kind != watchStep && s.kind != writeStep }) &&
@@ -150,7 +150,7 @@ func (x *run) faultsOf(p *simProcess, add func(kind, int)) {
 	}
 }
 
-// canExpire: the process has crashed, or has suspended the session itself.
+// canExpire reports whether the lease's process has crashed or has suspended the session.
 func (x *run) canExpire(lease int64) bool {
 	return !slices.ContainsFunc(x.processes[:], func(p *simProcess) bool {
 		return p.lease == lease && !p.over && !p.suspended()

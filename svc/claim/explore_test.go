@@ -11,14 +11,14 @@ import (
 
 var exploreFaults = flag.Int("explore.faults", -1, "faults in a run of TestExplore; -1: as many as fit into half a minute")
 
-// scenario is what a run starts with.
+// scenario configures an exploration.
 type scenario struct {
 	messages []string // ids
-	first    string   // the processes that they are delivered to first; empty: any
-	faults   int      // at most, in a run
-	mild     bool     // no crashes, suspensions or lost channels, after which there are most states
+	first    string   // the process that each message is delivered to first; empty: any
+	faults   int      // maximum in a run
+	mild     bool     // no crashes, suspensions or lost channels, which lead to the most states
 	merge    bool     // the first process has so many small records that the next ones are merged
-	broken   string   // the variant
+	broken   string   // the broken variant; "": none
 }
 
 func (s scenario) ids() []string {
@@ -30,25 +30,24 @@ func (s scenario) ids() []string {
 }
 
 // TestExplore runs the real claimers of two processes on a simulated etcd through
-// every order of what can happen, with up to some faults in a run: a write that
-// is sent twice, of which one copy arrives late; a lost answer; a crash; a
-// suspension; a watch that is closed; a change of leader; a window that ends; a
-// channel that is lost; a handler that fails. A lease expires only after its
-// process has crashed or has suspended the session. A write, a watch event, a
-// late copy and an expiry may take any time.
+// every possible order of steps, with a limited number of faults per run: a write that
+// is sent twice, one copy of which arrives late; a lost answer; a crash; a suspension;
+// a closed watch; a change of leader; the end of a window; a lost channel; a failing
+// handler. A lease expires only after its process has crashed or has suspended the
+// session. A write, a watch event, a late copy and an expiry may take any time.
 //
-// A run follows a list of choices from the start, and ends early in a state that
-// was explored before, with the names of sessions, windows and revisions made
-// canonical. In every state the invariants of explore_check_test.go are checked.
+// A run follows a list of choices from the start, and ends early in a state that was
+// explored before. States are compared in a canonical form, see hasher. Every state is
+// checked against the invariants of explore_check_test.go.
 //
 // With two faults of any kind, two messages of one id have four million states and
-// take some ten minutes (-explore.faults=2).
+// take about ten minutes (-explore.faults=2).
 //
-// Three things keep the number of states small. The answer to a write arrives at
-// once, or when the view has seen all up to the write, or not at all. A process
-// that crashes starts again at once; its view and its first delivery may be as late
-// as they like. And where a process can do nothing but take in a revision, and
-// write, it does that before the others go on: see isLocal.
+// Three restrictions keep the number of states small. The answer to a write arrives at
+// once, or when the view has seen everything up to the write, or not at all. A process
+// that crashes starts again at once, though its view and its first delivery may be
+// arbitrarily late. A process that can only apply a revision or write does so before
+// the others continue: see isLocal.
 func TestExplore(t *testing.T) {
 	for name, s := range map[string]scenario{
 		"two messages of one id":              {messages: []string{"a", "a"}, faults: 1},
@@ -74,7 +73,7 @@ func TestExplore(t *testing.T) {
 	}
 }
 
-// The exploration notices when a rule is broken.
+// The exploration detects a broken rule.
 func TestExploreNotices(t *testing.T) {
 	for _, broken := range []string{
 		"no condition on the version", "the newest claim owns", "ids are taken off before the record",
@@ -89,16 +88,16 @@ func TestExploreNotices(t *testing.T) {
 	}
 }
 
-// explorer is the search: first all that happens without a fault, then what
-// happens after one fault at each of these states, and so on. Between faults it is
-// depth first, by replay.
+// explorer searches first all states that are reachable without a fault, then those
+// that are reachable after one fault in each of these states, and so on. Between
+// faults it searches depth first and replays each path from the start.
 type explorer struct {
 	scenario
 	seen      map[[16]byte]struct{}
 	nodes     []node
-	frontier  []node   // each a state, and a fault that happens in it
-	prefix    []step   // up to the last fault
-	path      []choice // after it
+	frontier  []node   // each node is a state and a fault that happens in it
+	prefix    []step   // the steps up to the last fault
+	path      []choice // the choices after that fault
 	hasher    hasher
 	states    statePool
 	runs      int
@@ -106,13 +105,14 @@ type explorer struct {
 	violation string
 }
 
-// node is a state that was found: the step that led to it, and from where.
+// node is a state that was found: its predecessor and the step that led from there to it.
 type node struct {
-	from int32 // index of the node
+	from int32 // index of the predecessor
 	step step
 }
 
-// choice is a state of the path: what is enabled in it, and what is tried now.
+// choice is a state of the path: the steps that are enabled in it, and the one being
+// tried.
 type choice struct {
 	node  int32
 	steps []step
@@ -134,8 +134,8 @@ func explore(s scenario) *explorer {
 	return x
 }
 
-// branch explores what happens after a fault, up to the next one. With collect it
-// notes the faults that can happen.
+// branch explores all runs after a fault, up to the next fault. If collect is true, it
+// adds the faults that can happen to the frontier.
 func (x *explorer) branch(start node, collect bool) {
 	x.prefix, x.path = x.prefix[:0], x.path[:0]
 	for n := start; n.from >= 0; n = x.nodes[n.from] {
@@ -148,7 +148,7 @@ func (x *explorer) branch(start node, collect bool) {
 	}
 }
 
-// next turns the path to the next one in order.
+// next advances to the next path. It returns false after the last one.
 func (x *explorer) next() bool {
 	for len(x.path) > 0 {
 		last := &x.path[len(x.path)-1]
@@ -160,7 +160,8 @@ func (x *explorer) next() bool {
 	return false
 }
 
-// run replays the path and goes on from its end until a state is known.
+// run replays the path and continues from its end until it reaches a known state or an
+// end.
 func (x *explorer) run(start node, collect bool) {
 	x.states.reset()
 	r := &run{scenario: x.scenario, explorer: x}
@@ -186,7 +187,7 @@ func (x *explorer) run(start node, collect bool) {
 	}
 }
 
-// extend adds the state of a run to the path, unless it is known or an end.
+// extend adds the state of a run to the path, unless the state is known or an end.
 func (x *explorer) extend(r *run, from node, collect bool) bool {
 	state := x.hasher.hash(r)
 	if _, known := x.seen[state]; known {
@@ -208,7 +209,7 @@ func (x *explorer) extend(r *run, from node, collect bool) bool {
 	return true
 }
 
-// trace lists the steps to a state.
+// trace lists the steps that lead to a state.
 func (x *explorer) trace(n node) (steps []step) {
 	for ; n.from >= 0; n = x.nodes[n.from] {
 		steps = append(steps, n.step)

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// A state that follows the changes, some revisions at a time, and one that is read
-// from the keys, are the same at every revision, and what the rule says.
+// A state that follows the changes, a few revisions at a time, equals a state that is
+// read from the keys at the same revision, and both agree with the rule.
 func TestFollowingIsReading(t *testing.T) {
 	revisions, states := 0, statePool{ids: newHistory(0).ids}
 	for seed := range uint64(300) {
@@ -19,7 +19,7 @@ func TestFollowingIsReading(t *testing.T) {
 		for range 80 {
 			h.step()
 			if h.rand.IntN(3) == 0 {
-				continue // the next ones come together
+				continue // later changes arrive together with this one
 			}
 			events := slices.Concat(h.log[seen+1:]...)
 			if err := follower.checkNoGap(events); err != nil {
@@ -56,11 +56,11 @@ func TestFollowingIsReading(t *testing.T) {
 	t.Logf("%d revisions compared", revisions)
 }
 
-// history makes random writes of several sessions, and ends of leases.
+// history makes random writes of several sessions and ends random leases.
 type history struct {
 	*simEtcd
 	rand     *rand.Rand
-	sessions []*sessionWrite // the last of each
+	sessions []*sessionWrite // the last write of each session
 	windows  []recordWindow
 }
 
@@ -69,7 +69,7 @@ func newHistory(seed uint64) *history {
 	return &history{simEtcd: newSimEtcd(ids, ""), rand: rand.New(rand.NewPCG(seed, 0))}
 }
 
-// some returns some of the ids of which the rule says what is wanted.
+// some returns some of the ids for which wanted is true, drawn at random.
 func (h *history) some(wanted func(truth) bool) (ids []string) {
 	for _, id := range h.ids {
 		if h.rand.IntN(3) == 0 && wanted(h.truth[h.revision][id]) {
@@ -89,14 +89,14 @@ func (h *history) step() {
 		lease := h.grant(false)
 		h.windows = append(h.windows, recordWindow{Name: fmt.Sprint("w", lease), Lease: lease})
 	case n == 2:
-		h.end(int64(1 + h.rand.IntN(len(h.leases)))) // of a session or a window
+		h.end(int64(1 + h.rand.IntN(len(h.leases)))) // the lease of a session or a window
 	default:
 		h.write(h.sessions[h.rand.IntN(len(h.sessions))])
 	}
 }
 
-// write has a session ask for ids, take some off an earlier claim, and record some
-// that are its own, merged with an earlier record or not.
+// write makes a session claim ids, take some off its earlier claims, and record some
+// that it owns, sometimes merged with earlier records.
 func (h *history) write(last *sessionWrite) {
 	w := &sessionWrite{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
 	w.Claim = h.some(func(truth) bool { return true })
@@ -116,7 +116,7 @@ func (h *history) write(last *sessionWrite) {
 			w.Done = append(w.Done, k.ids...)
 		}
 	}
-	if w.MergedFrom > 0 { // all after the first are in the range that is replaced
+	if w.MergedFrom > 0 { // the new record replaces the whole range after the first merged record
 		for _, key := range slices.Sorted(maps.Keys(h.keys)) {
 			if k := h.keys[key]; strings.HasPrefix(key, records) && key > fmt.Sprintf("%s%016d", records, w.MergedFrom) {
 				w.Done = append(w.Done, k.ids...)

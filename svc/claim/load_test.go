@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// A set that was loaded answers and counts like one that was added to.
+// A set that was loaded at once gives the same answers and counts as one built with add.
 func TestLoadedSet(t *testing.T) {
 	added, read := newDoneSet(), newDoneSet()
 	read.load()
@@ -14,7 +14,7 @@ func TestLoadedSet(t *testing.T) {
 		s.begin("new", 2)
 		for i := range 5000 {
 			s.add(fmt.Sprint(i), "old")
-			s.add(fmt.Sprint(i+2500), "new") // half of them again
+			s.add(fmt.Sprint(i+2500), "new") // half of these ids are in both windows
 		}
 		s.add("lost", "gone") // a window without its key
 	}

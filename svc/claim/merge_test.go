@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// driver is a claimer whose writes are carried out at once.
+// driver runs a claimer whose writes are carried out at once.
 type driver struct {
 	*simProcess
 	t                        *testing.T
@@ -38,7 +38,7 @@ func (d *driver) pump() {
 	}
 }
 
-// finish ends the work under a claim that was granted.
+// finish finishes the work under a claim that must have been granted.
 func (d *driver) finish(c *Claim) {
 	d.t.Helper()
 	if len(c.answer) == 0 {
@@ -48,7 +48,7 @@ func (d *driver) finish(c *Claim) {
 	d.c.finish(c)
 }
 
-// done has an id worked on and recorded, alone.
+// done claims, works on and records one id, alone.
 func (d *driver) done(id string) {
 	w := d.c.ask(id)
 	d.pump()
@@ -67,8 +67,8 @@ func (d *driver) records() map[string][]string {
 	return records
 }
 
-// Lone ids are merged: 64 records become one, under the key of the last, that
-// lists them all.
+// The records of lone ids are merged: one record under the last key replaces 64
+// records and lists all their ids.
 func TestLoneRecordsAreMerged(t *testing.T) {
 	const n = 1000
 	d := newDriver(t)
@@ -106,7 +106,7 @@ func TestLoneRecordsAreMerged(t *testing.T) {
 	}
 }
 
-// Large records are left alone: an id is not written again and again.
+// Large records are not merged, so an id is not written again and again.
 func TestLargeRecordsAreNotMerged(t *testing.T) {
 	d := newDriver(t)
 	for batch := range 100 {
@@ -127,8 +127,8 @@ func TestLargeRecordsAreNotMerged(t *testing.T) {
 	}
 }
 
-// Records of one window are not merged into another, and a write that was refused
-// because its window has ended records its own ids in the next.
+// Records of one window are not merged into another. A write that is refused because
+// its window has ended records only its own ids, in the next window.
 func TestWindowsAreNotMerged(t *testing.T) {
 	d := newDriver(t)
 	for i := range maxMerged - 1 {
@@ -143,7 +143,7 @@ func TestWindowsAreNotMerged(t *testing.T) {
 	}
 	d.x.etcd.end(d.c.pending().Window.Lease)
 	_, answer := d.x.execute(0)
-	d.answer(answer) // takes a new window and sends again
+	d.answer(answer) // opens a new window and sends the write again
 	moved := d.c.pending()
 	if !slices.Equal(moved.Done, []string{"last"}) || moved.MergedFrom != 0 || !moved.NewWindow {
 		t.Errorf("the write is now %+v", moved)
@@ -153,11 +153,11 @@ func TestWindowsAreNotMerged(t *testing.T) {
 	d.pump()
 	d.watch(d.x.etcd.revision - d.view)
 	if !d.c.state.Done("last") || d.c.state.Done("0") {
-		t.Errorf("last is done: %t, 0, of the window that ended: %t", d.c.state.Done("last"), d.c.state.Done("0"))
+		t.Errorf("last is done: %t; 0, of the ended window, is done: %t", d.c.state.Done("last"), d.c.state.Done("0"))
 	}
 }
 
-// A window takes ids until its time is over or its room is used up.
+// A window takes ids until its time is over or it has no room left.
 func TestNeedsWindow(t *testing.T) {
 	now := time.Now()
 	tests := map[string]struct {
@@ -176,7 +176,7 @@ func TestNeedsWindow(t *testing.T) {
 		d.pump()
 		d.c.setWindow(tt.window)
 		if d.c.needsWindow(now) {
-			t.Errorf("%s: a window is needed and nothing to be recorded", name)
+			t.Errorf("%s: a window is needed although there is nothing to record", name)
 		}
 		d.finish(w)
 		if got := d.c.needsWindow(now); got != tt.want {

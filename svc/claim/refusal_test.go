@@ -14,8 +14,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// What etcd refuses, and goes on refusing, is logged once, with what to do. The
-// work waits, and is recorded when the cause is fixed.
+// A call that etcd keeps refusing is logged once, with a hint. The work waits and is
+// recorded once the cause is fixed.
 func TestRefusals(t *testing.T) {
 	tests := map[string]struct {
 		options stack.EtcdOptions
@@ -49,7 +49,7 @@ func TestRefusals(t *testing.T) {
 			before := kv.txns.Load()
 			eventually(t, func() error {
 				if kv.txns.Load() < before+3 {
-					return errors.New("it is not tried again")
+					return errors.New("the write is not retried")
 				}
 				return nil
 			})
@@ -68,7 +68,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// An id that cannot be stored as it is, or not at all, is refused at once.
+// An id that cannot be stored unchanged, or is too long to be stored, is refused at once.
 func TestInvalidID(t *testing.T) {
 	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
 	for _, id := range []string{"\xff", strings.Repeat("x", 10_001)} {
@@ -76,10 +76,10 @@ func TestInvalidID(t *testing.T) {
 			t.Errorf("claim of an id of %d bytes: %v", len(id), err)
 		}
 	}
-	p.mustComplete(strings.Repeat("\x01", 10_000)) // which grows sixfold in JSON
+	p.mustComplete(strings.Repeat("\x01", 10_000)) // grows sixfold in JSON
 }
 
-// counting counts the transactions.
+// counting counts the transactions of a client.
 type counting struct {
 	clientv3.KV
 	txns atomic.Int64
@@ -115,7 +115,7 @@ func fill(t *testing.T, p *process) (fix func()) {
 	}
 }
 
-// requireUser has etcd demand a user.
+// requireUser turns on authentication in etcd.
 func requireUser(t *testing.T, p *process) (fix func()) {
 	p.mustComplete("0")
 	must := func(_ any, err error) {
@@ -135,7 +135,7 @@ func requireUser(t *testing.T, p *process) (fix func()) {
 	return func() { must(root.AuthDisable(ctx)) }
 }
 
-// compacting compacts etcd between the pages of a snapshot.
+// compacting compacts etcd before two of the pages of a snapshot are read.
 type compacting struct {
 	clientv3.KV
 	t       *testing.T
@@ -155,8 +155,8 @@ func (c *compacting) Get(ctx context.Context, key string, opts ...clientv3.OpOpt
 	return resp, err
 }
 
-// A snapshot has all ids of one revision, in however many pages, and begins anew
-// when that revision is compacted.
+// A snapshot contains all ids of one revision, however many pages it has, and starts
+// again when that revision is compacted.
 func TestSnapshotInPages(t *testing.T) {
 	const ids = 2000
 	etcd, role := newEtcd(t, stack.EtcdOptions{}), newRole()

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// owner is what the rule says of an id, as these tests write it: "done", "absent",
-// or session, write and token of the claim that owns it.
+// owner returns the state of an id in the notation of these tests: "done", "absent",
+// or the session, write and token of the claim that owns the id.
 func owner(s *roleState, id string) string {
 	session, write, token := s.Owner(id)
 	switch {
@@ -26,7 +26,7 @@ func put(created int64, key string, ids ...string) change {
 
 func gone(key string) change { return change{Key: key, Deleted: true} }
 
-// The rule of the package's documentation, one revision a line.
+// The state follows the rule in the package documentation. Each step is one revision.
 func TestRule(t *testing.T) {
 	window := change{Key: "window/w", Value: []byte("24h"), Created: 1, Version: 1}
 	tests := map[string][]struct {
@@ -97,7 +97,7 @@ func TestRule(t *testing.T) {
 	}
 }
 
-// Apply names each id that a change concerns, those that are left behind, too.
+// Apply names each id that a change concerns, including ids that the change removes.
 func TestApplyNamesTheIDs(t *testing.T) {
 	s := newRoleState()
 	tests := []struct {
@@ -150,7 +150,7 @@ func TestUnreadableKeys(t *testing.T) {
 	}
 }
 
-// Missed changes are noticed by the versions of the sessions' keys.
+// checkNoGap detects missed changes by the versions of the sessions' keys.
 func TestFollows(t *testing.T) {
 	session := func(name string, version int64) change { return change{Key: "session/" + name, Version: version} }
 	tests := map[string]struct {

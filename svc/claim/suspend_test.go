@@ -19,7 +19,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	}
 	x.askAgain(x.a, working)
 	late := x.a.c.ask("3")
-	x.finish(x.a, worked) // it had finished before it heard of it
+	x.finish(x.a, worked) // this work had finished before it noticed the suspension
 	x.runUntilIdle()
 	x.expect(working, "waits")
 	x.expectClaims("3", 0)
@@ -27,7 +27,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 		t.Error(err)
 	}
 	if !x.a.c.renewed(farFuture) {
-		t.Error("the session does not go on")
+		t.Error("the session does not resume")
 	}
 	x.runUntilIdle()
 	x.expect(working, "granted")
@@ -80,7 +80,7 @@ func TestSessionLost(t *testing.T) {
 		}
 		x.expect(working, "waits")
 		if len(worked.answer) > 0 {
-			t.Error("recorded while another owns the id")
+			t.Error("the work is recorded while another process owns the id")
 		}
 		x.b.c.finish(others[0])
 		x.b.c.finish(others[1])
@@ -88,10 +88,10 @@ func TestSessionLost(t *testing.T) {
 		x.runUntilIdle()
 		x.expect(working, done)
 		if err := recorded(t, worked); !errors.Is(err, ErrDone) {
-			t.Errorf("complete after another: %v", err)
+			t.Errorf("complete after another process has completed: %v", err)
 		}
 		if err := recorded(t, failed); err != nil {
-			t.Errorf("complete of what another gave back: %v", err)
+			t.Errorf("complete of an id that another process has released: %v", err)
 		}
 		x.expect(x.b.c.ask("3"), done)
 		for _, id := range []string{"1", "2", "3"} {
@@ -119,7 +119,7 @@ func TestSessionLost(t *testing.T) {
 		x.runUntilIdle()
 		x.finish(x.a, worked)
 		x.a.write()
-		x.execute(0) // and the answer is lost
+		x.execute(0) // its answer is lost
 		x.lose(x.a)
 		if err := recorded(t, worked); err != nil {
 			t.Error(err)
@@ -225,11 +225,11 @@ func TestRenewedAsItExpires(t *testing.T) {
 		<-time.After(ttlOfTest)
 		c.renewed(time.Now().Add(ttlOfTest))
 		if c.suspendExpired() || !c.valid() {
-			t.Error("it is suspended although it was renewed")
+			t.Error("the session is suspended although it was renewed")
 		}
 		<-time.After(ttlOfTest)
 		if !c.suspendExpired() || c.valid() {
-			t.Error("it is not suspended when it has expired")
+			t.Error("the session is not suspended although it has expired")
 		}
 		if c.renewed(time.Now()) || c.held.Err() == nil {
 			t.Error("it is resumed by an answer that came too late")

@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// opsOf counts the operations of a write, as Etcd.send makes them.
+// opsOf counts the operations of the transaction that Etcd.send makes of a write.
 func opsOf(w *sessionWrite) int {
 	n := 1 + len(w.Left)
 	for _, there := range []bool{len(w.Claim) > 0, len(w.Done) > 0, len(w.Done) > 0 && w.NewWindow, len(w.Done) > 0 && w.MergedFrom > 0} {
@@ -30,12 +30,12 @@ func bytesOf(w *sessionWrite) int {
 	return n
 }
 
-// However many ids are asked for and completed, in whatever order, a write has at
-// most 48 operations and 256 KiB of JSON. Every id gets through.
+// A write has at most 48 operations and 256 KiB of JSON, however many ids are claimed
+// and completed and in whatever order. Every id is recorded.
 func TestWriteLimits(t *testing.T) {
 	tests := map[string]struct {
-		ids, batch int    // so many are asked for at once, at most
-		id         string // and a number
+		ids, batch int    // the number of ids, and the maximum claimed at once
+		id         string // prefix of each id; a number follows
 	}{
 		"short ids":                  {10_000, 3000, ""},
 		"long ids":                   {1000, 300, strings.Repeat("x", 500)},
@@ -66,7 +66,7 @@ func TestWriteLimits(t *testing.T) {
 				if from < len(all) {
 					ending = granted[:random.IntN(len(granted)+1)]
 				}
-				if len(ending) < 200 && from < len(all) { // let them gather
+				if len(ending) < 200 && from < len(all) { // let more claims gather
 					ending = nil
 				}
 				granted = granted[len(ending):]
@@ -76,7 +76,7 @@ func TestWriteLimits(t *testing.T) {
 				d.pump()
 			}
 			if d.maxOps > 48 || d.maxBytes > 256<<10 {
-				t.Errorf("a write has %d operations, another %d bytes", d.maxOps, d.maxBytes)
+				t.Errorf("writes have up to %d operations and %d bytes", d.maxOps, d.maxBytes)
 			}
 			t.Logf("%d writes, of %d operations and %d bytes at most", d.writes, d.maxOps, d.maxBytes)
 			for _, id := range all {
@@ -85,13 +85,13 @@ func TestWriteLimits(t *testing.T) {
 				}
 			}
 			if n := len(d.c.entries); n > 0 {
-				t.Errorf("%d ids are kept", n)
+				t.Errorf("%d entries are left", n)
 			}
 		})
 	}
 }
 
-// jsonSize is never less than what an id takes in a list.
+// jsonSize is at least the size of an id in a list.
 func FuzzJSONSize(f *testing.F) {
 	for _, id := range []string{"", "a", "\x00", "\x1f\x7f", `"\/`, "<>&", "é", "注文", "\u2028\u2029", "😀", "\t\n\r\b\f"} {
 		f.Add(id)

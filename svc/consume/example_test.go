@@ -10,7 +10,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// A pipeline of one role, without a broker and without etcd.
+// This example runs the pipeline of one role, without a broker and without etcd.
 func Example() {
 	processOrder := func(ctx context.Context, job consume.Job) error {
 		fmt.Printf("order %s, attempt %d\n", job.ID, job.Attempt)
@@ -41,7 +41,7 @@ type printCounter struct{}
 
 func (printCounter) Count(name string) { fmt.Println("count", name) }
 
-// message is a Delivery.
+// message is a Delivery that prints what the pipeline does with it.
 type message string
 
 func (m message) Body() []byte { return []byte(m) }

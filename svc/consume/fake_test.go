@@ -21,15 +21,15 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// process is a pipeline of the role "orders" with everything that it talks to.
-// All that it does to them is one line each in its journal, in order:
+// process is a pipeline of the role "orders" with fakes of everything that it calls.
+// Its journal has a line for each call, in order:
 //
-//	claim 1, reclaim 1: done, check 1: suspended   what the claims answered; nothing more: nil
+//	claim 1, reclaim 1: done, check 1: suspended   a call and its error; nothing after the id: nil
 //	work 1: attempt 1, token 1                     the handler begins
-//	complete 1, complete 1: done, release 1        how the claim ended
-//	dead-letter failed after 3: boom, ack          done to the delivery
-//	count new_order_ok
-//	msg=processed type=new_order id=1              logged
+//	complete 1, complete 1: done, release 1        the claim ends
+//	dead-letter failed after 3: boom, ack          the delivery is dead-lettered, acknowledged
+//	count new_order_ok                             a counter is incremented
+//	msg=processed type=new_order id=1              a line is logged
 type process struct {
 	*consume.Pipeline
 	*journal
@@ -38,11 +38,11 @@ type process struct {
 	handlerCtx context.Context
 }
 
-// concurrency is how many handlers run at once if a test does not say.
+// concurrency is the default number of handlers that run at once.
 const concurrency = 8
 
-// newProcess returns a process whose handler of new_order is work. Its handlers
-// are cancelled at the end of the test.
+// newProcess returns a process that handles new_order with work. The end of the test
+// cancels its handlers.
 func newProcess(t *testing.T, work consume.Handler) *process {
 	p := &process{journal: &journal{}, records: claimtest.NewRecords(), handlerCtx: t.Context()}
 	p.claims = &claims{Memory: p.records.Open(), journal: p.journal}
@@ -58,14 +58,14 @@ func newProcess(t *testing.T, work consume.Handler) *process {
 	return p
 }
 
-// withoutEtcd makes it a process that keeps no records.
+// withoutEtcd makes p claim and record nothing, as without etcd.
 func (p *process) withoutEtcd() { p.Claims, p.RequireID = claim.NoDedup{}, false }
 
 // run handles a delivery until it is acknowledged or given up.
 func (p *process) run(d *delivery) { p.Handle(p.handlerCtx, p.handlerCtx, d) }
 
-// handle starts to handle a delivery and returns when nothing more happens
-// without time passing. Returned reports whether it is acknowledged or given up.
+// handle starts to handle a delivery and returns when every goroutine is blocked.
+// returned reports whether Handle has returned.
 func (p *process) handle(ctx context.Context, d *delivery) (returned func() bool) {
 	done := make(chan struct{})
 	go func() {
@@ -84,12 +84,12 @@ func (p *process) handle(ctx context.Context, d *delivery) (returned func() bool
 	}
 }
 
-// order returns a delivery of the new_order with that id.
+// order returns a delivery of a new_order event with that id.
 func (p *process) order(id string) *delivery {
 	return &delivery{journal: p.journal, body: fmt.Sprintf(`{"type":"new_order","id":%q}`, id)}
 }
 
-// pass lets d of the bubble's clock pass, and what happens then happen.
+// pass advances the bubble's clock by d, and waits until every goroutine is blocked.
 func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
@@ -112,7 +112,7 @@ func (j *journal) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// expect compares what has happened since the last time.
+// expect compares the lines since the last call of expect or take with want.
 func (j *journal) expect(t *testing.T, want ...string) {
 	t.Helper()
 	if diff := cmp.Diff(want, j.take()); diff != "" {
@@ -120,7 +120,7 @@ func (j *journal) expect(t *testing.T, want ...string) {
 	}
 }
 
-// expectInAnyOrder is for what happened to several deliveries at once.
+// expectInAnyOrder is expect for the lines of several concurrent deliveries.
 func (j *journal) expectInAnyOrder(t *testing.T, want ...string) {
 	t.Helper()
 	if diff := cmp.Diff(slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(j.take()))); diff != "" {
@@ -128,7 +128,7 @@ func (j *journal) expectInAnyOrder(t *testing.T, want ...string) {
 	}
 }
 
-// take returns what has happened since the last time.
+// take returns the lines since the last call, and removes them.
 func (j *journal) take() []string {
 	synctest.Wait()
 	j.mu.Lock()
@@ -166,7 +166,7 @@ func (c counter) Count(name string) { c.add("count %s", name) }
 type delivery struct {
 	*journal
 	body   string
-	broken bool // the broker does not take dead letters
+	broken bool // the broker does not accept dead letters
 }
 
 func (d *delivery) Body() []byte { return []byte(d.body) }
@@ -181,16 +181,16 @@ func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	return nil
 }
 
-// claims are the claims of one process. They keep the journal, and can be told to
-// hold back an answer or to end with the process.
+// claims are the claims of one process. They write their calls to the journal, and can
+// delay or fail calls.
 type claims struct {
 	*claimtest.Memory
 	*journal
-	check, complete chan struct{} // if not nil, these calls wait until it is closed
+	check, complete chan struct{} // if not nil, Check or Complete waits until it is closed
 	fail            map[string]error
 }
 
-// answer journals the answer to a call, or fails the call.
+// answer writes a call and its result to the journal, or fails the call.
 func (c *claims) answer(call, id string, err error) error {
 	if fail := c.fail[call]; fail != nil {
 		return fail
@@ -241,8 +241,7 @@ func (c *claims) Release(held *claim.Claim) {
 // done is a handler whose work succeeds at once.
 func done(context.Context, consume.Job) error { return nil }
 
-// gate is a handler that works until it is opened, or cancelled. Make it in the
-// bubble.
+// gate blocks handlers until it is closed. It must be made in the bubble.
 type gate chan struct{}
 
 func (g gate) work(ctx context.Context, _ consume.Job) error {
@@ -254,7 +253,7 @@ func (g gate) work(ctx context.Context, _ consume.Job) error {
 	}
 }
 
-// deaf is a handler that works until it is opened, cancelled or not.
+// deaf is a handler that blocks until g is closed, even if it is cancelled.
 func (g gate) deaf(context.Context, consume.Job) error {
 	<-g
 	return nil
@@ -273,7 +272,7 @@ func claimNow(t *testing.T, m *claimtest.Memory, id string) *claim.Claim {
 	defer cancel()
 	c, err := m.Claim(ctx, id)
 	if err != nil {
-		t.Fatalf("another process that claims %s: %v", id, err)
+		t.Fatalf("another process cannot claim %s: %v", id, err)
 	}
 	return c
 }

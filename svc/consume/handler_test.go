@@ -17,7 +17,7 @@ import (
 
 var errBoom = errors.New("boom")
 
-// The results of a handler's attempts.
+// fails returns a handler whose attempts fail with err.
 func fails(err error) consume.Handler {
 	return func(context.Context, consume.Job) error { return err }
 }
@@ -30,13 +30,13 @@ func crashes(_ context.Context, job consume.Job) error {
 	return nil
 }
 
-// hangs until it is cancelled.
+// hangs is a handler that blocks until it is cancelled.
 func hangs(ctx context.Context, _ consume.Job) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
 
-// late finishes, but only when its time is over.
+// late is a handler that succeeds, but only after its timeout.
 func late(ctx context.Context, _ consume.Job) error {
 	<-ctx.Done()
 	return nil
@@ -46,8 +46,8 @@ func TestAttempts(t *testing.T) {
 	unavailable := fails(consume.Unavailable(errBoom, 0))
 	lost := fails(consume.Unavailable(consume.Unknown(errors.New("connection lost")), 0))
 	tests := map[string]struct {
-		handlers []consume.Handler // one after the other
-		attempts []int             // what each is told
+		handlers []consume.Handler // of the attempts, in order
+		attempts []int             // the number of each attempt
 		dead     string            // the dead letter; empty: processed
 	}{
 		"done":                      {handlers: []consume.Handler{done}, attempts: []int{1}},
@@ -83,7 +83,7 @@ func TestAttempts(t *testing.T) {
 				p := newProcess(t, func(ctx context.Context, job consume.Job) error {
 					attempts = append(attempts, job.Attempt)
 					if len(attempts) > len(tt.handlers) {
-						t.Error("one attempt too many")
+						t.Error("there is one attempt too many")
 						return nil
 					}
 					return tt.handlers[len(attempts)-1](ctx, job)
@@ -125,7 +125,7 @@ func TestMaxAttemptsOfOne(t *testing.T) {
 	})
 }
 
-// A failure is not remembered: a later copy of the event has all its attempts.
+// A failure is not remembered: a later copy of the event gets all its attempts.
 func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, fails(consume.Permanent(errBoom)))
@@ -140,7 +140,7 @@ func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
 	})
 }
 
-// A copy that waits for one that fails is not skipped.
+// A copy that waits while another copy fails is not skipped.
 func TestCopyInFlightOfAFailedEventIsTriedAnew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		fail, fails := make(chan struct{}), once(consume.Permanent(errBoom))
@@ -166,12 +166,12 @@ func TestPanicIsLogged(t *testing.T) {
 		p.expect(t, "claim 1", "work 1: attempt 1, token 1", `level=ERROR msg="the handler panicked" id=1 panic=boom`,
 			"work 1: attempt 2, token 1", "complete 1", "count new_order_ok", processed, "ack")
 		if len(p.Semaphore) != 0 {
-			t.Error("the panic kept its slot")
+			t.Error("the handler that panicked still holds its slot")
 		}
 	})
 }
 
-// Between attempts the pause grows from 100 ms to 3 s, give or take a half of it.
+// The pause between attempts grows from 100 ms to 3 s, with a jitter of up to half of it.
 func TestPauseBetweenAttempts(t *testing.T) {
 	tests := map[string]error{"failures": errBoom, "outage": consume.Unavailable(errBoom, 0), "lost": consume.Unavailable(consume.Unknown(errBoom), 0)}
 	for name, err := range tests {
@@ -192,7 +192,7 @@ func TestPauseBetweenAttempts(t *testing.T) {
 					pause := starts[i+1].Sub(starts[i])
 					want := min(time.Duration(100*math.Pow(2, float64(i)))*time.Millisecond, 3*time.Second)
 					if pause < want/2 || pause > want*3/2 {
-						t.Errorf("pause %d is %v, want %v or up to a half more or less", i, pause, want)
+						t.Errorf("pause %d is %v, want %v plus or minus a half", i, pause, want)
 					}
 					jitter = jitter || pause != want
 				}
@@ -218,13 +218,13 @@ func TestOutageWaits(t *testing.T) {
 		p.run(p.order("1"))
 		for i, wait := range waits {
 			if pause := starts[i+1].Sub(starts[i]); pause < max(wait, 50*time.Millisecond) || pause > max(wait, 5*time.Second) {
-				t.Errorf("it was asked to wait %v, and waited %v", wait, pause)
+				t.Errorf("the handler asked for a wait of %v, and the pause was %v", wait, pause)
 			}
 		}
 	})
 }
 
-// Each attempt has the whole HANDLER_TIMEOUT, and the wait for a slot is not in it.
+// Each attempt has the whole HANDLER_TIMEOUT. The wait for a slot does not count.
 func TestTimeoutOfEachAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var attempts []time.Duration
@@ -246,8 +246,8 @@ func TestTimeoutOfEachAttempt(t *testing.T) {
 	})
 }
 
-// Work that may have been done is retried under the same claim, with the same
-// token, even if the delivery is gone.
+// Work that may have been done is retried under the same claim and token, even after
+// the delivery's context has ended.
 func TestUnknownKeepsTheClaim(t *testing.T) {
 	for name, tt := range map[string]struct {
 		err  error
@@ -270,8 +270,8 @@ func TestUnknownKeepsTheClaim(t *testing.T) {
 	}
 }
 
-// An event that crashes its receiver is retried until it is done. The log names
-// it after 10 times, and then less and less often.
+// An event that crashes its receiver is retried until it is done. The log names it at
+// the 10th retry, the 100th, and so on.
 func TestEventThatCrashesItsReceiver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		times := 0
@@ -304,7 +304,7 @@ func TestErrorsKeepTheirCause(t *testing.T) {
 		"unknown": consume.Unknown(errBoom),
 	} {
 		if !errors.Is(err, errBoom) || err.Error() != "boom" {
-			t.Errorf("%s: %v does not say what happened", name, err)
+			t.Errorf("%s: %v hides its cause", name, err)
 		}
 	}
 }

@@ -24,8 +24,8 @@ func TestOutcome(t *testing.T) {
 	tests := map[string]struct {
 		body        string
 		withoutEtcd bool
-		done        bool // the id 1, by another process
-		fails       bool // the handler, for good
+		done        bool // another process has done the id 1
+		fails       bool // the handler fails permanently
 		want        []string
 	}{
 		"processed": {
@@ -116,14 +116,14 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// malformed is what happens to a body that is not an event.
+// malformed returns the journal of a body that is not an event.
 func malformed(reason string) []string {
 	quoted := fmt.Sprintf("%q", reason)
 	return []string{"dead-letter malformed after 0: " + reason, "count malformed",
 		`msg=dead-lettered type="" id="" reason=malformed error=` + quoted, "ack"}
 }
 
-// complete has a process record an id.
+// complete claims and records an id in a process.
 func complete(t *testing.T, m *claimtest.Memory, id string) {
 	t.Helper()
 	if err := m.Complete(claimNow(t, m, id)); err != nil {
@@ -147,8 +147,8 @@ func TestCopyOfAnEventInFlightWaitsForItsOutcome(t *testing.T) {
 	})
 }
 
-// What is counted and acknowledged is recorded: a crash before must not leave
-// more counted than recorded.
+// An event is recorded before it is counted and acknowledged, so that a crash cannot
+// leave more events counted than recorded.
 func TestNothingIsCountedBeforeItIsRecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, done)
@@ -161,16 +161,16 @@ func TestNothingIsCountedBeforeItIsRecorded(t *testing.T) {
 	})
 }
 
-// When the channel is gone, or the service stops, nothing is waited for.
+// A delivery stops waiting when its channel closes or the service stops.
 func TestContextEnds(t *testing.T) {
 	tests := map[string]struct {
 		work   consume.Handler
-		before func(t *testing.T, p *process) // the delivery comes
-		broken bool                           // the broker takes no dead letters
-		body   string                         // of the delivery, if it is not of the order 1
+		before func(t *testing.T, p *process) // runs before the delivery arrives
+		broken bool                           // the broker does not accept dead letters
+		body   string                         // of the delivery; empty: the order 1
 		want   []string                       // before the context ends
-		then   []string                       // and after that
-		taken  bool                           // the id stays with its other claimant
+		then   []string                       // after the context has ended
+		taken  bool                           // another delivery still holds the id
 	}{
 		"while another process has the id": {
 			work:   done,
@@ -240,11 +240,11 @@ func TestContextEnds(t *testing.T) {
 				returned := p.handle(gone, d)
 				p.expect(t, tt.want...)
 				if returned() {
-					t.Fatal("it did not wait")
+					t.Fatal("the delivery does not wait")
 				}
 				leave()
 				if !returned() {
-					t.Error("it goes on waiting")
+					t.Error("the delivery still waits")
 				}
 				p.expect(t, tt.then...)
 				if !tt.taken {
@@ -276,8 +276,8 @@ func TestContextHasEndedAlready(t *testing.T) {
 	}
 }
 
-// Work that runs when the channel goes or the service stops is finished: it is
-// recorded and, if there still is a channel, acknowledged.
+// Work that runs when the channel closes or the service stops is finished. It is
+// recorded and, if the channel is still open, acknowledged.
 func TestContextEndsDuringTheWork(t *testing.T) {
 	tests := map[string]struct {
 		result error
@@ -308,15 +308,15 @@ func TestContextEndsDuringTheWork(t *testing.T) {
 				close(finish)
 				p.expect(t, tt.want...)
 				if !returned() {
-					t.Error("it goes on")
+					t.Error("the delivery is not given up")
 				}
 			})
 		})
 	}
 }
 
-// The end of a stop cancels the work. Nothing is begun after it, and the event is
-// the next process's.
+// The end of a stop cancels the work. No attempt begins after it, and another process
+// can claim the event.
 func TestHandlersEnd(t *testing.T) {
 	tests := map[string]struct {
 		work consume.Handler
@@ -336,14 +336,14 @@ func TestHandlersEnd(t *testing.T) {
 				handlerCtx, cancel := context.WithCancel(t.Context())
 				p.handlerCtx = handlerCtx
 				if tt.full {
-					p.Semaphore = make(consume.Semaphore) // without a buffer nothing fits in
+					p.Semaphore = make(consume.Semaphore) // without a buffer there is no slot
 				}
 				returned := p.handle(handlerCtx, p.order("1"))
 				p.expect(t, append([]string{"claim 1"}, tt.want...)...)
 				cancel()
 				p.expect(t, "release 1")
 				if !returned() {
-					t.Error("it goes on")
+					t.Error("the delivery is not given up")
 				}
 				mustBeFree(t, p, "1")
 			})
@@ -351,7 +351,7 @@ func TestHandlersEnd(t *testing.T) {
 	}
 }
 
-// once is a handler that fails the first time.
+// once returns a handler that fails with err the first time and then succeeds.
 func once(err error) consume.Handler {
 	var first sync.Once
 	return func(context.Context, consume.Job) (result error) {
@@ -389,11 +389,11 @@ func TestSlots(t *testing.T) {
 	})
 }
 
-// A slot is for the work alone: whatever else an event waits for, it does not
-// hold up the others.
+// An event holds a slot only while its handler runs. Its other waits do not delay
+// other events.
 func TestSlotIsFreeWhileWaiting(t *testing.T) {
 	tests := map[string]struct {
-		result error // of the order 1
+		result error // of the handler of order 1
 		before func(t *testing.T, p *process)
 	}{
 		"after a failure":     {result: errors.New("boom")},
@@ -426,7 +426,7 @@ func TestSlotIsFreeWhileWaiting(t *testing.T) {
 				first := p.handle(leave, d)
 				p.handle(t.Context(), p.order("2"))
 				if first() || p.count("work 2") != 1 {
-					t.Errorf("the first has returned: %v; the second was worked on %d times, want once", first(), p.count("work 2"))
+					t.Errorf("the first delivery has returned: %v; the second was handled %d times", first(), p.count("work 2"))
 				}
 				if p.claims.complete != nil {
 					close(p.claims.complete)
@@ -451,8 +451,8 @@ func TestWithoutEtcdCopiesAreProcessed(t *testing.T) {
 	})
 }
 
-// The claims end with the process: the outcome of the event is unknown, and it is
-// delivered again.
+// When the claims are closed, the outcome of the event is unknown and the event is
+// not acknowledged, so it is delivered again.
 func TestClaimsAreClosed(t *testing.T) {
 	tests := map[string]struct {
 		call string
@@ -475,7 +475,7 @@ func TestClaimsAreClosed(t *testing.T) {
 	}
 }
 
-// An id that the claims cannot hold is not an event that can be processed once.
+// An event whose id the claims cannot store is malformed.
 func TestInvalidID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, done)

@@ -11,9 +11,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// Suspended work is cancelled and done again when the session goes on: under the
-// same token if it still exists, under a new one if it has ended. That is no
-// attempt.
+// Suspended work is cancelled and done again after the suspension: under the same
+// token if the session resumes, under a new one if the session has ended. It does not
+// count as an attempt.
 func TestSuspendedDuringTheWork(t *testing.T) {
 	for _, expired := range []bool{false, true} {
 		t.Run(fmt.Sprint("expired ", expired), func(t *testing.T) {
@@ -41,13 +41,13 @@ func TestSuspendedDuringTheWork(t *testing.T) {
 	}
 }
 
-// What waits is not begun while the claim is suspended.
+// No attempt begins while the claim is suspended.
 func TestSuspendedWhileWaiting(t *testing.T) {
 	tests := map[string]struct {
 		work    consume.Handler
 		full    bool // no slot is free
 		want    []string
-		attempt int // the number of the next one
+		attempt int // the number of the next attempt
 	}{
 		"after a failure": {
 			work: once(errBoom), attempt: 2,
@@ -83,14 +83,14 @@ func TestSuspendedWhileWaiting(t *testing.T) {
 				p.expect(t, "reclaim 1", fmt.Sprintf("work 1: attempt %d, token 1", tt.attempt),
 					"complete 1", "count new_order_ok", processed, "ack")
 				if !returned() {
-					t.Error("it goes on")
+					t.Error("the delivery does not end")
 				}
 			})
 		})
 	}
 }
 
-// A final failure is dead-lettered only if the claim is known to be still ours.
+// A permanent failure is dead-lettered only after a check that the claim is still ours.
 func TestSuspendedBeforeAFinalFailure(t *testing.T) {
 	tests := map[string]struct {
 		meanwhile func(t *testing.T, p *process)
@@ -136,7 +136,7 @@ func TestSuspendedBeforeAFinalFailure(t *testing.T) {
 	}
 }
 
-// Without the session and the channel nothing is claimed again.
+// A suspended claim is not claimed again if the delivery's channel has closed.
 func TestSuspendedAndContextEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, hangs)
@@ -147,7 +147,7 @@ func TestSuspendedAndContextEnded(t *testing.T) {
 		p.claims.Suspend()
 		p.expect(t, "release 1")
 		if !returned() {
-			t.Error("it goes on")
+			t.Error("the delivery is not given up")
 		}
 		p.claims.Resume()
 		mustBeFree(t, p, "1")
@@ -164,13 +164,13 @@ func TestContextEndsWhileSuspended(t *testing.T) {
 		leave()
 		p.expect(t, "release 1")
 		if !returned() {
-			t.Error("it goes on")
+			t.Error("the delivery is not given up")
 		}
 	})
 }
 
-// Work whose outcome is unknown goes on under its claim when the session does,
-// even if the delivery is gone.
+// Work whose outcome is unknown is retried under its claim when the session resumes,
+// even after the delivery's context has ended.
 func TestSuspendedAfterAnUnknownOutcome(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newProcess(t, once(consume.Unavailable(consume.Unknown(errBoom), time.Hour)))
@@ -184,8 +184,8 @@ func TestSuspendedAfterAnUnknownOutcome(t *testing.T) {
 	})
 }
 
-// Work that is finished although its claim is suspended is offered for the
-// record, which decides.
+// Work that finishes while its claim is suspended is still completed: Complete decides
+// whether it is recorded or was done by another process.
 func TestFinishedWhileSuspended(t *testing.T) {
 	tests := map[string]struct {
 		meanwhile func(t *testing.T, p *process)
@@ -235,7 +235,7 @@ func TestReclaimFails(t *testing.T) {
 		p.claims.Resume()
 		p.expect(t, "claim 1", "work 1: attempt 1, token 1", "release 1")
 		if !returned() {
-			t.Error("it goes on")
+			t.Error("the delivery is not given up")
 		}
 	})
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/go-analyze/charts"
 )
 
-// The colours of processed and skipped: everywhere on the page, see page.html.
+// The series have the colours that processed and skipped have in page.html.
 var (
 	lightChart = charts.GetTheme(charts.ThemeLight).WithBackgroundColor(charts.Color{}).
 			WithSeriesColors([]charts.Color{charts.ColorFromHex("#15803d"), charts.ColorFromHex("#c2570c")}).
@@ -29,7 +29,7 @@ func drawChart(r rates, theme charts.ColorPalette) template.HTML {
 	chart.FillOpacity = 50
 	chart.Padding = charts.Box{Top: 16, Left: 8, Right: 24, Bottom: 4, IsSet: true}
 
-	// An axis that ends at 10 at least: a quiet time is a flat line.
+	// The axis ends at 10 or higher, so that low rates look low.
 	highest := 10.0
 	for i := range seconds {
 		highest = max(highest, r.OK[i], r.Skipped[i])

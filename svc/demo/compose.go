@@ -10,13 +10,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// composeServers is where docker-compose publishes its servers.
+// composeServers holds the addresses at which docker-compose publishes its servers.
 var composeServers = harness.Addresses{
 	AMQP: "amqp://guest:guest@localhost:5672/", Etcd: "localhost:2379", Statsd: "localhost:8125",
 }
 
-// useCompose takes the servers of docker-compose, if they answer and no other
-// service uses the queues.
+// useCompose makes the demo use the servers of docker-compose. It fails if they do not
+// answer or if the queues are in use.
 func (s *env) useCompose(ctx context.Context) error {
 	at := s.opts.composeServers
 	if err := checkCompose(ctx, at); err != nil {

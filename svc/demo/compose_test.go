@@ -11,8 +11,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// With -compose the demo uses servers that run already, counts at their statsd, and
-// kills none.
+// With -compose the demo uses servers that are already running, reports to their statsd,
+// and kills none of them.
 func TestCompose(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -42,7 +42,7 @@ func TestCompose(t *testing.T) {
 			}
 		}
 	}
-	for range 2 { // the second time, etcd remembers the ids of the first
+	for range 2 { // in the second run etcd still has the ids of the first
 		plays(3, allPassed, "Graphite: http://localhost:80", "Scene 3 passed")
 	}
 	if ok, skipped := statsd.Count("orders_new_order_ok"), statsd.Count("orders_new_order_skipped"); ok != 22 || skipped != 38 {
@@ -50,13 +50,13 @@ func TestCompose(t *testing.T) {
 	}
 	plays(len(scenes), allPassed, "Left out")
 
-	// The queues hold messages of another user.
+	// The demo does not begin while a queue holds messages that are not its own.
 	b := harness.Publisher{URL: rabbit.URL()}
 	defer b.Close()
 	must(t, b.Publish(ctx, harness.Message(event("not-ours"))))
 	plays(1, cannotBegin)
 	if n, _, err := b.Inspect("orders-queue"); n != 1 || err != nil {
-		t.Errorf("%d messages are left, %v", n, err)
+		t.Errorf("%d messages are left (%v), want 1", n, err)
 	}
 	must(t, rabbit.Close())
 	plays(1, cannotBegin)

@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// mainVar makes this test binary the demo.
+// mainVar names the environment variable that makes this test binary run the demo.
 const mainVar = "DEMO_TEST_MAIN"
 
 func TestMain(m *testing.M) {
@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The whole demo, as one runs it, and its page in a browser.
+// The whole demo passes when it is run from the command line, and a browser shows its
+// page.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
@@ -49,15 +50,15 @@ func TestRun(t *testing.T) {
 	d.wantEnd(allPassed)
 	for _, line := range d.lines {
 		if n := utf8.RuneCountInString(line); n > columns || strings.Contains(line, "\x1b") {
-			t.Errorf("a line of %d columns: %q", n, line)
+			t.Errorf("a line has %d columns or an escape sequence: %q", n, line)
 		}
 	}
 	if d.stderr.Len() > 0 {
-		t.Errorf("on standard error: %s", &d.stderr)
+		t.Errorf("standard error is not empty: %s", &d.stderr)
 	}
 }
 
-// Ctrl-c leaves no process and no folder.
+// Ctrl-c ends the demo without leaving a process or a folder behind.
 func TestInterrupt(t *testing.T) {
 	t.Parallel()
 	for name, at := range map[string]string{
@@ -75,7 +76,7 @@ func TestInterrupt(t *testing.T) {
 	}
 }
 
-// A scene that fails ends the run with its numbers.
+// A scene whose checks fail ends the run. The output shows the wrong numbers.
 func TestSceneFails(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -94,7 +95,8 @@ func TestSceneFails(t *testing.T) {
 	}
 }
 
-// A scene whose step fails ends there, with the end of the services' logs.
+// A scene ends at the first step that fails. The output shows the end of the services'
+// logs.
 func TestBreaksOff(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer

@@ -16,33 +16,34 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// env is what all scenes use: the servers, and the two screens.
+// env holds what all scenes share: the servers, the terminal and the page.
 type env struct {
 	opts    options
 	screen  *screen
 	status  *status
 	pageURL string
 	dir     string // everything on the disk: the built commands, the servers' data
-	tag     string // part of this run's ids: etcd may remember those of another
+	tag     string // part of this run's ids, because etcd may still have those of an earlier run
 
 	servers   harness.Addresses // for the services
 	rabbit    *stack.Rabbit     // nil with -compose
 	etcd      *stack.Etcd       // nil with -compose
 	statsd    *stack.Statsd
-	publisher harness.Publisher // for the scenes
+	publisher harness.Publisher // used by the scenes
 
-	mu      sync.Mutex // guards closers, as servers start at once
+	mu      sync.Mutex // guards closers, because servers start at the same time
 	closers []func() error
 }
 
-// closeLater makes close call f, before all that were given to it earlier.
+// closeLater makes close call f, before the functions of earlier calls.
 func (s *env) closeLater(f func() error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closers = append(s.closers, f)
 }
 
-// close ends everything, by force: there is nothing to be saved. It is quick.
+// close kills all processes and removes all files. Nothing needs to be saved, so it is
+// quick.
 func (s *env) close() error {
 	var errs []error
 	for _, f := range slices.Backward(s.closers) {
@@ -51,7 +52,7 @@ func (s *env) close() error {
 	return errors.Join(errs...)
 }
 
-// open builds the service and starts what it needs.
+// open builds the service and starts the servers that it needs.
 func (s *env) open(ctx context.Context) (err error) {
 	s.every(s.screen.interval(), s.screen.refresh)
 	s.tag = strconv.FormatInt(time.Now().Unix(), 36)
@@ -122,12 +123,11 @@ func (s *env) startEtcd(ctx context.Context) (err error) {
 	return err
 }
 
-// dialTimeout is short because the demo kills the broker and shows when it is
-// back.
+// dialTimeout is short, so that the demo soon notices that the broker, which it has
+// killed, is reachable again.
 const dialTimeout = 2 * time.Second
 
-// startMonitor keeps the rates and the depths of the queues up to date until
-// close.
+// startMonitor updates the rates and the depths of the queues until close.
 func (s *env) startMonitor() {
 	s.every(time.Second, s.status.sampleRates)
 	broker := harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
@@ -143,7 +143,7 @@ func (s *env) startMonitor() {
 	})
 }
 
-// every calls f again and again until close.
+// every calls f at each interval until close.
 func (s *env) every(interval time.Duration, f func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	tick := time.NewTicker(interval)

@@ -2,8 +2,8 @@ package main
 
 import "context"
 
-// hold keeps both services running until ctrl-c. The counters go on where the
-// last scene has left them.
+// hold keeps both services running until ctrl-c. The counters continue from the last
+// scene.
 func (s *env) hold(ctx context.Context) error {
 	p := s.newScript(ctx)
 	defer p.end()

@@ -1,21 +1,21 @@
-// Demo plays the talk's demos, and more, with the real services on private servers,
+// Demo plays the talk's demos and more scenes with the real services on private servers,
 // and checks the outcome of each scene:
 //
 //	go run ./svc/demo [-list] [-scene n] [-pause] [-hold] [-compose]
 //
 //	-list      list the scenes
 //	-scene n   play scene n only
-//	-pause     wait for Enter before each scene: for a stage
+//	-pause     wait for Enter before each scene, for a live talk
 //	-hold      keep everything running at the end, to publish by hand
 //	-compose   use the servers of docker-compose.yaml on their default ports, and
 //	           watch Graphite; scenes that break a server are left out
 //
-// RabbitMQ has to be installed, and nothing has to run. While it plays, a page
-// on http://localhost:8080, or the next free port, shows what Graphite would.
+// RabbitMQ must be installed; nothing needs to be running. While the demo plays, a page
+// on http://localhost:8080, or the next free port, shows the curves that Graphite would
+// show.
 //
-// It exits with 0 when every scene passes, 1 when one fails, 2 when it cannot begin,
-// and 130 when it was interrupted. Whichever it is, no process and no
-// folder stays behind.
+// The demo exits with 0 if every scene passes, 1 if one fails, 2 if it cannot begin, and
+// 130 if it is interrupted. In every case it leaves no process and no folder behind.
 package main
 
 import (
@@ -29,13 +29,13 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// options are what the command line says, and what tests change about a run.
+// options are the command-line flags, and settings that only tests change.
 type options struct {
 	list, pause, hold, compose bool
 	scene                      int // 0: all of them
 
 	composeServers harness.Addresses
-	vars           []string // of all services, last: with them a test makes a scene fail
+	vars           []string // last variables of all services; a test makes a scene fail with them
 }
 
 func main() {
@@ -63,9 +63,9 @@ func main() {
 		return
 	}
 
-	// The signals stay ours to the end: a second ctrl-c must not cut the
-	// cleaning up short, which is quick. A reader of our output that goes away
-	// (SIGPIPE) ends the demo in the same way.
+	// The demo handles signals until it exits, so that a second ctrl-c does not
+	// interrupt the cleanup, which is quick. SIGPIPE, from a closed reader of the
+	// output, ends the demo in the same way.
 	ctx, cancel := signal.NotifyContext(context.Background(),
 		os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 	defer cancel()

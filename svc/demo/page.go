@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// page is the live page: the curves that Graphite would show, and the narration.
-// Its content is drawn here and sent whole, twice a second, as a server-sent
+// page is the live page, with the curves that Graphite would show and the narration.
+// The server draws its whole content twice a second and sends it as a server-sent
 // event.
 type page struct {
 	url    string
@@ -34,7 +34,7 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"scene":  func(i int) string { return scenes[i].title },
 }).Parse(pageSource))
 
-// firstPort and the ports after it are tried for the page.
+// The page tries firstPort and the ports after it.
 const firstPort, ports = 8080, 100
 
 func startPage(status *status) (*page, error) {
@@ -99,7 +99,7 @@ func (p *page) serveEvents(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		// A line of an event is a line of the content.
+		// Each line of the content becomes a data line of the event.
 		fmt.Fprintf(w, "data: %s\n\n", strings.ReplaceAll(p.draw(), "\n", "\ndata: "))
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			return

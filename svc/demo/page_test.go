@@ -12,13 +12,13 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// browser shows the page. Without an installed one, ctx is nil and nothing is checked.
+// browser shows the page. If no browser is installed, ctx is nil and nothing is checked.
 type browser struct {
 	t   *testing.T
 	ctx context.Context
 }
 
-// openBrowser opens the page in a browser without a window, if one is installed.
+// openBrowser opens the page in a headless browser, if one is installed.
 func openBrowser(t *testing.T, url string) browser {
 	t.Helper()
 	var path string
@@ -52,7 +52,7 @@ func (b browser) do(steps ...chromedp.Action[chromedp.Void]) {
 	must(b.t, chromedp.Do(b.ctx, steps...))
 }
 
-// value is what a script in the page evaluates to.
+// value evaluates a script in the page.
 func value[T any](b browser, script string) T {
 	b.t.Helper()
 	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](script))
@@ -60,8 +60,8 @@ func value[T any](b browser, script string) T {
 	return v
 }
 
-// saves saves a picture of the page to the file that an environment variable
-// names, a while after a text has come up on it.
+// saves saves a screenshot of the page to the file that an environment variable names,
+// a few seconds after a text has appeared on the page.
 func (b browser) saves(variable, text string) {
 	b.t.Helper()
 	path := os.Getenv(variable)
@@ -75,7 +75,7 @@ func (b browser) saves(variable, text string) {
 	must(b.t, os.WriteFile(path, picture, 0o644))
 }
 
-// wants waits until the page shows these numbers and a chart, and then events
+// wants checks that the page shows these numbers and a chart, and then counts events
 // that are published by hand.
 func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 	b.t.Helper()

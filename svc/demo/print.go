@@ -10,11 +10,11 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// What is written to the screen, 80 columns wide.
+// This file formats the output for a terminal of 80 columns.
 
 const columns = 80
 
-// tailLines is how much of the log of each service a failure shows.
+// tailLines is the number of lines of each service's log that are shown after a failure.
 const tailLines = 6
 
 // ANSI colours.
@@ -50,8 +50,8 @@ func (s *screen) scene(number int, scene scene) {
 	s.write(slices.Concat([]string{"", s.paint(white, heading)}, wrap("  ", scene.text), s.prompts(scene.commands))...)
 }
 
-// prompts are lines with commands as they would be typed. A command may have
-// several lines.
+// prompts returns lines that show commands as the audience would type them. A command
+// may have several lines.
 func (s *screen) prompts(commands []string) (lines []string) {
 	for _, command := range commands {
 		command = "  $ " + strings.ReplaceAll(command, "\n", "\n    ")
@@ -62,10 +62,10 @@ func (s *screen) prompts(commands []string) (lines []string) {
 	return lines
 }
 
-// checks writes the checks of a scene: those that pass in two columns, each that
-// fails on a line of its own.
+// checks writes the checks of a scene: passed ones in two columns, each failed one on
+// its own line.
 func (s *screen) checks(checks []check) {
-	s.refresh() // the counters that they are about
+	s.refresh() // shows the final counters first
 	var passed, failed []string
 	for _, c := range checks {
 		if c.failed() {
@@ -81,7 +81,7 @@ func (s *screen) checks(checks []check) {
 	s.write(append(lines, failed...)...)
 }
 
-// logs writes the end of each service's log, as it is.
+// logs writes the end of each service's log, unformatted.
 func (s *screen) logs(services []*harness.Process) {
 	lines := []string{s.paint(bold, "The logs of the services end with")}
 	for _, p := range services {
@@ -94,7 +94,7 @@ func (s *screen) logs(services []*harness.Process) {
 	}
 }
 
-// wait shows that something takes its time.
+// wait shows that the demo waits for something, and how long it has waited.
 func (s *screen) wait(what string) {
 	began := time.Now()
 	s.below(func() []string {
@@ -105,7 +105,7 @@ func (s *screen) wait(what string) {
 	})
 }
 
-// count shows the counters of a view from now on.
+// count shows the counters of the current view from now on.
 func (s *screen) count(current func() view) {
 	s.below(func() []string {
 		if s.live {
@@ -115,8 +115,8 @@ func (s *screen) count(current func() view) {
 	})
 }
 
-// prompt asks for Enter. The counters must not be drawn over the question: they
-// are gone until the next call of count.
+// prompt asks for Enter. It hides the counters until the next call of count, so that
+// they are not drawn over the question.
 func (s *screen) prompt(question string) {
 	s.below(nil)
 	s.write("")
@@ -125,7 +125,7 @@ func (s *screen) prompt(question string) {
 	io.WriteString(s.out, s.paint(bold, question))
 }
 
-// counters returns what is drawn below the text on a terminal.
+// counters returns the lines that are drawn below the text on a terminal.
 func (s *screen) counters(v view) []string {
 	lines := []string{""}
 	for _, service := range v.Services {
@@ -139,7 +139,7 @@ func (s *screen) counters(v view) []string {
 	return append(lines, "")
 }
 
-// counterLines has the counters of both services on one line if it can hold them.
+// counterLines returns the counters of both services, on one line if they fit.
 func counterLines(v view) (lines []string) {
 	for _, service := range v.Services {
 		part := fmt.Sprintf("%s ok %d skipped %d queued %s",
@@ -153,8 +153,8 @@ func counterLines(v view) (lines []string) {
 	return lines
 }
 
-// queued is the depth of a queue, which is unknown while the broker is
-// unreachable.
+// queued formats the depth of a queue. A negative depth is unknown, because the broker
+// is unreachable.
 func queued(n int64, format string) string {
 	if n < 0 {
 		return fmt.Sprintf(format, "?")

@@ -18,18 +18,18 @@ const (
 	allPassed     = 0
 	oneFailed     = 1
 	cannotBegin   = 2
-	isInterrupted = 130 // as shells have it for SIGINT
+	isInterrupted = 130 // as in shells after SIGINT
 )
 
 var (
-	errFailed = errors.New("a scene failed")    // its numbers are on the screen
-	errHeld   = errors.New("all scenes passed") // -hold was reached, and then ctrl-c
+	errFailed = errors.New("a scene failed")    // the screen shows the reason
+	errHeld   = errors.New("all scenes passed") // ctrl-c ended -hold
 )
 
-// beginError is the reason why the demo could not begin, if that is not its own.
+// beginError is a reason outside the demo for which it cannot begin.
 type beginError struct{ error }
 
-// run is the demo from its first line of output to its exit status.
+// run runs the whole demo and returns its exit status.
 func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	began := time.Now()
 	screen.title("Reliability Nirvana: the demo")
@@ -131,12 +131,12 @@ func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	return nil
 }
 
-// lines yields once for each line of input. When the input has ended it is
-// closed: then no Enter can come, and -pause does not wait.
+// lines returns a channel that receives a value for each line of input. It is closed at
+// the end of the input, so that -pause does not wait for an Enter that cannot come.
 func lines(in io.Reader) <-chan struct{} {
 	enter := make(chan struct{})
 	go func() {
-		// This goroutine is not waited for: reading a terminal cannot be stopped.
+		// Nothing waits for this goroutine, because reading a terminal cannot be stopped.
 		defer close(enter)
 		for input := bufio.NewScanner(in); input.Scan(); {
 			enter <- struct{}{}

@@ -16,15 +16,15 @@ import (
 	"time"
 )
 
-// limit is how long a test may take. A run takes about a minute.
+// limit bounds the time of a test. A run takes about a minute.
 const limit = 4 * time.Minute
 
-// demo is a running demo, a process of its own.
+// demo is a demo that runs in its own process.
 type demo struct {
 	t      *testing.T
 	cmd    *exec.Cmd
 	dir    string   // for its temporary files
-	pipe   *os.File // its other end closes when the last process has ended that the demo started
+	pipe   *os.File // reaches EOF when the demo and all processes that it started have ended
 	output *bufio.Scanner
 	lines  []string
 	stderr bytes.Buffer
@@ -36,8 +36,7 @@ func startDemo(t *testing.T, args ...string) *demo {
 	must(t, err)
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	d := &demo{t: t, cmd: exec.CommandContext(ctx, exe, args...), dir: t.TempDir()}
-	// All processes that the demo starts inherit an end of this pipe, since they
-	// close no file that they do not know.
+	// The demo and all processes that it starts inherit the write end of this pipe.
 	pipe, inherited, err := os.Pipe()
 	must(t, err)
 	d.pipe = pipe
@@ -57,13 +56,13 @@ func startDemo(t *testing.T, args ...string) *demo {
 		cancel()
 		pipe.Close()
 		if t.Failed() {
-			t.Logf("the demo has said:\n%s\n%s", strings.Join(d.lines, "\n"), &d.stderr)
+			t.Logf("the output of the demo:\n%s\n%s", strings.Join(d.lines, "\n"), &d.stderr)
 		}
 	})
 	return d
 }
 
-// await reads the output up to a line that matches, and returns the match.
+// await reads the output up to a line that matches pattern, and returns the match.
 func (d *demo) await(pattern string) []string {
 	d.t.Helper()
 	wanted := regexp.MustCompile(pattern)
@@ -77,11 +76,11 @@ func (d *demo) await(pattern string) []string {
 	return nil
 }
 
-// interrupt is ctrl-c on a terminal.
+// interrupt does what ctrl-c does on a terminal.
 func (d *demo) interrupt() { syscall.Kill(-d.cmd.Process.Pid, syscall.SIGINT) }
 
-// wantEnd reads the rest of the output, and checks how the demo ends and that it
-// leaves nothing behind.
+// wantEnd reads the rest of the output, and checks the exit status and that the demo
+// leaves no process and no folder behind.
 func (d *demo) wantEnd(status int) {
 	d.t.Helper()
 	for d.output.Scan() {
@@ -102,7 +101,7 @@ func (d *demo) wantEnd(status int) {
 	}
 }
 
-// runInTest is the demo in this process, with what main does not offer.
+// runInTest runs the demo in this process, with options that main does not offer.
 func runInTest(t *testing.T, opts options, out io.Writer, live bool) (status int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -117,7 +116,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// counters returns what scene 6 has ended with.
+// counters returns the last counters in the output.
 func (d *demo) counters() (ends [len(roles)]serviceView) {
 	d.t.Helper()
 	for _, line := range slices.Backward(d.lines) {
@@ -128,7 +127,7 @@ func (d *demo) counters() (ends [len(roles)]serviceView) {
 				continue
 			}
 			_, err := fmt.Sscanf(rest, "%d skipped %d queued", &now.OK, &now.Skipped)
-			if err == nil { // else it is another line about ok
+			if err == nil { // otherwise the line only looks like counters
 				now.Name = roles[i]
 			}
 		}

@@ -1,13 +1,13 @@
 package main
 
-// scene is one act of the demo. Its commands show how to do the same by hand, from the
+// scene is one scene of the demo. Its commands show how to do the same by hand, from the
 // root of the repository, with the servers of docker-compose.yaml.
 type scene struct {
 	title    string
-	promise  string // what it shows, on one line
-	text     string // of the narrator
+	promise  string // the property that the scene shows, on one line
+	text     string // the introduction
 	commands []string
-	breaks   bool // it breaks servers: only those that the demo has started
+	breaks   bool // the scene kills servers, so it is left out with -compose
 	run      func(*script)
 }
 

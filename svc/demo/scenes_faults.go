@@ -20,12 +20,12 @@ func crash(s *script) {
 		select {
 		case <-time.After(workTime):
 			return http.StatusNoContent
-		case <-ctx.Done(): // the sender is dead: the work is not done
+		case <-ctx.Done(): // the sender was killed, so the work is not done
 			return 0
 		}
 	})
 	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + receiver.URL}
-	s.start("notify", "ENABLE_ETCD=true") // without slow work, and not killed
+	s.start("notify", "ENABLE_ETCD=true") // works fast and is not killed
 	victim := s.start("orders", vars...)
 	ids := s.ids("crash", 0, n)
 	s.say("%d events. The work takes %.1f s each.", n, workTime.Seconds())
@@ -70,7 +70,7 @@ func race(s *script) {
 // outage kills etcd and then the broker under load.
 func outage(s *script) {
 	receiver := s.receive(nil)
-	// A small PREFETCH leaves waiting events in the queue, where they are seen.
+	// With a small PREFETCH most waiting events stay in the queue, whose depth is shown.
 	s.startBoth("ENABLE_ETCD=true", "PREFETCH=50", "WEBHOOK_URL="+receiver.URL)
 	stop := s.load("outage", 300)
 	s.say("300 events a second.")

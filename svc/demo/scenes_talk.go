@@ -2,7 +2,7 @@ package main
 
 import "slices"
 
-// Scenes 1 to 3, which are the talk's.
+// Scenes 1 to 3, from the talk.
 
 // consumeAndProduce shows that both services get every event.
 func consumeAndProduce(s *script) {

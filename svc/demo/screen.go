@@ -12,25 +12,25 @@ import (
 	"golang.org/x/term"
 )
 
-// screen is the terminal: lines of text, and below them what changes. On a real
-// terminal, the lines below are drawn in place. Elsewhere, and with NO_COLOR,
-// they are written like other lines when they have changed.
+// screen writes lines of text and, below them, lines that change. On a terminal the
+// lower lines are redrawn in place. In a file or pipe, and with NO_COLOR, they are
+// written like other lines whenever they have changed.
 type screen struct {
 	out  io.Writer
-	live bool
+	live bool // out is a terminal: draw in place and use colours
 
 	mu    sync.Mutex
-	lower func() []string // the lines below, nil: none
-	drawn []string        // of them, the last that were written
+	lower func() []string // returns the lower lines; nil: there are none
+	drawn []string        // the lower lines that were written last
 }
 
-// newScreen returns a screen on a file, which is a terminal or not.
+// newScreen returns a screen on a file, which need not be a terminal.
 func newScreen(out *os.File) *screen {
 	live := term.IsTerminal(int(out.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	return &screen{out: out, live: live}
 }
 
-// interval is how often refresh should be called.
+// interval returns the interval at which refresh should be called.
 func (s *screen) interval() time.Duration {
 	if s.live {
 		return 100 * time.Millisecond
@@ -38,7 +38,7 @@ func (s *screen) interval() time.Duration {
 	return time.Second
 }
 
-// below sets the lines below the text from now on; nil removes them.
+// below sets the function that returns the lower lines; nil removes them.
 func (s *screen) below(lower func() []string) {
 	s.mu.Lock()
 	s.lower = lower
@@ -46,7 +46,7 @@ func (s *screen) below(lower func() []string) {
 	s.refresh()
 }
 
-// refresh draws the lines below if they have changed.
+// refresh draws the lower lines if they have changed.
 func (s *screen) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,16 +75,16 @@ func (s *screen) lowerLines() []string {
 	return s.lower()
 }
 
-// draw writes lines of text and the lines below them. On a terminal these replace
-// the lines that were drawn below before. It is called with the lock held.
+// draw writes lines of text and then the lower lines. On a terminal they replace the
+// lower lines that were drawn before. The caller holds the lock.
 func (s *screen) draw(text, lower []string) {
 	var b strings.Builder
 	if s.live && len(s.drawn) > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", len(s.drawn)) // up, and erase from there on
+		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", len(s.drawn)) // move up and erase everything below
 	}
 	for _, line := range slices.Concat(text, lower) {
 		b.WriteString(line + "\n")
 	}
 	s.drawn = lower
-	io.WriteString(s.out, b.String()) // one write: nothing flickers
+	io.WriteString(s.out, b.String()) // a single write does not flicker
 }

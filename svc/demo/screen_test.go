@@ -13,7 +13,7 @@ import (
 
 var escape = regexp.MustCompile("\x1b\\[[0-9;]*[a-zA-Z]")
 
-// What is written fits the screen, and only a terminal gets colours.
+// Every line fits the screen, and only a terminal gets colours.
 func TestScreenFits(t *testing.T) {
 	statsd, err := stack.StartStatsd()
 	must(t, err)
@@ -39,7 +39,7 @@ func TestScreenFits(t *testing.T) {
 	}
 }
 
-// Counters are drawn over the ones before: up as many lines as there were.
+// New counters are drawn over the old ones.
 func TestCountersInPlace(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out, live: true}
@@ -50,7 +50,7 @@ func TestCountersInPlace(t *testing.T) {
 	for i := range 3 {
 		v.Services[0].OK = int64(i + 1)
 		s.refresh()
-		s.refresh() // nothing new, nothing drawn
+		s.refresh() // draws nothing, because nothing has changed
 	}
 	var ok []string
 	for line := range strings.Lines(escape.ReplaceAllString(out.String(), "")) {
@@ -63,6 +63,6 @@ func TestCountersInPlace(t *testing.T) {
 		t.Errorf("orders ok is drawn as %s", got)
 	}
 	if got := strings.Count(out.String(), "\x1b[4A\x1b[J"); got != 3 {
-		t.Errorf("drawn over %d times, want 3: %q", got, &out)
+		t.Errorf("the counters are redrawn %d times, want 3: %q", got, &out)
 	}
 }

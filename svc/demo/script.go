@@ -14,17 +14,16 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// maxWait is how long the demo waits for something that should take a moment.
+// maxWait bounds waits for events that should take a moment.
 const maxWait = 20 * time.Second
 
-// script is one run of a scene. A scene calls its steps and does not look at
-// errors: the first step that fails ends sceneCtx, and all steps after it do
-// nothing.
+// script is one run of a scene. A scene calls its steps without checking for errors: the
+// first step that fails ends sceneCtx, and all later steps do nothing.
 type script struct {
 	*env
 	sceneCtx context.Context
 	fail     context.CancelCauseFunc
-	services []*harness.Process // those that have ended, too
+	services []*harness.Process // including those that have ended
 	checks   []check
 	atEnd    []func()
 }
@@ -35,7 +34,7 @@ func (e *env) newScript(ctx context.Context) *script {
 	return s
 }
 
-// end kills what the scene still runs.
+// end kills the processes that the scene has started and closes its receivers.
 func (s *script) end() {
 	s.fail(nil)
 	for _, end := range slices.Backward(s.atEnd) {
@@ -53,7 +52,7 @@ func (s *script) step(f func(ctx context.Context) error) {
 	}
 }
 
-// say shows what happens now, and leaves time to read it.
+// say shows a line of narration, and leaves time to read it.
 func (s *script) say(format string, args ...any) {
 	if s.sceneCtx.Err() != nil {
 		return
@@ -64,12 +63,12 @@ func (s *script) say(format string, args ...any) {
 	s.wait(500 * time.Millisecond)
 }
 
-// countFromHere sets the counters that are shown and checked to 0.
+// countFromHere sets the counters that are shown and checked back to 0.
 func (s *script) countFromHere() {
 	s.step(func(context.Context) error { s.status.countFromHere(); return nil })
 }
 
-// wait gives the audience time. No outcome depends on it.
+// wait gives the audience time to watch. No outcome depends on it.
 func (s *script) wait(d time.Duration) {
 	select {
 	case <-time.After(d):
@@ -77,8 +76,8 @@ func (s *script) wait(d time.Duration) {
 	}
 }
 
-// start runs a service in a role, with these variables besides the addresses,
-// and returns when it consumes.
+// start starts a service in a role, with the addresses and vars in its environment, and
+// returns when it consumes.
 func (s *script) start(role string, vars ...string) (p *harness.Process) {
 	s.step(func(ctx context.Context) (err error) {
 		cmd := exec.Command(filepath.Join(s.dir, "svc"))
@@ -92,8 +91,8 @@ func (s *script) start(role string, vars ...string) (p *harness.Process) {
 	return p
 }
 
-// launch starts a process, which the end of the scene kills, and waits for a line
-// of its log with that text. The process is nil if it could not be started.
+// launch starts a process and waits for a line in its log that contains text. The end of
+// the scene kills the process. p is nil if the process could not be started.
 func (s *script) launch(name string, cmd *exec.Cmd, text string) (p *harness.Process, line string, err error) {
 	if p, err = harness.Start(name, cmd); err != nil {
 		return nil, "", err
@@ -114,12 +113,12 @@ func (s *script) startBoth(vars ...string) {
 	}
 }
 
-// kill ends a service by kill -9.
+// kill ends a service with kill -9.
 func (s *script) kill(p *harness.Process) {
 	s.step(func(context.Context) error { p.Kill(); return nil })
 }
 
-// stop stops services, all at the same time, as ctrl-c does.
+// stop stops services at the same time, as ctrl-c does.
 func (s *script) stop(services ...*harness.Process) {
 	s.step(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, maxWait)
@@ -141,7 +140,7 @@ func (s *script) receive(answer harness.Answer) *harness.Receiver {
 	return receiver
 }
 
-// killServer kills a server by kill -9, and restartServer starts it again.
+// killServer ends a server with kill -9. restartServer starts it again.
 func (s *script) killServer(name string, server *stack.Server) {
 	s.step(func(context.Context) error { return server.Kill() })
 	s.status.update(func(v *view) { v.Outage = name })

@@ -8,44 +8,44 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// The two services, in the order in which they are shown.
+// roles names the two services, in the order in which they are shown.
 var roles = [...]string{"orders", "notify"}
 
-// view is what the terminal and the page show at one moment.
+// view is the content of the terminal and the page at one moment.
 type view struct {
-	Number   int // of the scene, 0: none yet
+	Number   int // of the scene; 0: no scene has begun, or -hold
 	Title    string
 	Promise  string
 	Text     string
-	Step     string // what happens right now
+	Step     string // the present line of narration
 	Outage   string // the server that is down, if any
 	Services [len(roles)]serviceView
 	Verdicts []string // of each scene: "", "passed", "failed", "left out", "now"
 }
 
-// serviceView is what a service has done in this scene. Queued is the number of
-// messages ready in its queue, -1 if unknown.
+// serviceView holds the counters of a service in this scene. Queued is the number of
+// messages ready in its queue, or -1 if it is unknown.
 type serviceView struct {
 	Name                string
 	OK, Skipped, Queued int64
 	Rates               rates
 }
 
-// rates are events per second, of each of the last seconds.
+// rates holds the events per second for each of the last seconds.
 type rates struct{ OK, Skipped [seconds]float64 }
 
 const seconds = 30
 
-// status keeps the view. Statsd counts since the start of the demo; the view
-// shows counts since the start of the scene, or of a part of it.
+// status keeps the view. statsd counts from the start of the demo; the view shows counts
+// from the start of the scene, or of a part of it.
 type status struct {
 	statsd *stack.Statsd
 
 	mu     sync.Mutex
 	view   view
-	before map[string]int64 // counts at that start
+	before map[string]int64 // counts at the start of the scene, or of its part
 	rated  map[string]int64 // counts at the last call of sampleRates
-	at     time.Time        // of that call
+	at     time.Time        // time of that call
 }
 
 func newStatus(statsd *stack.Statsd) *status {
@@ -85,7 +85,7 @@ func (s *status) update(change func(*view)) {
 	change(&s.view)
 }
 
-// countFromHere begins a part of the scene.
+// countFromHere begins a part of the scene, with counters of 0.
 func (s *status) countFromHere() {
 	s.update(func(*view) { s.before = s.statsd.Counts() })
 }
@@ -108,7 +108,7 @@ func (s *status) finish(number int, passed bool) {
 	})
 }
 
-// sampleRates adds the rates since its last call.
+// sampleRates adds the rates since its last call to the view.
 func (s *status) sampleRates() {
 	s.update(func(v *view) {
 		counts, now := s.statsd.Counts(), time.Now()

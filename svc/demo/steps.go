@@ -11,9 +11,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// The steps that publish events and check what became of them.
+// This file contains the steps that publish events and check their outcomes.
 
-// outageLimit is how long the broker may be unreachable.
+// outageLimit bounds the time in which the broker may be unreachable.
 const outageLimit = time.Minute
 
 // check is a number that decides whether the scene passes.
@@ -35,8 +35,8 @@ func (s *env) ids(name string, first, n int) []string {
 
 func event(id string) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id) }
 
-// publish publishes an event for each id. After an outage of the broker it
-// publishes what was not confirmed again: the services skip the duplicates.
+// publish publishes an event for each id. After an error of the broker it publishes the
+// events again: the services skip the duplicates.
 func (s *script) publish(ids ...string) {
 	s.step(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, outageLimit)
@@ -65,8 +65,8 @@ func (s *script) publishAt(perSecond int, ids []string) {
 	}
 }
 
-// load publishes events at a rate until stop is called, which returns the ids of
-// all that the broker has confirmed.
+// load publishes events at a rate until stop is called. stop returns the ids of the
+// published events.
 func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 	ctx, cancel := context.WithCancel(s.sceneCtx)
 	var publishing sync.WaitGroup
@@ -92,8 +92,8 @@ func (s *script) waitBoth(events int64) {
 	}
 }
 
-// until waits until f returns true, which it asks again and again. If that never
-// happens, the checks of the scene fail: it is no error here.
+// until polls f until it returns true, or for maxWait. A timeout is not an error here:
+// the checks of the scene then fail.
 func (s *script) until(f func() bool) {
 	ctx, cancel := context.WithTimeout(s.sceneCtx, maxWait)
 	defer cancel()
@@ -102,8 +102,7 @@ func (s *script) until(f func() bool) {
 	}
 }
 
-// waitCounted waits until a service has processed that many events, skipped ones
-// included.
+// waitCounted waits until a service has processed or skipped that many events.
 func (s *script) waitCounted(role string, events int64) {
 	s.until(func() bool {
 		ok, skipped := s.status.counted(role)
@@ -118,8 +117,8 @@ func (s *script) expect(what string, got, want int64) {
 	}
 }
 
-// expectCounted waits until a service has counted that many events in this scene,
-// and checks how many it has processed and skipped.
+// expectCounted waits until a service has counted ok plus skipped events in this scene,
+// and checks how many of them it has processed and how many skipped.
 func (s *script) expectCounted(role, when string, ok, skipped int64) {
 	s.waitCounted(role, ok+skipped)
 	gotOK, gotSkipped := s.status.counted(role)
@@ -134,7 +133,7 @@ func (s *script) expectBoth(when string, ok, skipped int64) {
 	}
 }
 
-// expectWork checks the work that has arrived at a receiver.
+// expectWork checks that a receiver has done the work of each id exactly once.
 func (s *script) expectWork(receiver *harness.Receiver, role string, ids []string) {
 	once, lost, twice := receiver.Accounts(role, ids)
 	s.expect(role+" work done once", int64(once), int64(len(ids)))
@@ -142,9 +141,8 @@ func (s *script) expectWork(receiver *harness.Receiver, role string, ids []strin
 	s.expect(role+" done twice", int64(twice), 0)
 }
 
-// expectEmptyQueues checks that the scene has left nothing in the queues. The
-// services have stopped, so deliveries that were not acknowledged are back and
-// count.
+// expectEmptyQueues checks that the scene has left no messages in the queues. The
+// services have stopped, so unacknowledged deliveries are back in the queues and count.
 func (s *script) expectEmptyQueues() {
 	var left int64
 	for _, role := range roles {

@@ -12,8 +12,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// crashWindow kills orders between its work and the record. The work is done at two
-// receivers: one has the effect of every post, the other is svc/receiver.
+// crashWindow kills orders between its work and the record. Two receivers get each post:
+// a plain one, for which each post has an effect, and svc/receiver.
 func crashWindow(s *script) {
 	const n = 10
 	careful := s.startReceiver()
@@ -26,13 +26,13 @@ func crashWindow(s *script) {
 		}
 		effects.Add(1)
 		if silent.Load() {
-			<-ctx.Done() // the sender was killed
+			<-ctx.Done() // until the sender is killed
 			return 0
 		}
 		return status
 	})
 	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + plain.URL}
-	s.start("notify", "ENABLE_ETCD=true") // it is not killed
+	s.start("notify", "ENABLE_ETCD=true") // is not killed
 	victim := s.start("orders", vars...)
 
 	silent.Store(true)
@@ -63,9 +63,10 @@ func (s *script) startReceiver() (url string) {
 	return url
 }
 
-// forward sends a post on to another receiver and returns its answer.
+// forward forwards a post to another receiver and returns its answer.
 func forward(p harness.Post, url string) (status int, err error) {
-	// Without the sender's ctx: the effect does not depend on who asked for it.
+	// The request does not use the sender's ctx: a killed sender must not prevent the
+	// effect.
 	req, err := http.NewRequest("POST", url, strings.NewReader(p.Body))
 	if err != nil {
 		return 0, err
@@ -79,7 +80,7 @@ func forward(p harness.Post, url string) (status int, err error) {
 	return resp.StatusCode, resp.Body.Close()
 }
 
-// effects asks svc/receiver how many effects there were.
+// effects asks svc/receiver for the number of effects.
 func (s *script) effects(url string) (n int64) {
 	s.step(func(ctx context.Context) error {
 		req, err := http.NewRequestWithContext(ctx, "GET", url, nil)

@@ -16,7 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// deliveries consumes from the role's queue with the prefetch of the service.
+// deliveries consumes from the queue of orders with the default PREFETCH of the service.
 func (m *measurement) deliveries() (<-chan amqp.Delivery, func()) {
 	conn, err := amqp.Dial(m.directAMQP)
 	if err != nil {
@@ -51,8 +51,8 @@ func (m *measurement) bare(n int) float64 {
 	return float64(n-1) / time.Since(began).Seconds()
 }
 
-// naive claims and completes each id in transactions of its own, so many events
-// at once.
+// naive claims and completes each id in transactions of its own. It works on parallel
+// events at once.
 func (m *measurement) naive(n, parallel int) float64 {
 	m.publishBodies(m.fresh(n)...)
 	deliveries, stop := m.deliveries()
@@ -86,17 +86,17 @@ func (m *measurement) naive(n, parallel int) float64 {
 	return float64(n) / time.Since(began).Seconds()
 }
 
-// drain is how waiting events are drained by the real program.
+// drain describes how the real program processes a queue of waiting events.
 type drain struct {
 	bodies   []string
-	skipped  bool // they are duplicates
-	replicas int  // 0: one
+	skipped  bool // the events are duplicates
+	replicas int  // 0: 1
 	vars     []string
 }
 
-// drain starts the replicas, stops them while the events gather in the queue,
-// and then lets them go on. It returns the events a second from the first that
-// were counted.
+// drain starts the replicas, pauses them while it publishes the events, and then resumes
+// them. It returns the events per second, measured from the first counted events to the
+// last.
 func (m *measurement) drain(d drain) float64 {
 	m.b.Helper()
 	counter, n := "orders_new_order_ok", len(d.bodies)
@@ -140,7 +140,7 @@ func (m *measurement) drain(d drain) float64 {
 		s.signal(syscall.SIGCONT)
 	}
 	var first, last time.Time
-	counted, before := 0, 0 // before: at first
+	counted, before := 0, 0 // before is the count at the time first
 	m.until(20*time.Millisecond, func() bool {
 		counted = 0
 		for _, at := range health {
@@ -165,7 +165,7 @@ func (m *measurement) drain(d drain) float64 {
 	return float64(counted-before) / last.Sub(first).Seconds()
 }
 
-// until asks ok again and again until it is true.
+// until polls ok until it returns true.
 func (m *measurement) until(pause time.Duration, ok func() bool) {
 	m.b.Helper()
 	tick := time.NewTicker(pause)
@@ -174,12 +174,12 @@ func (m *measurement) until(pause time.Duration, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-timeout:
-			m.b.Fatal("it takes too long")
+			m.b.Fatal("the condition is not met in time")
 		}
 	}
 }
 
-// spent is the processor time that a server has used.
+// spent returns the processor time that a server has used.
 func (m *measurement) spent(s *stack.Server) time.Duration {
 	d, err := s.CPU()
 	if err != nil {

@@ -10,8 +10,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// BenchmarkReplicaKilled kills a replica that works on events, and measures when
-// another works on them: after its lease has ended in etcd, and after the kill.
+// BenchmarkReplicaKilled kills a replica that works on events, and measures when another
+// replica begins to work on the last of them: the time since the end of the lease in
+// etcd, and the time since the kill.
 func BenchmarkReplicaKilled(b *testing.B) {
 	const ids, ttl = 20, 2 * time.Second
 	m := newMeasurement(b)
@@ -64,9 +65,9 @@ func BenchmarkReplicaKilled(b *testing.B) {
 	m.report("")
 }
 
-// BenchmarkEtcdLeaderKilled kills the leader of three members of etcd under a
-// steady load, and measures when new events are done: the first of all, and
-// twenty by each of two replicas.
+// BenchmarkEtcdLeaderKilled kills the leader of three etcd members under a steady load.
+// It measures when the first new event is done, and when each of two replicas has done
+// twenty.
 func BenchmarkEtcdLeaderKilled(b *testing.B) {
 	members := startEtcdMembers(b, 3, stack.EtcdOptions{})
 	w := newFaultEnvOn(b, members, nil)
@@ -84,7 +85,7 @@ func BenchmarkEtcdLeaderKilled(b *testing.B) {
 		m.add("ms-silence", silence.Seconds()*1e3)
 		m.must(leader.Start(deadline(b)))
 		w.healthy()
-		w.etcdLeader() // of all three
+		w.etcdLeader() // waits until all three members follow one leader
 	}
 	w.finish()
 	m.report("")

@@ -14,19 +14,20 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// costs are µs of processor time an event.
+// costs holds the processor time per event, in µs.
 type costs struct{ service, etcd, broker float64 }
 
-// measurement is an env with a broker and an etcd of its own, and figures.
+// measurement is an env with an etcd of its own on the shared broker, and the measured
+// values.
 type measurement struct {
 	*env
 	b           *testing.B
 	values      map[string][]float64
 	order       []string
 	run         int
-	resident    float64       // bytes at the most, of the last service
-	toConsuming time.Duration // of the last service, from its start
-	cpu         costs         // of the last services' events
+	resident    float64       // maximum memory of the last service, in bytes
+	toConsuming time.Duration // time from the start of the last service until it consumed
+	cpu         costs         // of the last drain
 	server      *stack.Etcd
 }
 
@@ -80,7 +81,7 @@ func (m *measurement) report(unit string) {
 	}
 	m.b.ReportMetric(0, "ns/op")
 	for _, name := range m.order {
-		// Not by Logf, of which ten lines are shown.
+		// Logf would show only ten lines.
 		fmt.Printf("%-28s median %10.2f  of %.2f\n", name, median(m.values[name]), m.values[name][:min(len(m.values[name]), 9)])
 	}
 }
@@ -91,8 +92,8 @@ func (m *measurement) fresh(n int) []string {
 	return orders(fmt.Sprintf("run%d-", m.run), n)
 }
 
-// watchRecords returns what waits until an id is recorded. Ids must be recorded
-// in the order in which they are asked for.
+// watchRecords returns a function that waits until an id is recorded. It must be called
+// in the order in which the ids are recorded.
 func (m *measurement) watchRecords() (wait func(id string)) {
 	watch := m.env.etcd.Watch(context.Background(), "/service/orders/done/", clientv3.WithPrefix())
 	return func(id string) {
@@ -107,7 +108,7 @@ func (m *measurement) watchRecords() (wait func(id string)) {
 	}
 }
 
-// publisher returns what publishes one message to an exchange.
+// publisher returns a function that publishes one message to an exchange.
 func (m *measurement) publisher(exchange string) (publish func(body string), stop func()) {
 	conn, err := amqp.Dial(m.directAMQP)
 	if err != nil {
@@ -124,8 +125,8 @@ func (m *measurement) publisher(exchange string) (publish func(body string), sto
 	}, func() { conn.Close() }
 }
 
-// deliverBare returns what measures one delivery from publishing to receiving,
-// through an exchange and a durable queue as the service's.
+// deliverBare returns a function that measures one delivery, from publishing to
+// receiving, through an exchange and a durable queue like those of the service.
 func (m *measurement) deliverBare() (measure func() time.Duration, stop func()) {
 	conn, err := amqp.Dial(m.directAMQP)
 	if err != nil {

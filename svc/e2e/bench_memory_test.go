@@ -12,9 +12,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// BenchmarkRecorded compares an etcd that has many ids recorded with an empty
-// one: the throughput of new ids, how long a replica takes from its start until
-// it consumes, and the memory of the replica and of etcd.
+// BenchmarkRecorded compares an etcd with many recorded ids with an empty one: the
+// throughput of new ids, the time from the start of a replica until it consumes, and
+// the memory of the replica and of etcd.
 func BenchmarkRecorded(b *testing.B) {
 	n := *benchEvents
 	m := newMeasurement(b)
@@ -30,7 +30,7 @@ func BenchmarkRecorded(b *testing.B) {
 		empty := startEtcd(b)
 		names := map[*stack.Etcd]string{empty: "empty", full: "recorded"}
 		turns := []*stack.Etcd{empty, full}
-		if round%2 == 1 { // the machine's drift meets both alike
+		if round%2 == 1 { // so that changes in the machine's speed affect both equally
 			slices.Reverse(turns)
 		}
 		rates, heaps := make(map[*stack.Etcd]float64), make(map[*stack.Etcd]float64)
@@ -44,17 +44,18 @@ func BenchmarkRecorded(b *testing.B) {
 			heaps[etcd] = m.heap(at)
 		}
 		m.ratio("recorded/empty", rates[full], rates[empty])
-		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded+round*n)) // those of earlier rounds, too
+		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded+round*n)) // with the ids of earlier rounds
 		m.must(empty.Close())
 	}
 	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd-in-the-end")
 	m.report("/s")
 }
 
-// heap is the live heap in bytes of a replica that has read all records.
+// heap returns the live heap, in bytes, of a replica that has read all records.
 func (m *measurement) heap(vars ...string) (bytes float64) {
 	m.b.Helper()
-	// A collection whenever the heap has grown by a twentieth, and its figures.
+	// The replica collects garbage whenever its heap has grown by 5 %, and logs the
+	// sizes.
 	s := m.start("orders", append(vars, "ENABLE_ETCD=true", "GOGC=5", "GODEBUG=gctrace=1")...)
 	s.waitLog("msg=consuming")
 	s.stop()
@@ -64,9 +65,9 @@ func (m *measurement) heap(vars ...string) (bytes float64) {
 	return bytes * (1 << 20)
 }
 
-// BenchmarkRecordSize reports what a recorded id of ten bytes takes of etcd's
-// quota, compacted and defragmented: recorded from a full queue, and one at a
-// time.
+// BenchmarkRecordSize reports how much of etcd's quota a recorded id of ten bytes takes
+// after a compaction and a defragmentation, for ids that were recorded from a full queue
+// and for ids that were recorded one at a time.
 func BenchmarkRecordSize(b *testing.B) {
 	m := newMeasurement(b)
 	id := func(i int) string { return fmt.Sprintf("%010d", i) }
@@ -95,8 +96,8 @@ func BenchmarkRecordSize(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// size is what etcd counts against its quota, in bytes, after a compaction and a
-// defragmentation.
+// size compacts and defragments etcd and returns the bytes that it counts against its
+// quota.
 func (m *measurement) size() float64 {
 	m.b.Helper()
 	ctx, endpoint := context.Background(), m.server.Endpoint()

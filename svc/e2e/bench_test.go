@@ -14,14 +14,14 @@ var (
 	benchRecorded = flag.Int("recorded", 10_000_000, "ids recorded before BenchmarkRecorded begins")
 )
 
-// naiveParallel is how many events the naive way, one id a transaction, works on
-// at once: one after the other; some; as many as the service runs handlers.
+// naiveParallel lists how many events the naive consumer, with one id per transaction,
+// works on at once. The service runs 32 handlers by default.
 var naiveParallel = []int{1, 4, 32}
 
-// The throughputs are measured by draining a queue of waiting events in several
-// ways, one after the other in each round. What is reported are the medians:
-// events a second, and ratios of the same round. Everything runs on this machine,
-// whose speed drifts: only the ratios mean anything.
+// The benchmarks measure throughput by draining a queue of waiting events in several
+// ways, one after the other in each round. They report the medians of the events per
+// second and of the ratios within a round. Everything runs on one machine whose speed
+// changes over time, so only the ratios are meaningful.
 
 // BenchmarkNewIDs compares new ids with a consumer that only acknowledges.
 func BenchmarkNewIDs(b *testing.B) {
@@ -77,7 +77,7 @@ func BenchmarkTwoReplicas(b *testing.B) {
 	m.report("/s")
 }
 
-// BenchmarkNaive compares the service with the naive way, one id a transaction.
+// BenchmarkNaive compares the service with a naive consumer with one id per transaction.
 func BenchmarkNaive(b *testing.B) {
 	n := *benchEvents
 	m := newMeasurement(b)
@@ -93,8 +93,8 @@ func BenchmarkNaive(b *testing.B) {
 	m.report("/s")
 }
 
-// BenchmarkLoneEvent measures one event at a time, from its publishing to its
-// record, against what it is made of: a bare delivery and two writes in a row.
+// BenchmarkLoneEvent measures the time of one event, from its publishing to its record,
+// and compares it with its parts: a bare delivery and two successive writes.
 func BenchmarkLoneEvent(b *testing.B) {
 	m := newMeasurement(b)
 	s := m.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=error")

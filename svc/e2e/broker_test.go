@@ -33,7 +33,7 @@ func ctl(t *testing.T, args ...string) {
 	}
 }
 
-// waitDepth waits until that many messages wait in a queue, see depth.
+// waitDepth waits until n messages wait in a queue, see depth.
 func (e *env) waitDepth(queue string, n int) {
 	e.t.Helper()
 	eventually(e.t, fmt.Sprintf("%d messages in %s", n, queue), func() error {
@@ -44,8 +44,8 @@ func (e *env) waitDepth(queue string, n int) {
 	})
 }
 
-// relay passes on what clients and the shared broker send each other, and counts
-// the connections. The broker's answer to a login takes loginDelay more.
+// relay forwards connections to the shared broker and counts them. It delays the
+// broker's answer to a login by loginDelay.
 type relay struct {
 	net.Listener
 	accepted   atomic.Int32
@@ -75,7 +75,7 @@ func newRelay(e *env, loginDelay time.Duration) *relay {
 	return r
 }
 
-// pass serves one connection until either side closes it.
+// pass forwards one connection until either side closes it.
 func (r *relay) pass(client net.Conn) {
 	defer client.Close()
 	server, err := net.Dial("tcp", fmt.Sprint("127.0.0.1:", shared.rabbit.Port()))

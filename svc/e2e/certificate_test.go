@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// authority signs certificates, which it writes into files.
+// authority signs certificates and writes them to files.
 type authority struct {
 	t    *testing.T
 	dir  string
@@ -26,7 +26,8 @@ type authority struct {
 	file string
 }
 
-// pair is a certificate for both a server at 127.0.0.1 and a client.
+// pair holds the files of a certificate, for a server at 127.0.0.1 or a client, and of
+// its key.
 type pair struct{ cert, key string }
 
 func newAuthority(t *testing.T) *authority {
@@ -68,7 +69,7 @@ func (a *authority) write(name, kind string, der []byte) string {
 	return path
 }
 
-// issue makes a certificate that is good until then.
+// issue makes a certificate that is valid until then.
 func (a *authority) issue(name string, until time.Time) pair {
 	a.t.Helper()
 	cert := a.sign(&x509.Certificate{
@@ -85,7 +86,7 @@ func (a *authority) issue(name string, until time.Time) pair {
 	return pair{a.write(name+".pem", "CERTIFICATE", cert.Raw), a.write(name+"-key.pem", "PRIVATE KEY", key)}
 }
 
-// client is the TLS configuration of a client with that certificate.
+// client returns the TLS configuration of a client with that certificate.
 func (a *authority) client(p pair) *tls.Config {
 	a.t.Helper()
 	cert, err := tls.LoadX509KeyPair(p.cert, p.key)
@@ -97,7 +98,7 @@ func (a *authority) client(p pair) *tls.Config {
 	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{cert}}
 }
 
-// secret is a part of the key as it is in its file.
+// secret returns a line of the key's file.
 func (p pair) secret(t *testing.T) string {
 	t.Helper()
 	key, err := os.ReadFile(p.key)

@@ -27,10 +27,10 @@ var (
 	chaosFor  = flag.Duration("chaos.for", 0, "how long TestChaos goes on, once it has had each fault")
 )
 
-// TestChaos is everything at once: two replicas under a steady load, each event
-// published twice, and faults drawn from a seed, one or two at a time. It
-// accounts for each piece of work that was done twice: the fault that is the
-// reason must have been there while it was done or recorded.
+// TestChaos runs two replicas under a steady load, publishes each event twice, and breaks
+// one or two things at a time, drawn with a seed. It accounts for all work that was done
+// twice: a fault that explains the repetition must have lasted while the work was done
+// or recorded.
 //
 //	go test ./svc/e2e -run TestChaos -v -chaos.for=10m -timeout=15m -chaos.seed=7
 func TestChaos(t *testing.T) {
@@ -48,8 +48,8 @@ func TestChaos(t *testing.T) {
 	c.finishAndAccount()
 }
 
-// renewed waits until the sessions have been renewed. Two short outages with no
-// renewal in between would be a long one.
+// renewed waits until the sessions have been renewed. Two short outages without a renewal
+// between them would have the effect of a long one.
 func (c *chaos) renewed() {
 	c.t.Helper()
 	eventually(c.t, "renewed sessions", func() error {
@@ -68,29 +68,29 @@ func (c *chaos) renewed() {
 
 const (
 	chaosTTL     = 4 * time.Second
-	shortOutage  = 1500 * time.Millisecond // less than what a renewed lease has left at the least
+	shortOutage  = 1500 * time.Millisecond // less than the remaining time of a renewed lease
 	longOutage   = chaosTTL + 2*time.Second
 	chaosWorkers = 32 // CONCURRENCY
 	chaosHeld    = 100
 )
 
-// chaos is a faultEnv with a ledger of the work.
+// chaos is a faultEnv that records all work.
 type chaos struct {
 	*faultEnv
 	faults []fault
-	deck   []int       // faults to come, so that every kind comes in its turn
+	deck   []int       // shuffled indexes of the next faults, so that every fault occurs
 	away   atomic.Bool // the webhook answers 503
-	silent atomic.Bool // the webhook does the work and does not answer
+	silent atomic.Bool // the webhook does the work and leaves some posts unanswered
 	drawn  map[string]int
 
 	mu         sync.Mutex
 	entries    map[string][]work // by id
-	unanswered map[string]bool   // ids that were not answered once
-	refused    int
-	asked      int // posts of work that was done already, with the same token
+	unanswered map[string]bool   // ids with a post that was not answered
+	refused    int               // posts answered with 503
+	asked      int               // posts that repeat work with the same token
 	windows    []window
 	etcdFrom   time.Time // the beginning of etcd's last outage
-	etcdTo     time.Time // its end; zero: it goes on
+	etcdTo     time.Time // its end; zero: it has not ended
 }
 
 // work is a post that was carried out.
@@ -99,20 +99,20 @@ type work struct {
 	began, ended time.Time
 }
 
-// fault is something that breaks, and is repaired before run returns.
+// fault is a fault that run causes and repairs before it returns.
 type fault struct {
 	name   string
-	domain string // faults of one domain do not come together
+	domain string // faults of the same domain do not occur together
 	run    func(context.Context) error
 }
 
-// window is a time in which work may be done that is not recorded, so that it
-// is done again.
+// window is a period in which work may be done without being recorded, so that it may be
+// done again.
 type window struct {
 	reason   string
 	from, to time.Time
-	most     int // ids
-	used     int
+	most     int // maximum number of ids that it may explain
+	used     int // number of ids that it has explained
 }
 
 func newChaos(t *testing.T, seed uint64) *chaos {
@@ -160,7 +160,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		{"etcd cut off", "etcd", c.outage(false, c.cutEtcd(shortOutage))},
 		{"etcd cut off for longer than CLAIM_TTL", "etcd", c.outage(true, c.cutEtcd(longOutage))},
 		{"etcd's answers lost", "etcd", c.outage(false, func(ctx context.Context) error {
-			// Requests get through, answers do not, and then the connection is gone.
+			// Requests arrive, their answers are lost, and then the connection closes.
 			if _, err := c.toEtcd.Toxics.AddToxicJson(strings.NewReader(`{"name":"lose","type":"timeout","stream":"downstream","attributes":{"timeout":100}}`)); err != nil {
 				return err
 			}
@@ -174,7 +174,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	return c
 }
 
-// answer is the webhook. It keeps the ledger.
+// answer answers the webhook's posts and records the work.
 func (c *chaos) answer(p post, one func(n int) bool) int {
 	began := time.Now()
 	if c.away.Load() {
@@ -193,7 +193,7 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 	} else {
 		c.entries[p.ID] = append(c.entries[p.ID], work{p.Token, began, time.Now()})
 	}
-	// A lost answer counts as a try: not too many of one id.
+	// At most one answer per id is lost.
 	if c.silent.Load() && !c.unanswered[p.ID] && one(3) {
 		c.unanswered[p.ID] = true
 		panic(http.ErrAbortHandler)
@@ -201,8 +201,8 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 	return http.StatusOK
 }
 
-// breakSomething draws one fault, or two of different domains that come
-// together, and returns when they are repaired.
+// breakSomething draws one fault, or two of different domains that overlap, and returns
+// when they are repaired.
 func (c *chaos) breakSomething(draw *rand.Rand) {
 	c.t.Helper()
 	if len(c.deck) < 2 {
@@ -213,7 +213,7 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 		faults = append(faults, second)
 	}
 	c.deck = c.deck[len(faults):]
-	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two
+	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two faults
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	var group errgroup.Group
@@ -244,7 +244,7 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	return nil
 }
 
-// etcdAway reports whether etcd was away at that time or later, and since when.
+// etcdAway reports whether etcd was unreachable at that time or later, and since when.
 func (c *chaos) etcdAway(at time.Time) (since time.Time, was bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -259,7 +259,7 @@ func (c *chaos) terminate(s *service) {
 	}
 }
 
-// freeze stops a replica for longer than its claims last.
+// freeze pauses a replica for longer than CLAIM_TTL.
 func (c *chaos) freeze(context.Context) error {
 	from := time.Now()
 	c.replicas[1].signal(syscall.SIGSTOP)
@@ -269,7 +269,7 @@ func (c *chaos) freeze(context.Context) error {
 	return nil
 }
 
-// losePackets lasts until a replica has missed the broker's heartbeats.
+// losePackets drops the broker's packets until a replica has missed its heartbeats.
 func (c *chaos) losePackets(context.Context) error {
 	s := c.replicas[0]
 	before := s.log.count("no connection to the broker")
@@ -298,7 +298,7 @@ func (c *chaos) cutEtcd(d time.Duration) func(context.Context) error {
 	}
 }
 
-// outage is a fault of etcd. While it lasts nothing is recorded.
+// outage wraps a fault of etcd, during which nothing can be recorded.
 func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		from := time.Now()
@@ -306,11 +306,11 @@ func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func
 		c.etcdFrom, c.etcdTo = from, time.Time{}
 		c.mu.Unlock()
 		err := run(ctx)
-		to := time.Now().Add(2 * time.Second) // until it is noticed
+		to := time.Now().Add(2 * time.Second) // until the replicas notice the end
 		c.mu.Lock()
 		c.etcdTo = to
 		if longerThanTTL {
-			// All that either replica had claimed.
+			// All ids that either replica had claimed may be done again.
 			c.windows = append(c.windows, window{"etcd was away for longer than CLAIM_TTL", from.Add(-time.Second), to, 4 * chaosHeld, 0})
 		}
 		c.mu.Unlock()
@@ -325,7 +325,7 @@ func (c *chaos) refuse(context.Context) error {
 	return nil
 }
 
-// loseAnswers loses the answers to some dozens of posts.
+// loseAnswers loses the answers to 30 posts.
 func (c *chaos) loseAnswers(ctx context.Context) error {
 	const answers = 30
 	unanswered := func() int {
@@ -348,9 +348,9 @@ func (c *chaos) loseAnswers(ctx context.Context) error {
 	return nil
 }
 
-// allowDuplicates allows work of a replica to be done again: what ran between from and
-// to, or waited for its record in the second before. While etcd is away that
-// is all that the replica had claimed.
+// allowDuplicates allows work of a replica to be done again if it ran between from and
+// to, up to most ids, or waited for its record in the second before from. While etcd is
+// unreachable, that is all work of the ids that the replica has claimed.
 func (c *chaos) allowDuplicates(reason string, from, to time.Time, most int) {
 	w := window{reason, from.Add(-time.Second), to, most + 2*120, 0}
 	if since, was := c.etcdAway(from); was && since.Before(w.from) {
@@ -390,7 +390,7 @@ func (c *chaos) finishAndAccount() {
 		for i, w := range entries[:len(entries)-1] {
 			twice++
 			if !c.account(w) {
-				t.Errorf("%s was done with token %d from %s to %s and again with %d at %s, and no fault is the reason",
+				t.Errorf("%s was done with token %d from %s to %s and again with %d at %s, and no fault explains it",
 					id, w.token, clock(w.began), clock(w.ended), entries[i+1].token, clock(entries[i+1].began))
 			}
 		}
@@ -415,7 +415,8 @@ func (c *chaos) finishAndAccount() {
 	}
 }
 
-// account finds the window that work which was done again falls into.
+// account attributes work that was done again to a window. It returns false if there is
+// none.
 func (c *chaos) account(w work) bool {
 	for i := range c.windows {
 		if f := &c.windows[i]; w.began.Before(f.to) && w.ended.After(f.from) {
@@ -439,16 +440,16 @@ func (c *chaos) reasons() map[string]total {
 
 func clock(t time.Time) string { return t.Format("15:04:05.000") }
 
-// An answer that was lost is asked for with the same token, even when the
-// broker's connection goes before the next try: the process lives and has the
-// claim, so the work must not look like another's.
+// A post whose answer was lost is repeated with the same token, even if the connection to
+// the broker is lost before the next attempt: the process still has the claim, so the
+// token must not suggest another owner.
 func TestAnswerLostBeforeReconnect(t *testing.T) {
 	b := newProxiedEnv(t)
 	posts := 0
 	lost := make(chan struct{})
 	receiver := newReceiver(t, func(post) int {
 		switch posts++; {
-		case posts <= 5: // the pauses between the tries grow to seconds
+		case posts <= 5: // until the pauses between the attempts have grown to seconds
 			return http.StatusServiceUnavailable
 		case posts == 6:
 			close(lost)
@@ -462,7 +463,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 	select {
 	case <-lost:
 	case <-time.After(maxWait):
-		t.Fatal("no sixth post")
+		t.Fatal("there is no sixth post")
 	}
 	b.toRabbit.cut()
 	s.waitLog("no connection to the broker")

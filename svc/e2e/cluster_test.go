@@ -60,8 +60,8 @@ func newCluster(t *testing.T) *cluster {
 		c.brokers = append(c.brokers, n.URL())
 	}
 	c.amqpURL = strings.Join(c.brokers, ",")
-	// By the second node, so that it leads the queues: a quorum queue's first
-	// leader is the node that declared it.
+	// The second node declares the queues, so that it leads them: the first leader of a
+	// quorum queue is the node that declared it.
 	c.directAMQP = nodes[1].URL()
 	c.channel(func(ch *amqp.Channel) error {
 		if err := ch.ExchangeDeclare("events", "topic", true, false, false, false, nil); err != nil {
@@ -77,8 +77,8 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// queues asks a node that is never killed for a column about each queue, by
-// the queue's name.
+// queues returns a column of rabbitmqctl list_queues by the name of the queue. It asks a
+// node that is never killed.
 func (c *cluster) queues(column string) map[string]string {
 	c.t.Helper()
 	out, err := c.nodes[2].Ctl(c.t.Context(), "list_queues", "name", column)
@@ -93,7 +93,7 @@ func (c *cluster) queues(column string) map[string]string {
 	return values
 }
 
-// queueLeader returns the node that leads the queue, once there is one.
+// queueLeader waits until one of the nodes leads orders-queue, and returns it.
 func (c *cluster) queueLeader() (leader *stack.Rabbit) {
 	c.t.Helper()
 	eventually(c.t, "a leader of the queue", func() error {
@@ -109,7 +109,7 @@ func (c *cluster) queueLeader() (leader *stack.Rabbit) {
 	return leader
 }
 
-// allOnline waits until each node has its part of the queue running again.
+// allOnline waits until the replica of orders-queue on each node is online.
 func (c *cluster) allOnline() {
 	c.t.Helper()
 	eventually(c.t, "all nodes online", func() error {
@@ -123,7 +123,7 @@ func (c *cluster) allOnline() {
 	})
 }
 
-// nodeOf returns the node that a replica has connected to last.
+// nodeOf returns the node to which a replica has connected last.
 func (c *cluster) nodeOf(s *service) (node *stack.Rabbit) {
 	c.t.Helper()
 	for line := range strings.Lines(s.log.String()) {
@@ -139,20 +139,20 @@ func (c *cluster) nodeOf(s *service) (node *stack.Rabbit) {
 	return node
 }
 
-// goesOnWithin is how soon new events must be done after a server was killed. Alone
-// on the machine it is the 2.5 s that are wanted at most, here there are other tests.
+// goesOnWithin bounds the time until new events are done after a server was killed. The
+// goal is 2.5 s on an idle machine, but other tests run at the same time.
 const goesOnWithin = 10 * time.Second
 
-// A node of the broker or a member of etcd is killed, the leaders first, and
-// comes back: every id is done once, nothing is lost, and no service is
-// restarted.
+// Nodes of the broker and members of etcd are killed, the leaders first, and started
+// again. Every id is done once, nothing is lost, and no service is restarted.
 func TestClusters(t *testing.T) {
 	c := newCluster(t)
 	c.receiver = newReceiver(t, func(post) int {
 		<-time.After(2 * time.Millisecond)
 		return http.StatusOK
 	})
-	// One replica comes by the node that leads the queue, one by another.
+	// The second replica connects to the node that leads the queue, the first to
+	// another one.
 	for _, order := range [][]int{{0, 1, 2}, {1, 2, 0}} {
 		urls := make([]string, len(order))
 		for i, n := range order {
@@ -184,7 +184,7 @@ func TestClusters(t *testing.T) {
 	c.emptied()
 	c.finish()
 	for _, queue := range []string{"orders-queue", "orders-queue.dead"} {
-		if n := c.depth(queue); n != 0 { // what a replica had not acknowledged is back in it
+		if n := c.depth(queue); n != 0 { // unacknowledged deliveries are back in the queue
 			t.Errorf("%d messages are in %s", n, queue)
 		}
 	}
@@ -198,7 +198,7 @@ func TestClusters(t *testing.T) {
 	c.cutOff()
 }
 
-// fault kills a server, sees the work go on, and starts it again.
+// fault kills a server, checks that the work continues, and starts the server again.
 func (c *cluster) fault(name string, server *stack.Server) {
 	c.t.Helper()
 	c.healthy()
@@ -207,10 +207,10 @@ func (c *cluster) fault(name string, server *stack.Server) {
 		c.t.Fatal(err)
 	}
 	took, silence := c.goneOn(killed)
-	c.healthy() // with the others
+	c.healthy() // with the remaining servers
 	both := time.Since(killed)
 	if took > goesOnWithin {
-		c.t.Errorf("%s: work goes on after %v", name, took)
+		c.t.Errorf("%s: the work continued only after %v", name, took)
 	}
 	back := time.Now()
 	if err := server.Start(c.t.Context()); err != nil {
@@ -223,8 +223,8 @@ func (c *cluster) fault(name string, server *stack.Server) {
 		longestSilence(c.receiver.all(), back, time.Now()).Round(time.Millisecond))
 }
 
-// emptied stops publishing and waits until nothing is in the queues, not even
-// what was delivered and not acknowledged. The broker counts that every 5 s.
+// emptied stops publishing and waits until the queues are empty, including unacknowledged
+// deliveries, which the broker counts every 5 s.
 func (c *cluster) emptied() {
 	c.t.Helper()
 	c.stopPublishing()
@@ -238,12 +238,13 @@ func (c *cluster) emptied() {
 	})
 }
 
-// cutOff cuts a node off from the others. It accepts logins, and can do nothing for
-// them: the service goes on to the next, with its dead letters too.
+// cutOff cuts a node off from the others. The node accepts logins but cannot serve the
+// queues: the service connects to the next node, for its dead letters, too.
 func (c *cluster) cutOff() {
 	c.t.Helper()
 	c.allOnline()
-	// The others' cookie is wrong from now on: to Erlang, there is no way to them.
+	// From now on the node has a wrong cookie for the others, so Erlang cannot reach
+	// them.
 	if out, err := c.nodes[0].Ctl(c.t.Context(), "eval",
 		"[begin erlang:set_cookie(N, wrong), erlang:disconnect_node(N) end || N <- nodes()]."); err != nil || out != "[true,true]" {
 		c.t.Fatal(out, err)

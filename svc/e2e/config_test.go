@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// A value that would be misread, or would have no effect, is refused in one line,
-// which says what is allowed.
+// A value that would be misread, or would have no effect, is refused with one line that
+// says which values are allowed.
 func TestValueIsRefused(t *testing.T) {
 	const space = "there is white space in it"
 	const port = "the port is not one from 1 to 65535"
@@ -80,13 +80,13 @@ func TestValueIsRefused(t *testing.T) {
 			line := s.log.String()
 			if strings.Count(line, "\n") != 1 || !strings.HasPrefix(line, tt.name+"=") || !strings.Contains(line, tt.why) ||
 				!strings.Contains(line, ": allowed is ") {
-				t.Errorf("it says %q, want one line that says %q", line, tt.why)
+				t.Errorf("the log is %q, want one line that contains %q", line, tt.why)
 			}
 		})
 	}
 }
 
-// The values at the limits are not refused.
+// Values at the limits are accepted.
 func TestValueIsAllowed(t *testing.T) {
 	tests := [][]string{
 		{"DEDUP_WINDOW=87600h", "CLAIM_TTL=1h", "LOG_LEVEL=INFO"},
@@ -105,7 +105,7 @@ func TestValueIsAllowed(t *testing.T) {
 	}
 }
 
-// The heartbeat of AMQP_URL is what the broker is told; without one, 5 s.
+// The service sends the broker the heartbeat of AMQP_URL, or 5 s if there is none.
 func TestHeartbeat(t *testing.T) {
 	for parameter, want := range map[string]string{"": "5", "?heartbeat=7": "7"} {
 		t.Run(want, func(t *testing.T) {

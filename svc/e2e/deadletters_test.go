@@ -10,8 +10,8 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// wantStored checks that each of these messages is in the dead queue once, and
-// nothing else, and returns them by body.
+// wantStored checks that the dead queue contains each of these bodies once, and no other
+// message. It removes the messages and returns them by body.
 func (e *env) wantStored(bodies ...string) map[string]amqp.Delivery {
 	e.t.Helper()
 	stored, times := make(map[string]amqp.Delivery), make(map[string]int)
@@ -21,22 +21,22 @@ func (e *env) wantStored(bodies ...string) map[string]amqp.Delivery {
 	}
 	for _, body := range bodies {
 		if times[body] != 1 {
-			e.t.Errorf("%.50q is stored %d times", body, times[body])
+			e.t.Errorf("%.50q is stored %d times, want once", body, times[body])
 		}
 		delete(times, body)
 	}
 	for body := range times {
-		e.t.Errorf("%.50q is stored, too", body)
+		e.t.Errorf("%.50q is stored, but not expected", body)
 	}
 	return stored
 }
 
-// Dead letters that the broker refuses, here for their size, do not hold up others:
-// the others are stored, each once, and events are processed. The log names each
-// event and the broker's reason once. They are tried again, on the same
-// connection, until they are stored.
+// Dead letters that the broker refuses, here because of their size, do not delay others:
+// the others are stored once each, and events are processed. The log names each refused
+// event and the broker's reason once. Refused dead letters are retried on the same
+// connection until they are stored.
 func TestDeadLettersTooLarge(t *testing.T) {
-	// Not parallel: the limit is the whole broker's.
+	// The test is not parallel, because the limit applies to the whole broker.
 	e := newBrokerEnv(t, newVhost(t), "orders")
 	e.amqpURL = e.directAMQP
 	relay := newRelay(e, 0)
@@ -69,7 +69,7 @@ func TestDeadLettersTooLarge(t *testing.T) {
 		s.waitLog("level=WARN", "the broker refuses a dead letter", fmt.Sprint("id=large", i), "larger than configured max size 4096", "hint=", "max_message_size")
 	}
 	s.waitReady("dead_letters")
-	<-time.After(4 * time.Second) // each is tried again after 1.5 s at most, and after 2.25 s more
+	<-time.After(4 * time.Second) // the first retry comes within 1.5 s, the second within another 2.25 s
 	if n := s.log.count("level=WARN"); n != len(large) {
 		t.Errorf("%d warnings, want %d", n, len(large))
 	}
@@ -86,9 +86,9 @@ func TestDeadLettersTooLarge(t *testing.T) {
 	e.wantStored(bodies...)
 }
 
-// A dead queue that is full refuses its letters. When those fill the prefetch no
-// event is delivered any more: the log says that, too. With room in the queue
-// everything goes on.
+// A full dead queue refuses dead letters. When the refused ones fill the prefetch, no
+// more events are delivered, and the log says so. Once the queue has room again, all of
+// them are stored and events are processed.
 func TestDeadQueueFull(t *testing.T) {
 	e, vhost := newBroker(t)
 	e.publishBodies("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
@@ -100,7 +100,7 @@ func TestDeadQueueFull(t *testing.T) {
 	s.waitLog("level=WARN", "no events are delivered", "prefetch=3", "hint=")
 	s.waitReady("dead_letters")
 	if n := s.log.count("msg=processed"); n > 0 {
-		t.Error("an event came past a full prefetch")
+		t.Error("an event was delivered despite a full prefetch")
 	}
 	ctl(t, "clear_policy", "--vhost", vhost, "full")
 	s.waitLogs(5, "msg=dead-lettered")
@@ -113,8 +113,8 @@ func TestDeadQueueFull(t *testing.T) {
 	e.wantStored("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
 }
 
-// One of several brokers may refuse what another stores: each is asked once, and
-// that is no outage.
+// A dead letter that one of two brokers refuses is stored at the other, and the refusal
+// is not logged as an outage.
 func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
 	e, vhost := newBroker(t)
 	other := newBrokerEnv(t, newVhost(t), "orders")
@@ -131,7 +131,7 @@ func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
 	}
 }
 
-// A stop does not wait for what the broker refuses; it is delivered again.
+// A stop does not wait for a refused dead letter: its message stays in the queue.
 func TestStopWithRefusedDeadLetter(t *testing.T) {
 	e, vhost := newBroker(t)
 	e.publishBodies("poison")
@@ -143,8 +143,8 @@ func TestStopWithRefusedDeadLetter(t *testing.T) {
 	e.wantStored()
 }
 
-// A dead letter that is published again, straight to the queue, and dies again
-// keeps where it was published first.
+// A dead letter that is published again, directly to the queue, and is dead-lettered
+// again keeps the exchange and the routing key of its first publication.
 func TestDeadLetterDiesAgain(t *testing.T) {
 	e, _ := newBroker(t)
 	s := e.start("orders")
@@ -159,15 +159,15 @@ func TestDeadLetterDiesAgain(t *testing.T) {
 	s.stop()
 	again := e.wantStored("poison")["poison"].Headers
 	if again["x-exchange"] != "events" || again["x-routing-key"] != "foo" {
-		t.Errorf("it was published first to %q with key %q", again["x-exchange"], again["x-routing-key"])
+		t.Errorf("the first exchange is %q, the first key is %q", again["x-exchange"], again["x-routing-key"])
 	}
 	if again["x-failed-at"] == first["x-failed-at"] {
-		t.Error("x-failed-at is of the first death")
+		t.Error("x-failed-at is still that of the first failure")
 	}
 }
 
-// A message that wants its answer by direct reply is stored, with the address
-// that the broker has made of it.
+// A message with a direct reply-to is stored with the address that the broker has put
+// there.
 func TestDeadLetterOfDirectReply(t *testing.T) {
 	e, _ := newBroker(t)
 	s := e.start("orders")

@@ -10,7 +10,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// The README's command lines, to the letter.
+// The command lines of the README work exactly as they are written.
 func TestGoRun(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders", "notify")
@@ -29,17 +29,18 @@ func TestGoRun(t *testing.T) {
 			s := startCommand(t, line, cmd)
 			s.waitLog("msg=consuming")
 			s.waitLog("msg=processed", "id="+id)
-			s.signal(syscall.SIGINT) // as ctrl-c: to the whole group
+			s.signal(syscall.SIGINT) // to the whole process group, as ctrl-c does
 			s.waitLog("msg=stopped")
 			<-s.exited
 		})
 	}
-	// Each gets what it has missed: orders ends with the third event.
+	// Each service gets the events that it has missed. orders stopped after the third
+	// event.
 	e.waitCounts(map[string]int64{"orders_new_order_ok": 3, "notify_new_order_ok": 4})
 }
 
-// Other messages that can be in a queue are acknowledged or dead-lettered, and none
-// delays another.
+// Messages that are not events of the role are acknowledged or dead-lettered, and do not
+// delay its events.
 func TestOtherMessages(t *testing.T) {
 	e := newEnv(t)
 	orders := e.start("orders", "ENABLE_ETCD=true")
@@ -50,8 +51,8 @@ func TestOtherMessages(t *testing.T) {
 		Headers: amqp.Table{"trace": "t1", "CC": []any{"elsewhere"}}, UserId: "guest", Expiration: "600000", DeliveryMode: amqp.Transient,
 	})
 	e.publishBodies(
-		`{"type":"order_shipped","id":"1"}`, `{"type":"order_shipped"}`, // not this role's
-		`{"type":"new_order"}`, // nothing could tell it from another
+		`{"type":"order_shipped","id":"1"}`, `{"type":"order_shipped"}`, // types without a handler
+		`{"type":"new_order"}`, // has no id
 		`{"type":"new_order","id":"126"}`,
 	)
 	e.waitCounts(map[string]int64{"orders_malformed": 2, "orders_ignored": 2, "orders_new_order_ok": 1})
@@ -84,7 +85,8 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// Bad configuration ends at once, with a line for each bad value.
+// With a bad configuration the service exits at once and prints a line for each bad
+// value.
 func TestBadConfiguration(t *testing.T) {
 	tests := map[string]struct {
 		vars []string
@@ -135,7 +137,8 @@ func TestBadConfiguration(t *testing.T) {
 	}
 }
 
-// A broker that refuses the login for good ends the process, with a hint.
+// The service exits with a hint when the broker keeps refusing the login, or when its
+// queue exists with other arguments.
 func TestCannotGoOn(t *testing.T) {
 	t.Run("queue with other arguments", func(t *testing.T) {
 		e := newEnv(t)

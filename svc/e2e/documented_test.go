@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// The README's table and the command's doc name every variable, with the default
-// that the code has.
+// The README's table and the command's doc comment list every variable with the default
+// in the code.
 func TestConfigurationIsDocumented(t *testing.T) {
 	t.Parallel()
 	read := func(path string) string {
@@ -40,17 +40,17 @@ func TestConfigurationIsDocumented(t *testing.T) {
 			for i, v := range variables {
 				want, known := code[v]
 				if !known {
-					t.Errorf("%s: there is no variable %s", name, v)
+					t.Errorf("%s lists %s, which config.go does not have", name, v)
 				}
 				if got := defaults[min(i, len(defaults)-1)]; want != "" && got != want {
-					t.Errorf("%s: the default of %s is %q, in the code %q", name, v, got, want)
+					t.Errorf("%s: the default of %s is %q, but %q in config.go", name, v, got, want)
 				}
 				found[v] = true
 			}
 		}
 		for v := range code {
 			if !found[v] {
-				t.Errorf("%s does not name %s", name, v)
+				t.Errorf("%s does not list %s", name, v)
 			}
 		}
 	}

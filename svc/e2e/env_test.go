@@ -14,11 +14,11 @@ import (
 	"go.uber.org/zap"
 )
 
-// env is what one test has: addresses for the services to use, and clients
-// of its own of the servers behind them.
+// env is the environment of one test: addresses for its services, and the test's own
+// clients of the servers behind them.
 type env struct {
 	t             testing.TB
-	amqpURL       string // of the services; the test's own way is direct
+	amqpURL       string // for the services; the test itself uses directAMQP
 	etcdEndpoints string
 	statsd        *stack.Statsd
 	started       atomic.Int32
@@ -27,8 +27,8 @@ type env struct {
 	etcd       *clientv3.Client
 }
 
-// newEnv returns an empty broker and an empty etcd: the shared ones. Such tests
-// are not parallel.
+// newEnv returns an env on the shared broker and etcd, and empties them. Tests with it
+// must not be parallel.
 func newEnv(t *testing.T) *env {
 	return newEnvOn(t, shared.rabbit.URL(), shared.etcd)
 }
@@ -57,7 +57,7 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 	return e
 }
 
-// must ends the test at an error.
+// must fails the test if err is not nil.
 func (e *env) must(err error) {
 	e.t.Helper()
 	if err != nil {
@@ -65,7 +65,7 @@ func (e *env) must(err error) {
 	}
 }
 
-// clear forgets what earlier tests have left.
+// clear removes keys, queues and the exchange that earlier tests have left.
 func (e *env) clear() {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
@@ -84,10 +84,10 @@ func (e *env) clear() {
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
 }
 
-// vars is the environment of a service.
+// vars returns the environment of a service.
 func (e *env) vars(vars ...string) []string {
 	addresses := harness.Addresses{AMQP: e.amqpURL, Etcd: e.etcdEndpoints, Statsd: e.statsd.Addr()}
-	// The race detector would wait for a second at every exit.
+	// By default the race detector waits for a second at every exit.
 	return append([]string{"GORACE=atexit_sleep_ms=0"}, addresses.Env(vars...)...)
 }
 
@@ -108,8 +108,8 @@ func (e *env) channel(f func(*amqp.Channel) error) {
 	}
 }
 
-// topology declares what a role declares, so that events can be published
-// before it has ever run.
+// topology declares the exchange and the queues of roles, so that events can be published
+// before their services run.
 func (e *env) topology(roles ...string) {
 	e.t.Helper()
 	e.channel(func(ch *amqp.Channel) error {
@@ -128,7 +128,7 @@ func (e *env) topology(roles ...string) {
 	})
 }
 
-// publish sends messages as plumber does, and waits for their confirms.
+// publish publishes messages as plumber does, and waits for their confirms.
 func (e *env) publish(msgs ...amqp.Publishing) {
 	e.t.Helper()
 	publisher := harness.Publisher{URL: e.directAMQP}
@@ -145,7 +145,7 @@ func (e *env) publishBodies(bodies ...string) {
 	e.publish(msgs...)
 }
 
-// plumber is a message as `plumber write rabbit` sends it.
+// plumber returns a message as `plumber write rabbit` sends it.
 func plumber(body string) amqp.Publishing { return harness.Message(body) }
 
 // orders returns the bodies of n new_order events with ids of that prefix.
@@ -157,8 +157,8 @@ func orders(prefix string, n int) []string {
 	return bodies
 }
 
-// depth returns how many messages wait in a queue, those that were delivered
-// and not acknowledged not counted; -1: there is no such queue.
+// depth returns how many messages wait in a queue, without unacknowledged deliveries. It
+// returns -1 if the queue does not exist or the broker is unreachable.
 func (e *env) depth(queue string) int {
 	conn, err := amqp.Dial(e.directAMQP)
 	if err != nil {
@@ -176,7 +176,7 @@ func (e *env) depth(queue string) int {
 	return q.Messages
 }
 
-// waitCounts waits until statsd has these sums.
+// waitCounts waits until the counters at statsd have these sums.
 func (e *env) waitCounts(want map[string]int64) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
@@ -194,7 +194,7 @@ func (e *env) waitCounts(want map[string]int64) {
 	}
 }
 
-// deadLetters takes all messages out of a role's dead queue.
+// deadLetters removes and returns all messages of a role's dead queue.
 func (e *env) deadLetters(role string) []amqp.Delivery {
 	e.t.Helper()
 	var letters []amqp.Delivery
@@ -210,12 +210,12 @@ func (e *env) deadLetters(role string) []amqp.Delivery {
 	return letters
 }
 
-// waitPrimed waits until statsd has heard of a counter.
+// waitPrimed waits until statsd has received a counter.
 func (e *env) waitPrimed(name string) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
 	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { _, ok := counts[name]; return ok }); err != nil {
-		e.t.Fatalf("%s was not primed: %v", name, e.statsd.Counts())
+		e.t.Fatalf("statsd has not received %s: %v", name, e.statsd.Counts())
 	}
 }

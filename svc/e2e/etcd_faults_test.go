@@ -22,11 +22,11 @@ import (
 func TestFrozenFollower(t *testing.T) { testFrozenMember(t, false) }
 func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
 
-// testFrozenMember freezes one of three members of etcd for twice CLAIM_TTL:
-// the others do the work, and no session ends, whose renewals and watches may
-// be on the frozen one. A leader that resumes may revoke all leases, as etcd 3.7.3
-// does here without this service, too: it takes the time in which it was frozen
-// for one without renewals. Only then are handlers cancelled and events done again.
+// testFrozenMember freezes one of three etcd members for twice CLAIM_TTL. The work
+// continues with the others, and no session ends, even if its renewals and its watch go
+// to the frozen member. A frozen leader that resumes may revoke all leases: it counts the
+// time in which it was frozen as time without renewals. (etcd 3.7.3 does so without this
+// service, too.) Only in that case are handlers cancelled and events done again.
 func testFrozenMember(t *testing.T, leader bool) {
 	const ttl = 6 * time.Second
 	w := newFaultEnvOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
@@ -48,7 +48,7 @@ func testFrozenMember(t *testing.T, leader bool) {
 	w.healthy()
 	both := time.Since(from)
 	if both > 2*ttl {
-		t.Errorf("one replica was idle for %v", both)
+		t.Errorf("one replica did no work for up to %v", both)
 	}
 	<-over
 	w.wantLog(0, 0, "session lost")
@@ -69,12 +69,12 @@ func testFrozenMember(t *testing.T, leader bool) {
 	w.finish()
 }
 
-// watchers is how many watches are on a member.
+// watchers returns the number of watches on a member.
 func (w *faultEnv) watchers(m *stack.Etcd) float64 {
 	return metric(w.t, m, "etcd_debugging_mvcc_watcher_total")
 }
 
-// metric reads a figure that etcd publishes about itself.
+// metric returns one of the metrics that etcd exports.
 func metric(t testing.TB, m *stack.Etcd, name string) (value float64) {
 	t.Helper()
 	resp, err := http.Get("http://" + m.Endpoint() + "/metrics")
@@ -88,12 +88,12 @@ func metric(t testing.TB, m *stack.Etcd, name string) (value float64) {
 	}
 	_, rest, found := strings.Cut(string(text), "\n"+name+" ")
 	if _, err := fmt.Sscan(rest, &value); !found || err != nil {
-		t.Fatalf("etcd does not tell its %s: %v", name, err)
+		t.Fatalf("etcd does not export %s: %v", name, err)
 	}
 	return value
 }
 
-// wantSessions checks that the replicas have the sessions that they had.
+// wantSessions checks that the replicas still have the sessions in before.
 func (e *env) wantSessions(before map[string]*mvccpb.KeyValue) {
 	e.t.Helper()
 	had, have := slices.Sorted(maps.Keys(before)), slices.Sorted(maps.Keys(e.keys("orders").sessions))
@@ -102,8 +102,8 @@ func (e *env) wantSessions(before map[string]*mvccpb.KeyValue) {
 	}
 }
 
-// A watch that brings nothing any more, although writes go through, is noticed
-// and replaced, first that of one replica, then that of the other.
+// A replica notices and replaces a watch that delivers no more changes although writes
+// succeed. The watches of both replicas are cut off, one after the other.
 func TestWatchCutOff(t *testing.T) {
 	members := startMembers(t, 1, stack.EtcdOptions{})
 	p := newWatchProxy(t, members[0].Endpoint())
@@ -116,7 +116,7 @@ func TestWatchCutOff(t *testing.T) {
 			t.Fatal("there is no watch")
 		}
 		cut := time.Now()
-		w.healthy() // both
+		w.healthy() // waits for both replicas
 		took := time.Since(cut)
 		if took > 6*time.Second {
 			t.Errorf("20 events were done by each replica %v after a watch was cut off", took)
@@ -127,10 +127,9 @@ func TestWatchCutOff(t *testing.T) {
 	w.finish()
 }
 
-// While replicas run, etcd is restored from a backup, with revisions that go
-// back or with a jump in them. What the backup has is skipped; what was
-// recorded later is unknown and done again when it is published again; new
-// events are done.
+// etcd is restored from a backup while replicas run, with revisions that go back or are
+// bumped. Ids in the backup are skipped. Ids that were recorded later are forgotten, and
+// done again when they are published again. New events are done.
 func TestEtcdRestored(t *testing.T) {
 	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000} {
 		t.Run(name, func(t *testing.T) {
@@ -147,7 +146,7 @@ func TestEtcdRestored(t *testing.T) {
 			w.must(w.etcdServer.Restore(backup, bump))
 			w.must(w.etcdServer.Start(ctx))
 			restored := time.Now()
-			w.long = append(w.long, span{saved, restored}) // not in the backup
+			w.long = append(w.long, span{saved, restored}) // the backup lacks the records of this time
 			took, _ := w.goneOn(restored)
 			w.healthy()
 			both := time.Since(restored)
@@ -163,16 +162,16 @@ func TestEtcdRestored(t *testing.T) {
 			w.finish()
 			for _, p := range w.receiver.all() {
 				if recorded[p.ID] && p.Began.After(restored) {
-					t.Errorf("%s was in the backup and done again", p.ID)
+					t.Errorf("%s was in the backup and was done again", p.ID)
 				}
 			}
 		})
 	}
 }
 
-// A replica that writes nothing keeps its session across a restore, and its
-// watch waits for revisions that are there again soon, with another history: it
-// must not take up there. What another replica has recorded meanwhile is skipped.
+// An idle replica keeps its session across a restore, and its watch waits for revisions
+// that soon exist again with a different history. The replica must not continue there: it
+// skips the ids that another replica has recorded since the restore.
 func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	const saved, lost = 200, 400
 	b := newProxiedEnv(t)
@@ -181,7 +180,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "HEALTH_ADDR=127.0.0.1:0"}
 	idle := b.start("orders", vars...)
 	idle.waitLog("msg=consuming")
-	b.toRabbit.cut() // it is idle from now on
+	b.toRabbit.cut() // this replica is idle from now on
 	busy := b.start("orders", append(vars, "AMQP_URL="+b.directAMQP)...)
 	busy.waitLog("msg=consuming")
 	b.publishLone("saved", saved)
@@ -201,7 +200,7 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	b.must(b.etcdServer.Kill())
 	b.must(b.etcdServer.Restore(backup, 0))
 	b.must(b.etcdServer.Start(ctx))
-	var bodies []string // recorded after the restore, until the revisions are there again
+	var bodies []string // recorded after the restore, until it reaches the last revision before it
 	for part := 0; revision() <= last; part++ {
 		prefix := fmt.Sprintf("again%d-", part)
 		b.publishLone(prefix, 100)
@@ -219,8 +218,8 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	}
 }
 
-// An etcd that allows half the operations a transaction that it does by default
-// is enough, for a full load and for many small records.
+// The service works with an etcd that allows only half of the default number of
+// operations per transaction, under full load and with many small records.
 func TestFewOperations(t *testing.T) {
 	const ids = 4000
 	w := newFaultEnvWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
@@ -229,7 +228,7 @@ func TestFewOperations(t *testing.T) {
 		puts = append(puts, clientv3.OpPut(fmt.Sprint("/probe", i), ""))
 	}
 	if _, err := w.etcd.Txn(deadline(t)).Then(puts...).Commit(); !errors.Is(err, rpctypes.ErrTooManyOps) {
-		t.Fatalf("65 operations: %v", err)
+		t.Fatalf("a transaction of 65 operations: %v, want ErrTooManyOps", err)
 	}
 	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
 	eventually(t, "everything done", func() error { return w.allDone("orders", ids) })

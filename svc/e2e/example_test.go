@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// The bare-bones example publishes, consumes what it has published, and ends
-// well on ctrl-c.
+// example1 publishes events, consumes them, and exits with status 0 on ctrl-c. It exits
+// with status 1 if it cannot connect.
 func TestExample1(t *testing.T) {
 	b := newProxiedEnv(t)
 	bin := filepath.Join(t.TempDir(), "example1")
@@ -22,7 +22,7 @@ func TestExample1(t *testing.T) {
 	line := s.waitLog("consumed")
 	_, body, _ := strings.Cut(line, "{")
 	if s.waitLog("published", strings.TrimSpace(body)); !strings.Contains(body, `"type":"new_order","id":"`) || !strings.Contains(body, `"user_id":"`) {
-		t.Errorf("it published %q", line)
+		t.Errorf("example1 published %q", line)
 	}
 	s.signal(syscall.SIGINT)
 	s.wantExit(0)

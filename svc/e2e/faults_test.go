@@ -24,7 +24,7 @@ func readFile(t testing.TB, path string) string {
 	return string(text)
 }
 
-// A queue that is deleted under the consumer is declared again.
+// A queue that is deleted while the service consumes from it is declared again.
 func TestQueueDeleted(t *testing.T) {
 	e := newEnv(t)
 	s := e.start("orders", "ENABLE_ETCD=true")
@@ -40,8 +40,8 @@ func TestQueueDeleted(t *testing.T) {
 	s.stop()
 }
 
-// Under an alarm the broker stops reading from connections that publish. The
-// acknowledgements of good events must not be behind a dead letter.
+// Under an alarm the broker stops reading from connections that publish. A waiting dead
+// letter must not delay the acknowledgements of good events.
 func TestAlarm(t *testing.T) {
 	hold := make(chan struct{})
 	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int {
@@ -52,7 +52,7 @@ func TestAlarm(t *testing.T) {
 	})
 	ctx := t.Context()
 	w.publishBodies(orders("a", 500)...)
-	w.publishBodies("poison 0") // so that the dead letters' connection is known to publish
+	w.publishBodies("poison 0") // makes the dead letters' connection one that publishes
 	eventually(t, "a dead letter", func() error {
 		if w.depth("orders-queue.dead") != 1 {
 			return errNotYet
@@ -65,8 +65,7 @@ func TestAlarm(t *testing.T) {
 	}
 	close(hold)
 	w.waitCounts(map[string]int64{"orders_new_order_ok": 600})
-	// All good events are acknowledged: what is left are the poison messages,
-	// delivered or dead.
+	// When all good events are acknowledged, only poison messages are left.
 	eventually(t, "acknowledgements under the alarm", func() error {
 		out, err := w.rabbit.Ctl(ctx, "list_queues", "name", "messages", "--formatter", "csv")
 		if err != nil {
@@ -94,8 +93,8 @@ func TestAlarm(t *testing.T) {
 	}
 }
 
-// While etcd is away nothing is processed unchecked, nothing spins, and work
-// goes on at once when it is back.
+// While etcd is unreachable, no event is processed without a claim and the replicas use
+// little CPU. The work continues as soon as etcd is reachable again.
 func TestEtcdFaults(t *testing.T) {
 	w := newFaultEnv(t)
 	w.publishSteadily()
@@ -113,7 +112,7 @@ func TestEtcdFaults(t *testing.T) {
 		{"frozen for longer than CLAIM_TTL", func() { w.must(w.etcdServer.Pause()) }, func() { w.must(w.etcdServer.Resume()) }, 2 * time.Second, true},
 		{"packets lost for longer than CLAIM_TTL", w.toEtcd.blackhole, w.toEtcd.restore, 2 * time.Second, true},
 	}
-	// A claim lasts for no less after its session was renewed last.
+	// At any time a renewed session lasts for at least this long.
 	const leastLeft = 4 * time.Second * 2 / 3
 	for _, f := range faults {
 		w.healthy()
@@ -123,11 +122,11 @@ func TestEtcdFaults(t *testing.T) {
 		if f.longerThanTTL {
 			quiet = time.After(6 * time.Second)
 		}
-		<-time.After(500 * time.Millisecond) // what was granted is finished
+		<-time.After(500 * time.Millisecond) // until work under granted claims has finished
 		posts, cpu := len(w.receiver.all()), w.replicas[0].cpu()+w.replicas[1].cpu()
 		<-quiet
 		if n := len(w.receiver.all()) - posts; n > 0 {
-			t.Errorf("%s: %d posts while etcd was away", f.name, n)
+			t.Errorf("%s: %d posts while etcd was unreachable", f.name, n)
 		}
 		if used := w.replicas[0].cpu() + w.replicas[1].cpu() - cpu; used > time.Second/2 {
 			t.Errorf("%s: %v of CPU while waiting", f.name, used)
@@ -137,7 +136,7 @@ func TestEtcdFaults(t *testing.T) {
 		w.progress(10)
 		took := time.Since(back)
 		if took > f.within {
-			t.Errorf("%s: work goes on after %v", f.name, took)
+			t.Errorf("%s: the work continued only after %v", f.name, took)
 		}
 		if back.Sub(began) > leastLeft {
 			w.long = append(w.long, span{began, back.Add(f.within)})
@@ -145,14 +144,14 @@ func TestEtcdFaults(t *testing.T) {
 		t.Logf("survived: %s; work went on after %v", f.name, took.Round(time.Millisecond))
 	}
 	w.finish()
-	// One line when it goes and one when it comes back, not one a message. An
-	// outage that is shorter than a call's first deadline is only noticed by a
-	// call that it breaks: calls that begin meanwhile wait for it to pass.
+	// Each outage is logged once at its beginning and once at its end, not once per
+	// message. Calls that begin during an outage shorter than their first deadline just
+	// wait, so such an outage is logged only if it breaks a call.
 	w.wantLog(2, 2*len(faults), "etcd is unreachable")
 	w.wantLog(2, 2*len(faults), "etcd is reachable again")
 }
 
-// An etcd that answers after seconds is slow, and not away: with the default
+// An etcd that answers after seconds is slow but not unreachable: with the default
 // CLAIM_TTL no session is lost.
 func TestSlowEtcd(t *testing.T) {
 	w := newFaultEnv(t, "CLAIM_TTL=10s")
@@ -166,7 +165,7 @@ func TestSlowEtcd(t *testing.T) {
 	w.wantLog(0, 0, "etcd is unreachable")
 }
 
-// A full etcd is an outage until space is made.
+// While etcd is out of space events wait. The work continues once it has space again.
 func TestEtcdFull(t *testing.T) {
 	w := newFaultEnvWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -182,7 +181,7 @@ func TestEtcdFull(t *testing.T) {
 	for _, s := range w.replicas {
 		s.waitLog("etcd refuses a call", "database space exceeded", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
 	}
-	<-time.After(2 * time.Second) // writes are tried again, and that is not said again
+	<-time.After(2 * time.Second) // writes are retried, but not logged again
 	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
 	if err != nil {
 		t.Fatal(err)
@@ -200,15 +199,15 @@ func TestEtcdFull(t *testing.T) {
 	back := time.Now()
 	w.progress(10)
 	if took := time.Since(back); took > 2*time.Second {
-		t.Errorf("work goes on %v after the disarm", took)
+		t.Errorf("the work continued only %v after the disarm", took)
 	}
 	w.finish()
 	w.wantLog(1, 1, "etcd refuses a call")
 	w.wantLog(1, 1, "etcd accepts calls again")
 }
 
-// While the webhook's host is away events wait, claimed and unacknowledged, and
-// the log says so once.
+// While the webhook answers 503, events wait, claimed and unacknowledged, and the log
+// says so once.
 func TestWebhookAway(t *testing.T) {
 	var away atomic.Bool
 	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(post) int {
@@ -223,7 +222,7 @@ func TestWebhookAway(t *testing.T) {
 	for _, s := range w.replicas {
 		s.waitLog("the webhook is unreachable")
 	}
-	w.progress(300) // tries, all in vain
+	w.progress(300) // posts, all answered with 503
 	away.Store(false)
 	w.progress(100)
 	w.finish()
@@ -234,7 +233,7 @@ func TestWebhookAway(t *testing.T) {
 	}
 }
 
-// A dead queue that is gone is declared again, and the letter is not lost.
+// A dead queue that was deleted is declared again, and no dead letter is lost.
 func TestDeadQueueDeleted(t *testing.T) {
 	e := newEnv(t)
 	s := e.start("orders", "ENABLE_ETCD=true")
@@ -257,29 +256,29 @@ func TestDeadQueueDeleted(t *testing.T) {
 	}
 }
 
-// Reconnects leave goroutines and descriptors as they were: here as the files of
-// the process, in the packages' tests as goroutines.
+// Reconnects leak no file descriptors. (The tests of the packages check for leaked
+// goroutines.)
 func TestReconnectsLeakNothing(t *testing.T) {
 	const reconnects = 50
 	e := newProxiedEnv(t)
 	p := e.toRabbit
 	s := e.start("orders", "ENABLE_ETCD=true")
 	s.waitLog("msg=consuming")
-	e.publishBodies("poison") // the dead letters' connection, too
+	e.publishBodies("poison") // opens the connection for dead letters, too
 	s.waitLog("msg=dead-lettered")
 	before := s.descriptors()
 	for i := range reconnects {
 		p.cut()
 		p.reconnect()
 		s.waitLogs(i+2, "msg=consuming")
-		// A connection that brings something resets the backoff.
+		// A connection that delivers an event resets the backoff.
 		e.publishBodies(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
 		s.waitLogs(i+1, "msg=processed")
 	}
 	e.publishBodies("poison")
 	s.waitLogs(2, "msg=dead-lettered")
 	if after := s.descriptors(); after > before+2 {
-		t.Errorf("%d files were open, now %d", before, after)
+		t.Errorf("%d files were open before the reconnects, %d after them", before, after)
 	}
 	s.stop()
 }

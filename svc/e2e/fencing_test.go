@@ -10,7 +10,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// fencing is a receiver that refuses a token older than one that it has seen.
+// fencing refuses a post with an older token than one that it has seen for the same id.
 type fencing struct {
 	mu     sync.Mutex
 	newest map[string]int64
@@ -26,9 +26,10 @@ func (f *fencing) refuses(p post) bool {
 	return p.Token < f.newest[p.ID]
 }
 
-// A replica is cut off from etcd and loses its claim without knowing. Its receiver,
-// which has seen the newer token of another replica, refuses its own: it finds out
-// that the claim has gone, and skips the event instead of dead-lettering it.
+// A replica that is cut off from etcd loses its claim without noticing. The receiver,
+// which has seen the newer token of another replica, refuses the old token. The replica
+// then finds out that it has lost the claim, and skips the event instead of
+// dead-lettering it.
 func TestWebhookRefusesAnOlderToken(t *testing.T) {
 	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
@@ -41,7 +42,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 				case seen.refuses(p):
 					return status
 				case p.Token == first.Load():
-					return http.StatusServiceUnavailable // so that it is posted again
+					return http.StatusServiceUnavailable // so that the event is posted again
 				}
 				return http.StatusOK
 			})
@@ -52,7 +53,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 			receiver.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
 			other := b.start("orders", append(vars, "ETCD_ENDPOINTS="+b.etcdServer.Endpoint())...)
 			other.waitLog("msg=consuming")
-			b.publishBodies(orders("f", 1)...) // the first replica has all that it may hold
+			b.publishBodies(orders("f", 1)...) // goes to the other replica: the first one's prefetch is full
 
 			sessions := b.sessions("orders")
 			b.toEtcd.cut()
@@ -91,13 +92,13 @@ func (e *env) sessions(role string) map[string]clientv3.LeaseID {
 	return sessions
 }
 
-// A final failure is dead-lettered when the claim is known to be still ours, not
-// while etcd is unreachable.
+// A permanent failure is dead-lettered only after a check that the claim is still ours,
+// so not while etcd is unreachable.
 func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, answer := make(chan struct{}), make(chan int)
 	receiver := newReceiver(t, func(post) int {
-		close(began) // there is one post
+		close(began) // a second post would panic here
 		return <-answer
 	})
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "CLAIM_TTL=60s")
@@ -108,7 +109,7 @@ func TestFinalFailureWaitsForEtcd(t *testing.T) {
 	answer <- http.StatusPreconditionFailed
 	s.waitLog("etcd is unreachable")
 	if n := s.log.count("dead-lettered"); n > 0 {
-		t.Error("it was dead-lettered while the owner of the claim was unknown")
+		t.Error("the event was dead-lettered while the owner of the claim was unknown")
 	}
 	b.toEtcd.reconnect()
 	s.waitLog("msg=dead-lettered", "reason=failed", "412")

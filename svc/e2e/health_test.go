@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// healthAt returns where the service serves its health.
+// healthAt returns the URL at which the service reports its health.
 func (s *service) healthAt() string {
 	s.t.Helper()
 	line := s.waitLog(`msg="health served"`)
@@ -18,7 +18,7 @@ func (s *service) healthAt() string {
 	return "http://" + at
 }
 
-// get returns the status of an answer, and its JSON.
+// get fetches a URL, decodes the JSON of the answer into body, and returns the status.
 func get(t testing.TB, url string, body any) int {
 	t.Helper()
 	resp, err := http.Get(url)
@@ -71,16 +71,16 @@ func (s *service) waitReady(notReady ...string) {
 	}
 }
 
-// The health is right at the start, in the warm-up, in an outage of either
-// server, even when nothing is to do, and when the service stops.
+// /readyz is right at the start, during the warm-up, in outages of either server even
+// without events, and during a stop.
 func TestHealth(t *testing.T) {
 	b := newProxiedEnv(t)
-	b.must(fillRecords(deadline(t), b.etcd, 12000, 1)) // a few pages
+	b.must(fillRecords(deadline(t), b.etcd, 12000, 1)) // a few pages of records
 	hang, began := newHang(t)
 	b.toRabbit.cut()
 	b.toEtcd.delay(150)
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+hang.URL, "HEALTH_ADDR=127.0.0.1:0", "SHUTDOWN_TIMEOUT="+shutdown.String())
-	s.waitReady("broker", "consumer", "cache") // warming
+	s.waitReady("broker", "consumer", "cache") // during the warm-up
 	b.toEtcd.restore()
 	s.waitReady("broker", "consumer")
 	b.toRabbit.reconnect()
@@ -105,7 +105,7 @@ func TestHealth(t *testing.T) {
 	s.wantExit(0)
 }
 
-// What is counted in the process is right even when statsd hears nothing.
+// /stats counts correctly even when statsd is not running.
 func TestStats(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.statsd.Close()
@@ -123,7 +123,7 @@ func TestStats(t *testing.T) {
 		}
 		return nil
 	})
-	// Without etcd there is nothing of it to be ready.
+	// Without ENABLE_ETCD readiness does not depend on etcd.
 	other := b.start("notify", "HEALTH_ADDR=127.0.0.1:0")
 	other.waitReady()
 	taken := b.start("notify", "HEALTH_ADDR="+strings.TrimPrefix(s.healthAt(), "http://"))
@@ -133,7 +133,8 @@ func TestStats(t *testing.T) {
 	s.stop()
 }
 
-// How long work and claims take, and how many events are in flight.
+// statsd gets the times of work and claims, and /stats has the number of events in
+// flight.
 func TestTimers(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}, 3), make(chan struct{})
@@ -169,13 +170,13 @@ func TestTimers(t *testing.T) {
 	for range 3 {
 		<-began
 	}
-	<-time.After(100 * time.Millisecond) // the work takes that long at least
+	<-time.After(100 * time.Millisecond) // the work takes at least this long
 	close(release)
 	inFlight(0)
 	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
 	last("orders_claim", func(ms float64) bool { return ms > 0 && ms < 60_000 })
 	if v, seen := b.statsd.Last("orders_in_flight"); seen {
-		t.Errorf("statsd is told a gauge, which replicas would overwrite: %v", v)
+		t.Errorf("statsd gets a gauge, which replicas would overwrite: %v", v)
 	}
 	s.stop()
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// legalIDs are ids that something on the way might take for something else.
+// legalIDs returns legal ids that contain special characters or words.
 func legalIDs() []string {
 	return []string{
 		"a", " ", "a b", "\ta ", "/", "//", "../../etc", "a/b/c", "/service/orders/00/x", ".", "..", "%", "%2F", "%zz", "100%",
@@ -30,7 +30,7 @@ func legalIDs() []string {
 	}
 }
 
-// badBodies are bodies that are no events, by what is wrong with them.
+// badBodies returns bodies that are not events, by the name of their defect.
 func badBodies() map[string]string {
 	deep := strings.Repeat("[", 200_000)
 	return map[string]string{
@@ -73,8 +73,8 @@ func badBodies() map[string]string {
 	}
 }
 
-// Every body is processed, or dead-lettered as it was; nothing crashes, and
-// nothing waits for anything.
+// Every body is processed, or dead-lettered unchanged. No body crashes the service or
+// delays another.
 func TestBadInput(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
@@ -86,7 +86,7 @@ func TestBadInput(t *testing.T) {
 	var bodies []string
 	var good int
 	for _, body := range bad {
-		// A good event behind each: it is not kept from being processed.
+		// The good event behind each bad body must be processed.
 		bodies = append(bodies, body, fmt.Sprintf(`{"type":"new_order","id":"good%d"}`, good))
 		good++
 	}
@@ -94,7 +94,7 @@ func TestBadInput(t *testing.T) {
 	legal := map[string]string{
 		"big":    big,
 		"spaces": "\r\n\t {\"id\" : \"spaces\" ,\"type\":\"new_order\"} \n",
-		"é":      `{"type":"new_\u006frder","id":"\u00e9","more":[1e400,{"id":"other"}]}`, // one of legalIDs, written differently
+		"é":      `{"type":"new_\u006frder","id":"\u00e9","more":[1e400,{"id":"other"}]}`, // one of legalIDs, escaped
 	}
 	for _, body := range legal {
 		bodies = append(bodies, body)
@@ -140,7 +140,7 @@ func TestBadInput(t *testing.T) {
 		delete(letters, body)
 	}
 	for body := range letters {
-		t.Errorf("dead-lettered: %.80q", body)
+		t.Errorf("dead-lettered, but not bad: %.80q", body)
 	}
 	if n := e.depth("orders-queue"); n != 0 {
 		t.Errorf("%d messages are left", n)
@@ -151,12 +151,12 @@ func unescape(t *testing.T, id string) string {
 	t.Helper()
 	id, err := url.PathUnescape(id)
 	if err != nil {
-		t.Errorf("the key %q cannot be read: %v", id, err)
+		t.Errorf("the key %q cannot be unescaped: %v", id, err)
 	}
 	return id
 }
 
-// An id may be any text. Two that look alike are two; each is processed once.
+// An id may be any text. Ids that look alike are different, and each is processed once.
 func TestOddIDs(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
@@ -185,7 +185,7 @@ func TestOddIDs(t *testing.T) {
 	for _, p := range receiver.all() {
 		posted = append(posted, unescape(t, p.ID))
 		if p.Attempt != 1 {
-			t.Errorf("the attempt of %q is %d", p.ID, p.Attempt)
+			t.Errorf("%q was posted as attempt %d, want 1", p.ID, p.Attempt)
 		}
 	}
 	if diff := cmp.Diff(slices.Sorted(slices.Values(ids)), slices.Sorted(slices.Values(posted))); diff != "" {
@@ -194,7 +194,7 @@ func TestOddIDs(t *testing.T) {
 	a.stop()
 	b.stop()
 
-	// All of them are found again by the warm-up.
+	// The warm-up finds all of them.
 	c := e.start("orders", vars...)
 	c.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", len(ids)))
 	e.publishBodies(bodies...)
@@ -205,7 +205,7 @@ func TestOddIDs(t *testing.T) {
 	}
 }
 
-// quoteJSON quotes without an escape that JSON does not need.
+// quoteJSON quotes s with only the escapes that JSON requires.
 func quoteJSON(s string) string {
 	var b strings.Builder
 	b.WriteByte('"')
@@ -223,7 +223,7 @@ func quoteJSON(s string) string {
 	return b.String() + `"`
 }
 
-// Whatever is in a message's properties and headers is in the dead letter's.
+// A dead letter keeps all properties and headers of its message.
 func TestDeadLetterKeepsHeaders(t *testing.T) {
 	e := newEnv(t)
 	s := e.start("orders", "ENABLE_ETCD=true")
@@ -284,9 +284,9 @@ func TestDeadLetterKeepsHeaders(t *testing.T) {
 	}
 }
 
-// swapConn is a connection to the broker that writes and reads a header of a
-// type that the client library does not know: `u` where the library has `s`,
-// which takes as many bytes.
+// swapConn is a connection to the broker that can write and read a header whose type
+// the client library does not know. It swaps the unknown type `u` and the library's
+// `s`, which have the same size.
 type swapConn struct{ net.Conn }
 
 var (
@@ -303,9 +303,9 @@ func (c swapConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// A message that the client library cannot read breaks its connection before
-// any delivery is seen. Messages before it in the queue are processed, it is tried
-// with a backoff, and the log says what to do. Once it is removed, the messages behind
+// A message that the client library cannot read breaks the connection before the service
+// sees the delivery. Earlier messages are processed, the service reconnects with a
+// backoff, and the log says what to do. Once the message is removed, the messages behind
 // it are processed.
 func TestUnreadableHead(t *testing.T) {
 	e := newEnv(t)
@@ -341,7 +341,7 @@ func TestUnreadableHead(t *testing.T) {
 	if tries, used := s.log.count("no connection to the broker")-began, s.cpu()-cpu; tries > 4 || used > time.Second/2 {
 		t.Errorf("%d tries in 3 s, %v of CPU", tries, used)
 	}
-	// It is taken out of the queue between two tries of the service.
+	// The test removes the message between two attempts of the service.
 	eventually(t, "the message", func() error {
 		d, ok, err := ch.Get("orders-queue", false)
 		switch {
@@ -350,15 +350,15 @@ func TestUnreadableHead(t *testing.T) {
 		case !ok:
 			return errNotYet
 		case !strings.Contains(string(d.Body), `"odd"`):
-			// Before it: the connection broke before its acknowledgement was on
-			// its way. It is given back below.
+			// This message is in front of it: the connection broke before its
+			// acknowledgement was sent. The Nack puts it back.
 			defer d.Nack(false, true)
 			if d, ok, err = ch.Get("orders-queue", false); err != nil || !ok || !strings.Contains(string(d.Body), `"odd"`) {
-				return fmt.Errorf("behind it is %s (%v)", d.Body, err)
+				return fmt.Errorf("the next message is %s (%v)", d.Body, err)
 			}
 		}
 		if d.Headers["odd"] != int16(7) {
-			t.Errorf("its headers are %v", d.Headers)
+			t.Errorf("the headers are %v", d.Headers)
 		}
 		return d.Ack(false)
 	})
@@ -374,7 +374,7 @@ func TestOrder(t *testing.T) {
 	e.topology("orders")
 	receiver := newReceiver(t, func(p post) int {
 		if strings.HasSuffix(p.ID, "7") && p.Attempt == 1 {
-			return http.StatusInternalServerError // tried again, before the next
+			return http.StatusInternalServerError // retried before the next event
 		}
 		return http.StatusOK
 	})
@@ -385,7 +385,7 @@ func TestOrder(t *testing.T) {
 	next := 0
 	for _, p := range receiver.all() {
 		if want := fmt.Sprint("n", next); p.ID != want {
-			t.Fatalf("%s was posted when it was the turn of %s", p.ID, want)
+			t.Fatalf("%s was posted, want %s", p.ID, want)
 		}
 		if p.Status == http.StatusOK {
 			next++
@@ -394,7 +394,7 @@ func TestOrder(t *testing.T) {
 	e.wantAllDone("orders", ids)
 }
 
-// attempts returns the numbers of the tries of an id.
+// attempts returns the attempt numbers of the posts of an id.
 func (s *receiver) attempts(id string) (attempts []int) {
 	for _, p := range s.all() {
 		if p.ID == id {
@@ -404,13 +404,13 @@ func (s *receiver) attempts(id string) (attempts []int) {
 	return attempts
 }
 
-// The answers of a webhook decide how often it is asked. A failure is not
-// remembered: once the cause is fixed the event can be sent again.
+// The webhook's answers decide how often an event is posted. A failure is not remembered:
+// once its cause is fixed, the event can be published again.
 func TestAttempts(t *testing.T) {
 	tests := map[string]struct {
 		status int
 		vars   []string
-		want   []int // X-Attempt of each try
+		want   []int // X-Attempt of each post
 	}{
 		"500":                  {500, nil, []int{1, 2, 3}},
 		"408":                  {408, nil, []int{1, 2, 3}},
@@ -476,7 +476,8 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-// A webhook that asks for time gets it, and that is no try.
+// The service waits as long as Retry-After asks, and such an answer does not count as
+// an attempt.
 func TestRetryAfter(t *testing.T) {
 	const asked = 2 * time.Second
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
@@ -507,7 +508,7 @@ func TestRetryAfter(t *testing.T) {
 			}
 			for i := range 2 {
 				if gap := at[i+1].Sub(at[i]); gap < asked || gap > 2*asked {
-					t.Errorf("asked again after %v, Retry-After said %v", gap, asked)
+					t.Errorf("the next post came after %v, Retry-After was %v", gap, asked)
 				}
 			}
 		})

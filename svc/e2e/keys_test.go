@@ -35,7 +35,7 @@ type batch struct {
 	ids     []string
 }
 
-// keys reads all keys of a role. Each must be as the claim protocol has it.
+// keys reads all keys of a role. Each must be valid in the claim protocol.
 func (e *env) keys(role string) roleKeys {
 	e.t.Helper()
 	prefix := "/service/" + role + "/"
@@ -53,8 +53,8 @@ var keyShapes = struct{ session, window, claim, record *regexp.Regexp }{
 	record:  regexp.MustCompile(`^done/([0-9a-f]{16}|forever)/([0-9a-f]{16})/(0[0-9]{7,19})$`),
 }
 
-// parseKeys reads a role's keys and checks what the table of keys says of them:
-// their names, values and leases.
+// parseKeys parses a role's keys and checks their names, values and leases against the
+// documented table of keys.
 func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 	k := roleKeys{sessions: make(map[string]*mvccpb.KeyValue), windows: make(map[string]*mvccpb.KeyValue)}
 	records := make(map[string][]batch) // by window
@@ -82,10 +82,10 @@ func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 			ok = false
 		}
 		if !ok {
-			return k, fmt.Errorf("key %s (lease %x, version %d) is not as it should be: %.300q", kv.Key, kv.Lease, kv.Version, kv.Value)
+			return k, fmt.Errorf("key %s (lease %x, version %d) is invalid: %.300q", kv.Key, kv.Lease, kv.Version, kv.Value)
 		}
 	}
-	for window := range k.windows { // the others have ended
+	for window := range k.windows { // records of ended windows do not count
 		k.records = append(k.records, records[window]...)
 	}
 	for _, c := range k.claims {
@@ -96,7 +96,7 @@ func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 	return k, nil
 }
 
-// leaseName is what a window with that lease is called.
+// leaseName returns the name of the window with that lease.
 func leaseName(lease int64) string {
 	if lease == 0 {
 		return "forever"
@@ -104,8 +104,8 @@ func leaseName(lease int64) string {
 	return fmt.Sprintf("%016x", lease)
 }
 
-// list reads the ids. It reports whether the value is an array of one id or
-// more, in JSON that people can read.
+// list parses the ids. It reports whether the value is a JSON array of at least one id,
+// without escapes that JSON does not require.
 func (b *batch) list() bool {
 	if json.Unmarshal(b.Value, &b.ids) != nil || len(b.ids) == 0 {
 		return false
@@ -113,7 +113,7 @@ func (b *batch) list() bool {
 	return bytes.Equal(b.Value, listIDs(b.ids))
 }
 
-// listIDs is the value of a claim or a record.
+// listIDs returns the value of a claim or a record of ids.
 func listIDs(ids []string) []byte {
 	var value bytes.Buffer
 	e := json.NewEncoder(&value)
@@ -140,8 +140,8 @@ func union(batches []batch) map[string]bool {
 	return ids
 }
 
-// allDone reports what is missing until n ids are done, none claimed, and the
-// queue is empty.
+// allDone returns an error unless n ids are done, none is claimed, and the queue is
+// empty.
 func (e *env) allDone(role string, n int) error {
 	keys := e.keys(role)
 	if done, claimed := len(keys.done()), len(keys.claimed()); done != n || claimed > 0 {
@@ -162,8 +162,8 @@ func (e *env) wantAllDone(role string, n int) {
 	}
 }
 
-// fillRecords records n ids, old0 and on, as done orders: so many a record, and
-// a million a window. No window ends within a day.
+// fillRecords records the ids old0, old1, … for orders, n in all: perRecord ids in each
+// record, and a million in each window. The windows last longer than a day.
 func fillRecords(ctx context.Context, etcd *clientv3.Client, n, perRecord int) error {
 	const perWindow, perTxn, session = 1_000_000, 100, "00000000000000ff"
 	group, ctx := errgroup.WithContext(ctx)
@@ -198,15 +198,15 @@ func fillRecords(ctx context.Context, etcd *clientv3.Client, n, perRecord int) e
 	return group.Wait()
 }
 
-// deadline returns a context for what a test waits for.
+// deadline returns a context that ends after maxWait.
 func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	t.Cleanup(cancel)
 	return ctx
 }
 
-// What `etcdctl get --prefix /service/orders/` shows is what the table of keys
-// says, for odd ids, too; the token is the revision of the claim.
+// The keys under /service/orders/ match the documented table, for odd ids too, and the
+// token is the revision of the claim.
 func TestKeys(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}), make(chan struct{})

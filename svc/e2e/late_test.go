@@ -11,7 +11,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A broker that is not there at the start is waited for, with a line per try.
+// The service waits for a broker that is down at its start, and logs each attempt.
 func TestLateBroker(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
@@ -24,18 +24,18 @@ func TestLateBroker(t *testing.T) {
 	back := time.Now()
 	s.waitLog("msg=consuming")
 	took := time.Since(back)
-	if took > 5*time.Second { // the longest pause is 3 s, and half of it more
-		t.Errorf("it consumes %v after the broker came", took)
+	if took > 5*time.Second { // the longest pause is 4.5 s: 3 s and a jitter of up to half of it
+		t.Errorf("the service consumes only %v after the broker became reachable", took)
 	}
 	s.waitLogs(3, "msg=processed")
 	if n := s.log.count("level=WARN"); n > tries+1 {
-		t.Errorf("%d warnings, %d before the broker came", n, tries)
+		t.Errorf("%d warnings, %d of them before the broker became reachable", n, tries)
 	}
 	t.Logf("%d tries, consuming %v after the broker came", tries, took.Round(time.Millisecond))
 	s.stop()
 }
 
-// One of several brokers is enough.
+// The service works when one of several brokers is reachable.
 func TestLateBrokerOfTwo(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
@@ -47,8 +47,8 @@ func TestLateBrokerOfTwo(t *testing.T) {
 	s.stop()
 }
 
-// An etcd that is not there at the start is waited for before anything is
-// consumed, and the log says so once.
+// The service waits for an etcd that is unreachable at its start before it consumes, and
+// logs that once.
 func TestLateEtcd(t *testing.T) {
 	tests := map[string]struct {
 		begin, end func(*proxiedEnv)
@@ -71,18 +71,18 @@ func TestLateEtcd(t *testing.T) {
 			}
 			s.alive()
 			if n := s.log.count("msg=consuming"); n > 0 {
-				t.Error("it consumes without etcd")
+				t.Error("the service consumes without etcd")
 			}
 			tt.end(b)
 			back := time.Now()
 			s.waitLog("msg=consuming")
 			took := time.Since(back)
 			if took > tt.within {
-				t.Errorf("it consumes %v after etcd came", took)
+				t.Errorf("the service consumes only %v after etcd became reachable", took)
 			}
 			s.waitLogs(3, "msg=processed")
 			if away, back := s.log.count("etcd is unreachable"), s.log.count("etcd is reachable again"); away != 1 || back != 1 {
-				t.Errorf("etcd is said to be away %d times and back %d times", away, back)
+				t.Errorf("the log says %d times that etcd is unreachable and %d times that it is back", away, back)
 			}
 			t.Logf("consuming %v after etcd came", took.Round(time.Millisecond))
 			s.stop()
@@ -99,11 +99,11 @@ func TestNoEtcdNeeded(t *testing.T) {
 	s.waitLog("msg=processed")
 	s.stop()
 	if n := s.log.count("etcd is unreachable"); n > 0 {
-		t.Error("it looks for etcd")
+		t.Error("the service looks for etcd")
 	}
 }
 
-// Everything missing at the start, and coming one by one.
+// At the start all servers are unreachable. They become reachable one by one.
 func TestLateEverything(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
@@ -124,7 +124,7 @@ func TestLateEverything(t *testing.T) {
 	s.stop()
 }
 
-// listen starts another statsd at that address.
+// listen starts a new statsd at an address.
 func (e *env) listen(addr string) {
 	e.t.Helper()
 	statsd, err := stack.StartStatsdAt(addr)
@@ -135,8 +135,8 @@ func (e *env) listen(addr string) {
 	e.statsd = statsd
 }
 
-// waitAtLeast waits until statsd has heard of n. What was sent while it was
-// unreachable may be lost: statsd does not confirm packets.
+// waitAtLeast waits until a counter at statsd is at least n. Counts that were sent while
+// statsd was down may be lost, because statsd does not confirm packets.
 func (e *env) waitAtLeast(name string, n int64) {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
@@ -146,8 +146,7 @@ func (e *env) waitAtLeast(name string, n int64) {
 	}
 }
 
-// A statsd that is not there, comes, goes and comes again has no effect but on
-// the counts.
+// A statsd that is down, starts, and stops again affects only the counts.
 func TestLateStatsd(t *testing.T) {
 	e := newEnv(t)
 	addr := e.statsd.Addr()
@@ -168,7 +167,7 @@ func TestLateStatsd(t *testing.T) {
 	}
 }
 
-// A statsd whose name does not resolve never hinders the work, nor the stop.
+// A statsd whose name cannot be resolved delays neither the work nor the stop.
 func TestUnresolvableStatsd(t *testing.T) {
 	const ids = 2000
 	e := newProxiedEnv(t)
@@ -178,14 +177,14 @@ func TestUnresolvableStatsd(t *testing.T) {
 	s.waitLogs(ids, "msg=processed")
 	took := time.Since(began)
 	s.waitLog("level=WARN", "statsd is unreachable", "STATSD_ADDR")
-	<-time.After(6 * time.Second) // it is looked up again, and that is not said again
+	<-time.After(6 * time.Second) // the name is looked up again, but not logged again
 	if n := s.log.count("statsd is unreachable"); n != 1 {
-		t.Errorf("the log says so %d times", n)
+		t.Errorf("the log says %d times that statsd is unreachable, want once", n)
 	}
 	t.Logf("%d events in %v, stopped in %v", ids, took.Round(time.Millisecond), s.stopWithin(syscall.SIGTERM, 2*time.Second).Round(time.Millisecond))
 }
 
-// Compaction and defragmentation of etcd under load do no harm.
+// Compaction and defragmentation of etcd under load end no session and lose nothing.
 func TestCompaction(t *testing.T) {
 	w := newFaultEnv(t)
 	w.publishSteadily()
@@ -210,8 +209,8 @@ func TestCompaction(t *testing.T) {
 	w.wantLog(0, 0, "etcd is unreachable")
 }
 
-// With users in etcd every call carries a token, which expires, and which a
-// restart of etcd forgets.
+// With authentication in etcd every call carries an authentication token. The service
+// renews tokens that have expired or that a restart of etcd has invalidated.
 func TestEtcdTokens(t *testing.T) {
 	b := newProxiedEnvWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -221,7 +220,7 @@ func TestEtcdTokens(t *testing.T) {
 	s := b.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=2s", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
 	s.waitLog("msg=consuming")
 	for round := range 3 {
-		// Longer than a token or a lease that is not renewed lasts.
+		// This is longer than the life of a token, and of a lease without renewals.
 		<-time.After(4 * time.Second)
 		b.publishBodies(orders(fmt.Sprint("idle", round, "-"), 20)...)
 		s.waitLogs(20, "msg=processed", fmt.Sprint("id=idle", round, "-"))
@@ -236,7 +235,7 @@ func TestEtcdTokens(t *testing.T) {
 	s.waitLogs(20, "msg=processed", "id=away")
 	took := time.Since(back)
 	if took > 2*time.Second {
-		t.Errorf("work goes on %v after etcd is back", took)
+		t.Errorf("the work continued only %v after etcd became reachable", took)
 	}
 	t.Logf("work goes on %v after etcd is back", took.Round(time.Millisecond))
 	s.stop()

@@ -17,15 +17,15 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// faultEnv is an env of its own servers, behind networks of their own, with two
-// replicas of a role that work for a receiver, and a steady stream of events: what
-// a fault test breaks.
+// faultEnv is the env of a test that breaks things. It has its own servers behind
+// proxies, two replicas of orders that post to a receiver, and a steady stream of
+// events.
 type faultEnv struct {
 	*env
 	rabbit            *stack.Rabbit
 	brokers           []string // where events are published, tried in turn
 	members           []*stack.Etcd
-	etcdServer        *stack.Etcd // the member, if there is one only
+	etcdServer        *stack.Etcd // the only member; nil if there are several
 	toRabbit, toEtcd  *proxy
 	receiver          *receiver
 	replicas          []*service
@@ -38,7 +38,7 @@ type faultEnv struct {
 	pause             time.Duration // between two bursts of events
 }
 
-// span is a time.
+// span is a period of time.
 type span struct{ from, to time.Time }
 
 func newFaultEnv(t *testing.T, vars ...string) *faultEnv {
@@ -51,8 +51,7 @@ func newFaultEnvWith(t *testing.T, o stack.EtcdOptions, answer func(post) int, v
 	return newFaultEnvOn(t, startMembers(t, 1, o), answer, vars...)
 }
 
-// startMembers starts an etcd of n members for a test, which is parallel from
-// here on.
+// startMembers starts an etcd of n members. It makes the test parallel.
 func startMembers(t *testing.T, n int, o stack.EtcdOptions) []*stack.Etcd {
 	t.Helper()
 	t.Parallel() // it shares nothing
@@ -71,7 +70,8 @@ func startEtcdMembers(t testing.TB, n int, o stack.EtcdOptions) []*stack.Etcd {
 	return members
 }
 
-// newFaultEnvOn makes a faultEnv with that etcd. The way to several members is direct.
+// newFaultEnvOn returns a faultEnv with that etcd. There is a proxy only to a single
+// member, and none to several.
 func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *faultEnv {
 	t.Helper()
 	rabbit, err := stack.StartRabbit(deadline(t), filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{})
@@ -106,8 +106,8 @@ func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, v
 	return w
 }
 
-// publishSteadily publishes events, each twice, some hundred a second, until
-// finish. While the broker is unreachable it publishes nothing.
+// publishSteadily publishes up to 250 events a second, each twice, until finish. It
+// publishes nothing while the broker is unreachable.
 func (w *faultEnv) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel
@@ -121,18 +121,18 @@ func (w *faultEnv) publishSteadily() {
 	})
 }
 
-// burst is how many events are published, and confirmed, together.
+// burst is the number of events that are published and confirmed together.
 const burst = 5
 
-// fresh returns the number of an event that is yet to be published.
+// fresh returns the number of an event that has not been published yet.
 func (w *faultEnv) fresh() int {
 	w.growing.Lock()
 	defer w.growing.Unlock()
 	return w.published + burst
 }
 
-// publishUntilBroken publishes on one connection. An event that was not
-// confirmed is published again on the next: a copy more does no harm.
+// publishUntilBroken publishes on one connection until it breaks. An event that was not
+// confirmed is published again on the next connection: another copy does no harm.
 func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 	var publisher *harness.Publisher
 	err := errNotYet
@@ -161,7 +161,7 @@ func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 	}
 }
 
-// progress waits until n more ids than now are done.
+// progress waits until the receiver has n more posts than now.
 func (w *faultEnv) progress(n int) {
 	w.t.Helper()
 	goal := len(w.receiver.all()) + n
@@ -182,9 +182,10 @@ func (w *faultEnv) healthy() {
 	}
 }
 
-// finish stops publishing and waits until everything is done. It checks that
-// nothing is lost, that nothing was done twice but what was under way during a
-// long outage, and that both replicas are alive; then it stops them.
+// finish stops publishing and waits until everything is done. It checks that both
+// replicas are alive and stops them. Then it checks that no event was lost or
+// dead-lettered, and that only events that were under way during a long outage were
+// done twice.
 func (w *faultEnv) finish() {
 	w.t.Helper()
 	w.stopPublishing()
@@ -206,9 +207,9 @@ func (w *faultEnv) finish() {
 	w.wantAllDone("orders", w.published)
 }
 
-// underWay counts the ids that were done more than once, the first time during
-// an outage that was longer than CLAIM_TTL, or just before: their record
-// waited for longer than their claim lasts.
+// underWay counts the ids that were done more than once, the first time during an outage
+// longer than CLAIM_TTL or in the second before it. Their claims ended before they could
+// be recorded.
 func (w *faultEnv) underWay() int {
 	first, tokens := make(map[string]time.Time), make(map[string]map[int64]bool)
 	for _, p := range w.receiver.all() {
@@ -231,8 +232,7 @@ func (w *faultEnv) underWay() int {
 	return n
 }
 
-// etcdLeader returns the member that leads, once there is one that all others
-// follow.
+// etcdLeader waits until all members follow one leader, and returns it.
 func (w *faultEnv) etcdLeader() (leader *stack.Etcd) {
 	w.t.Helper()
 	ctx, cancel := context.WithTimeout(w.t.Context(), maxWait)
@@ -256,8 +256,8 @@ func (w *faultEnv) etcdLeader() (leader *stack.Etcd) {
 	return leader
 }
 
-// goneOn waits until events are done that were published after the fault. It
-// returns how long that took, and for how long nothing was begun before that.
+// goneOn waits until an event that was published after the fault is done. It returns how
+// long that took, and the longest period in it in which no work was begun.
 func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 	w.t.Helper()
 	fresh := w.fresh()
@@ -273,8 +273,8 @@ func (w *faultEnv) goneOn(fault time.Time) (took, silence time.Duration) {
 	return at.Sub(fault), longestSilence(posts, fault, at)
 }
 
-// longestSilence returns the longest time, of that between two instants, in
-// which no work was begun.
+// longestSilence returns the longest period between two instants in which no work was
+// begun.
 func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 	begins := []time.Time{from, to}
 	for _, p := range posts {
@@ -289,7 +289,8 @@ func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 	return longest
 }
 
-// wantLog checks that the log of each replica has a number of such lines.
+// wantLog checks that the log of each replica has from least to most lines with all
+// parts.
 func (w *faultEnv) wantLog(least, most int, parts ...string) {
 	w.t.Helper()
 	for _, s := range w.replicas {

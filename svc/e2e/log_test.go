@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// With LOG_FORMAT=json each line is an object of single values: the role in each,
-// attribute names that need no quoting, and durations as text.
+// With LOG_FORMAT=json each line is an object of scalar values. Each line has the role,
+// attribute names need no quoting, and durations are text.
 func TestLogForMachines(t *testing.T) {
 	b := newProxiedEnv(t)
 	var unavailable atomic.Bool
@@ -54,30 +54,30 @@ func TestLogForMachines(t *testing.T) {
 			continue
 		}
 		if attrs["service"] != "orders" {
-			t.Errorf("no service in %s", line)
+			t.Errorf("the service is missing in %s", line)
 		}
 		for key, value := range attrs {
 			if !name.MatchString(key) {
-				t.Errorf("the name %q in %s", key, line)
+				t.Errorf("the name %q needs quoting in %s", key, line)
 			}
 			switch value.(type) {
 			case string, float64, bool:
 			default:
-				t.Errorf("%s is no single value in %s", key, line)
+				t.Errorf("%s is not a scalar in %s", key, line)
 			}
 		}
 		for _, key := range []string{"took", "after", "ttl"} {
 			if value, ok := attrs[key]; ok {
 				text, _ := value.(string)
 				if _, err := time.ParseDuration(text); err != nil {
-					t.Errorf("%s is no readable duration in %s", key, line)
+					t.Errorf("%s is not a duration as text in %s", key, line)
 				}
 			}
 		}
 	}
 	for _, msg := range []string{"starting", "cache warmed", "consuming", "processed", "skipped", "ignored", "dead-lettered", "stopped"} {
 		if s.log.count(`"msg":"`+msg+`"`) == 0 {
-			t.Errorf("no line %q", msg)
+			t.Errorf("there is no line %q", msg)
 		}
 	}
 }

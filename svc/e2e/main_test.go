@@ -1,7 +1,7 @@
-// Package e2e tests the whole service: the program that `go build ./svc` makes,
-// as processes, against real servers that the tests start, break and restart.
+// Package e2e tests the whole service: it runs the program that `go build ./svc` makes
+// against real servers that the tests start, break and restart.
 //
-// It needs RabbitMQ installed; etcd is built in. Nothing must be running.
+// RabbitMQ must be installed; etcd is built in. Nothing needs to be running.
 package e2e
 
 import (
@@ -18,7 +18,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// The servers that tests share which break none.
+// shared holds the servers for tests that break no server.
 var shared struct {
 	rabbit *stack.Rabbit
 	etcd   *stack.Etcd
@@ -26,7 +26,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
-	// The tests wait more than they work: six at once, unless told otherwise.
+	// The tests mostly wait, so six run at once unless -parallel says otherwise.
 	flag.Set("test.parallel", "6")
 	flag.Parse()
 	os.Exit(run(m))
@@ -63,9 +63,8 @@ func run(m *testing.M) (code int) {
 	return m.Run()
 }
 
-// watchSources opens the sources of the service, which no import leads to: go
-// test takes a result from its cache unless a file has changed that the test
-// has opened.
+// watchSources opens the sources of the service, which the test does not import. go test
+// does not use a cached result if a file that the test has opened has changed.
 func watchSources() error {
 	return filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && filepath.Ext(path) == ".go" {

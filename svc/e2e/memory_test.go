@@ -10,7 +10,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// publishLone publishes n events at some 400 a second, one by one.
+// publishLone publishes n events one by one, at about 400 a second.
 func (e *env) publishLone(prefix string, n int) {
 	e.t.Helper()
 	e.channel(func(ch *amqp.Channel) error {
@@ -26,7 +26,7 @@ func (e *env) publishLone(prefix string, n int) {
 	})
 }
 
-// stats returns what a replica has counted.
+// stats returns the counters of a replica.
 func (s *service) stats() map[string]float64 {
 	s.t.Helper()
 	var stats map[string]float64
@@ -39,7 +39,8 @@ const (
 	statReach      = "orders_memory_reach_seconds"
 )
 
-// waitRemembered waits until all replicas remember as many ids as etcd has.
+// waitRemembered waits until all replicas remember as many ids as etcd has, and returns
+// their number.
 func (e *env) waitRemembered(replicas ...*service) (n int) {
 	e.t.Helper()
 	eventually(e.t, "all remember the same", func() error {
@@ -54,9 +55,9 @@ func (e *env) waitRemembered(replicas ...*service) (n int) {
 	return n
 }
 
-// Events that come one by one have records of their own, which are merged: few
-// keys are left, each id is in one of them, and all of them are known, to a
-// replica that starts later too.
+// Events that arrive one by one get their own records, which are merged. Few keys are
+// left, each id is in exactly one of them, and all ids are known, also to a replica that
+// starts later.
 func TestMerging(t *testing.T) {
 	const ids = 1600
 	b := newProxiedEnv(t)
@@ -91,8 +92,8 @@ func TestMerging(t *testing.T) {
 	b.wantAllDone("orders", ids)
 }
 
-// More ids than CACHE_SIZE: the oldest are forgotten, by all replicas together,
-// and what is younger is still skipped. A warning and the stats say so.
+// With more ids than CACHE_SIZE, all replicas forget the same oldest ids and still skip
+// the younger ones. A warning and the stats report that.
 func TestFlood(t *testing.T) {
 	const size, ids, probe = 4000, 24000, 200
 	b := newProxiedEnv(t)
@@ -132,7 +133,7 @@ func TestFlood(t *testing.T) {
 	})
 	t.Logf("%d ids in %v; up to %v remembered, %d in the end", ids, took.Round(time.Millisecond), most, n)
 
-	// Young ones are skipped. Then old ones are done again: they are forgotten.
+	// Young ids are skipped, and old ids, which are forgotten, are done again.
 	keys := b.keys("orders")
 	done := keys.done()
 	newest := slices.MaxFunc(keys.records, func(a, b batch) int { return int(a.ModRevision - b.ModRevision) })
@@ -155,8 +156,8 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// For how long an id is remembered depends on the replica that has recorded it,
-// and is the same for all.
+// DEDUP_WINDOW of the replica that records an id decides how long all replicas remember
+// it.
 func TestWindows(t *testing.T) {
 	b := newProxiedEnv(t)
 	var ok int64

@@ -14,14 +14,14 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// proxy is a network between the services and a server, which can be broken.
+// proxy is a breakable network between the services and a server.
 type proxy struct {
 	t testing.TB
 	*toxiproxy.Proxy
 }
 
-// newProxy listens on a port that stays its own while it is cut, and forwards to
-// upstream, host:port.
+// newProxy returns a proxy to upstream, a host:port. It keeps its own port while it is
+// cut.
 func newProxy(t testing.TB, upstream string) *proxy {
 	t.Helper()
 	port, err := stack.ReservePort()
@@ -45,13 +45,13 @@ func (p *proxy) must(err error) {
 	}
 }
 
-// cut closes all connections and refuses new ones, until reconnect.
+// cut closes all connections and refuses new ones until reconnect.
 func (p *proxy) cut()       { p.Stop() }
 func (p *proxy) reconnect() { p.t.Helper(); p.must(p.reopen()) }
 
-// reopen listens on a port that was closed before, by ReservePort or by cut. A
-// process that another test was just starting at that time holds a copy of the
-// socket until it has executed its program.
+// reopen listens again on the port that ReservePort or cut has closed. If another test
+// starts a process at that moment, the process holds a copy of the socket until it
+// executes its program; reopen retries until then.
 func (p *proxy) reopen() (err error) {
 	for range 100 {
 		if err = p.Start(); !errors.Is(err, syscall.EADDRINUSE) {
@@ -62,14 +62,14 @@ func (p *proxy) reopen() (err error) {
 	return err
 }
 
-// blackhole drops every packet in both directions, until restore.
+// blackhole drops all packets in both directions until restore.
 func (p *proxy) blackhole() {
 	for _, stream := range []string{"upstream", "downstream"} {
 		p.toxic(fmt.Sprintf(`{"name":"blackhole-%s","type":"timeout","stream":%q,"attributes":{"timeout":0}}`, stream, stream))
 	}
 }
 
-// delay makes every answer take ms more milliseconds, until restore.
+// delay delays every answer by ms milliseconds until restore.
 func (p *proxy) delay(ms int) {
 	p.toxic(fmt.Sprintf(`{"name":"delay","type":"latency","stream":"downstream","attributes":{"latency":%d}}`, ms))
 }

@@ -2,4 +2,4 @@
 
 package e2e
 
-const raceEnabled = true // build the service with the race detector, too
+const raceEnabled = true // the service is built with the race detector, too

@@ -10,10 +10,10 @@ import (
 
 type post = harness.Post
 
-// receiver is a receiver of a test, which closes it.
+// receiver is a harness.Receiver that the end of the test closes.
 type receiver struct{ *harness.Receiver }
 
-// newReceiver starts a receiver. Without an answer it answers 204 at once.
+// newReceiver starts a receiver. If answer is nil, it answers 204 at once.
 func newReceiver(t testing.TB, answer func(post) int) *receiver {
 	var withContext harness.Answer
 	if answer != nil {
@@ -24,12 +24,12 @@ func newReceiver(t testing.TB, answer func(post) int) *receiver {
 	return s
 }
 
-// work returns the work that orders has done: for each id, the tokens.
+// work returns the work that orders has done, by id and token.
 func (s *receiver) work() map[string]map[int64]int { return s.Work("orders") }
 
 func (s *receiver) all() []post { return s.Posts() }
 
-// wait waits until ok is true of the posts so far.
+// wait waits until ok returns true for the posts.
 func (s *receiver) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
@@ -39,8 +39,8 @@ func (s *receiver) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	}
 }
 
-// accounts compares the work that orders has done with the n ids of that prefix:
-// how many were never done, and how many more than once.
+// accounts returns how many of the n ids with that prefix orders has never done, and how
+// many it has done more than once.
 func (s *receiver) accounts(prefix string, n int) (lost, twice int) {
 	_, lost, twice = s.Accounts("orders", idsOf(prefix, n))
 	return lost, twice

@@ -9,9 +9,9 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// A refusal that passes by itself, or when its cause is removed, is waited
-// for, from the start: the log names the virtual host, the broker's reason and
-// what to do.
+// The service waits, from its start, for the end of a refusal that passes by itself or
+// when its cause is removed. The log names the virtual host, the broker's reason and a
+// hint.
 func TestRefusedForAWhile(t *testing.T) {
 	tests := map[string]struct {
 		refuse     func(t *testing.T, e *env, vhost string) (end func())
@@ -45,7 +45,7 @@ func TestRefusedForAWhile(t *testing.T) {
 			e, vhost := newBroker(t)
 			end := tt.refuse(t, e, vhost)
 			s := e.start("orders")
-			// More often than a refusal has to be repeated to be believed.
+			// A refusal for good would have ended the process after 5 in a row.
 			s.waitLogs(7, "no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
 			s.alive()
 			end()
@@ -57,9 +57,8 @@ func TestRefusedForAWhile(t *testing.T) {
 	}
 }
 
-// A broker that takes longer to log us in than to accept a connection is slow,
-// and nothing else: its users may be in a directory far away. The dead letters
-// have a login of their own.
+// A slow login is not an error: the broker may look users up in a remote directory. The
+// connection for dead letters has its own login.
 func TestSlowLogin(t *testing.T) {
 	e, _ := newBroker(t)
 	newRelay(e, 7*time.Second)
@@ -73,10 +72,10 @@ func TestSlowLogin(t *testing.T) {
 	}
 }
 
-// A login that never ends is given up, named, and tried again.
+// A login that never ends is given up, logged, and retried.
 func TestLoginWithoutEnd(t *testing.T) {
 	e, vhost := newBroker(t)
-	e.amqpURL = strings.Replace(e.amqpURL, "guest:guest", "guest:wrong", 1) // for which it would be fatal
+	e.amqpURL = strings.Replace(e.amqpURL, "guest:guest", "guest:wrong", 1) // a refusal would end the process
 	newRelay(e, time.Hour)
 	s := e.start("orders")
 	s.waitLog("no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), "retry_in=", "did not finish the login within 15s", "authentication backend")
@@ -84,8 +83,8 @@ func TestLoginWithoutEnd(t *testing.T) {
 	s.stop()
 }
 
-// A queue that gets other arguments under a service that has consumed does not
-// end it.
+// A service that has consumed does not exit when its queue is replaced by one with other
+// arguments. It consumes again once that queue is deleted.
 func TestOtherArgumentsLater(t *testing.T) {
 	e, _ := newBroker(t)
 	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))

@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// Eight crashes under load, two copies of each event. Work is done twice only
-// where a process died in the middle of it, or before its record was committed.
+// Replicas crash eight times under load, with two copies of each event. Work is done
+// twice only if its process died during the work or before the record was committed.
 func TestCrashes(t *testing.T) {
 	const ids, copies, crashes = 8000, 2, 8
 	e := newEnv(t)
 	e.topology("orders")
 	receiver := newReceiver(t, func(post) int {
-		<-time.After(5 * time.Millisecond) // so that there is work to do until the last crash
+		<-time.After(5 * time.Millisecond) // so that there is work until the last crash
 		return http.StatusOK
 	})
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
@@ -34,7 +34,7 @@ func TestCrashes(t *testing.T) {
 		replicas[victim] = start()
 	}
 	if len(e.keys("orders").claims) == 0 {
-		t.Error("no crash has left a claim")
+		t.Error("there are no claims after the crashes")
 	}
 	eventually(t, "an empty queue and no claim", func() error { return e.allDone("orders", ids) })
 	for _, s := range replicas {
@@ -45,7 +45,8 @@ func TestCrashes(t *testing.T) {
 	if lost != 0 {
 		t.Errorf("%d of %d ids were lost", lost, ids)
 	}
-	// Per crash, what was running (CONCURRENCY) and what waited for its commit.
+	// Each crash may repeat the running work (CONCURRENCY) and the work that waited for
+	// its commit.
 	if most := crashes * (32 + 240); twice > most {
 		t.Errorf("%d ids were done twice, at most %d are allowed", twice, most)
 	}
@@ -53,8 +54,8 @@ func TestCrashes(t *testing.T) {
 	e.wantAllDone("orders", ids)
 }
 
-// A handler that is slower than CLAIM_TTL keeps its claim, and another replica
-// waits for it.
+// A handler that takes longer than CLAIM_TTL keeps its claim, and the other replica waits
+// for its outcome.
 func TestSlowHandler(t *testing.T) {
 	e := newProxiedEnv(t)
 	release := make(chan struct{})
@@ -64,18 +65,18 @@ func TestSlowHandler(t *testing.T) {
 	a.waitLog("msg=consuming")
 	b.waitLog("msg=consuming")
 	began := time.Now()
-	e.publishBodies(slices.Repeat(orders("slow", 1), 4)...) // round robin: two for each replica
+	e.publishBodies(slices.Repeat(orders("slow", 1), 4)...) // two for each replica, by round robin
 	time.AfterFunc(5*time.Second, func() { close(release) })
 	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 3})
 	if took := time.Since(began); took < 5*time.Second {
-		t.Errorf("done after %v, before the handler", took)
+		t.Errorf("the event was done after %v, before its handler had finished", took)
 	}
 	if n := len(receiver.all()); n != 1 {
 		t.Errorf("%d posts, want 1", n)
 	}
 }
 
-// A crashed process's claim is free after CLAIM_TTL, and not before.
+// The claim of a crashed process ends after CLAIM_TTL, and not before.
 func TestClaimOutlivesCrash(t *testing.T) {
 	e := newProxiedEnv(t)
 	hang, began := newHang(t)
@@ -88,15 +89,15 @@ func TestClaimOutlivesCrash(t *testing.T) {
 	crashed := time.Now()
 	b := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "CLAIM_TTL=3s")
 	b.waitLog("msg=processed", "id=x0")
-	// The lease was renewed at most a third of it before the crash.
+	// The last renewal was at most a third of CLAIM_TTL before the crash.
 	if took := time.Since(crashed); took < 1500*time.Millisecond || took > 3*time.Second+4*time.Second {
-		t.Errorf("processed %v after the crash, CLAIM_TTL is 3s", took)
+		t.Errorf("the event was processed %v after the crash, CLAIM_TTL is 3s", took)
 	} else {
 		t.Logf("processed %v after the crash, CLAIM_TTL is 3s", took.Round(time.Millisecond))
 	}
 }
 
-// A clean stop in mid-work finishes what runs, and leaves no claim behind.
+// A clean stop finishes the running work and leaves no claims.
 func TestCleanStop(t *testing.T) {
 	const ids = 1200
 	e := newEnv(t)

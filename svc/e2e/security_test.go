@@ -16,9 +16,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// Both servers with TLS, and demanding certificates of their clients. What is
-// wrong with a certificate is said in a line that tells which variables to look
-// at; the service waits meanwhile, as for any server that is not there yet.
+// Both servers use TLS and require client certificates. When a certificate is wrong, the
+// log names the reason and the variables to check, and the service waits, as for any
+// server that is unreachable.
 func TestTLS(t *testing.T) {
 	t.Parallel() // it shares nothing
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -65,7 +65,7 @@ func TestTLS(t *testing.T) {
 	s := e.start("orders", append(vars(ours.file, good), "HEALTH_ADDR=127.0.0.1:0")...)
 	s.waitReady()
 	e.publishBodies(orders("tls", 3)...)
-	e.publishBodies("poison") // the dead letters' connection, too
+	e.publishBodies("poison") // opens the connection for dead letters, too
 	s.waitLogs(3, "msg=processed")
 	s.waitLog("msg=dead-lettered")
 	e.wantAllDone("orders", 3)
@@ -76,7 +76,7 @@ func TestTLS(t *testing.T) {
 	plain := []string{"ENABLE_ETCD=false"}
 	bad := map[string]struct {
 		vars []string
-		want []string // in one line
+		want []string // parts of one line
 	}{
 		"etcd: another authority":                  {vars(theirs.file, good), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
 		"etcd: another authority, users":           {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
@@ -101,17 +101,17 @@ func TestTLS(t *testing.T) {
 				s.stop()
 				s.wantNoSecrets("s3cret", good.secret(t), foreign.secret(t))
 				if s.log.count("msg=consuming") > 0 {
-					t.Errorf("it consumed:\n%s", s.log.String())
+					t.Errorf("the service consumed:\n%s", s.log.String())
 				}
 			})
 		}
 	})
 
-	// The broker's own certificate runs out, and is renewed: the service waits.
+	// The broker's own certificate expires and is renewed. The service waits.
 	renew := func(until time.Time) {
 		t.Helper()
-		ours.issue("broker", until) // in the same files
-		// A deadline of its own: the parallel tests above may have waited long.
+		ours.issue("broker", until) // overwrites the files
+		// The parallel tests above may have used up the test's own deadline.
 		ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 		defer cancel()
 		if _, err := rabbit.Ctl(ctx, "eval", "ssl:clear_pem_cache()."); err != nil {
@@ -127,8 +127,8 @@ func TestTLS(t *testing.T) {
 	s.stop()
 	s.wantNoSecrets(good.secret(t))
 
-	// The service's own certificate runs out, and is renewed in the same files: it is
-	// used without a restart, for both servers.
+	// The service's own certificate expires and is renewed in the same files. The service
+	// uses the new one for both servers without a restart.
 	client := ours.issue("client", time.Now().Add(-time.Minute))
 	toEtcd, toBroker := e.start("orders", vars(ours.file, client)...), e.start("notify", append(vars(ours.file, client), plain...)...)
 	toEtcd.waitLog("etcd is unreachable")
@@ -140,7 +140,7 @@ func TestTLS(t *testing.T) {
 	}
 }
 
-// wantNoSecrets checks that the log shows none of them.
+// wantNoSecrets checks that the log contains none of secrets.
 func (s *service) wantNoSecrets(secrets ...string) {
 	s.t.Helper()
 	for _, secret := range secrets {
@@ -150,7 +150,7 @@ func (s *service) wantNoSecrets(secrets ...string) {
 	}
 }
 
-// The rights that the README names are enough, and none of them is too many.
+// The permissions in the README are sufficient, and each of them is necessary.
 func TestBrokerPermissions(t *testing.T) {
 	t.Parallel() // it shares nothing
 	const configure, write, read = `^(events|orders-queue(\.dead)?)$`, `^(orders-queue|amq\.default)$`, `^(events|orders-queue)$`
@@ -189,7 +189,7 @@ func TestBrokerPermissions(t *testing.T) {
 				if n := s.log.count("level=WARN"); n > 0 {
 					t.Errorf("%d warnings", n)
 				}
-			case strings.Contains(tt.log, "amq.default"): // the good events go on
+			case strings.Contains(tt.log, "amq.default"): // good events are still processed
 				e.publishBodies("poison")
 				e.publishBodies(orders("p", 3)...)
 				s.waitLog("the broker refuses a dead letter", tt.log, "user's permissions")
@@ -210,8 +210,9 @@ func TestBrokerPermissions(t *testing.T) {
 	}
 }
 
-// A service that has consumed waits when it is not let in any more, says in each
-// line what to do, and goes on when that is done. One that has not gives up.
+// A service that has consumed waits when its access to the broker is withdrawn, logs a
+// hint with each attempt, and continues when the access is restored. A service that has
+// never consumed gives up.
 func TestBrokerAccessWithdrawn(t *testing.T) {
 	t.Parallel() // it shares nothing
 	vhost := newVhost(t)
@@ -221,7 +222,7 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	wrong := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL="+strings.Replace(e.amqpURL, "s3cret", "wr0ng", 1))
 	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
 	s := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL=amqp://user-"+vhost+":s3cret@"+way.Listen+"/"+vhost)
-	e.publishBodies("poison") // a connection for dead letters, too
+	e.publishBodies("poison") // opens the connection for dead letters, too
 	s.waitLog("msg=dead-lettered")
 	for i, tt := range []struct {
 		withdraw, giveBack, says string
@@ -247,8 +248,8 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	wrong.wantNoSecrets("s3cret", "wr0ng")
 }
 
-// newBrokerEnv is an env without etcd, in a virtual host of the shared broker,
-// as the user that addUser has made there.
+// newBrokerEnv returns an env without etcd in a virtual host of the shared broker. Its
+// services log in as the user that addUser makes.
 func newBrokerEnv(t *testing.T, vhost, role string) *env {
 	t.Helper()
 	statsd, err := stack.StartStatsd()
@@ -265,9 +266,9 @@ func newBrokerEnv(t *testing.T, vhost, role string) *env {
 	return e
 }
 
-// broker does to the shared broker's users what rabbitmqctl does with add_user,
-// change_password and set_permissions, all at once: each run of it takes a
-// second.
+// broker evaluates Erlang expressions on the shared broker. One call replaces several
+// calls of rabbitmqctl add_user, change_password or set_permissions, each of which would
+// take a second.
 func broker(t *testing.T, erlang ...string) {
 	t.Helper()
 	if _, err := shared.rabbit.Ctl(context.WithoutCancel(t.Context()), "eval", strings.Join(erlang, ", ")+"."); err != nil {
@@ -287,13 +288,13 @@ func permit(vhost, configure, write, read string) string {
 	return fmt.Sprintf(`rabbit_auth_backend_internal:set_permissions(<<"user-%s">>, <<%q>>, <<%q>>, <<%q>>, <<%q>>, <<"test">>)`, vhost, vhost, configure, write, read)
 }
 
-// quickLogins is an etcd to which a login is no work to speak of: with the race
-// detector it would be a second of it, in which no lease is renewed.
+// quickLogins configures an etcd with cheap password checks. With the race detector a
+// login would otherwise take a second of CPU, in which etcd renews no lease.
 var quickLogins = stack.EtcdOptions{Config: map[string]any{"bcrypt-cost": 4}}
 
-// demandUsers makes etcd ask for a password, s3cret. Each role has a user of its
-// name, who may read and write what is below its prefix, and nothing else: as
-// the README has it. The test itself is root from here on.
+// demandUsers turns on authentication in etcd. Each role gets a user of the same name
+// with the password s3cret, who may read and write only the keys under the role's
+// prefix, as the README recommends. The test's own client is root from then on.
 func (b *proxiedEnv) demandUsers(ctx context.Context, roles ...string) {
 	b.t.Helper()
 	must := func(_ any, err error) {
@@ -316,8 +317,8 @@ func (b *proxiedEnv) demandUsers(ctx context.Context, roles ...string) {
 	b.etcd = root
 }
 
-// etcd with users: one who may read and write what is below the service's
-// prefix, and nothing else.
+// Read and write access to the keys under the service's prefix is sufficient in etcd. A
+// service with other or no credentials waits or exits, with a hint.
 func TestEtcdPermissions(t *testing.T) {
 	b := newProxiedEnvWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -336,8 +337,8 @@ func TestEtcdPermissions(t *testing.T) {
 	})
 	vars := []string{"ENABLE_ETCD=true", "LOG_LEVEL=debug", "WEBHOOK_URL=" + receiver.URL, "HEALTH_ADDR=127.0.0.1:0", "CLAIM_TTL=2s", "ETCD_PASSWORD=s3cret"}
 
-	// Claims, completions, a release, leases that live for longer than they
-	// last, duplicates, and after a restart the warm-up.
+	// The service claims, completes and releases ids, renews its lease, skips duplicates,
+	// and reads all records after a restart.
 	s := b.start("orders", append(vars, "ETCD_USERNAME=orders")...)
 	s.waitReady()
 	b.publishBodies(append(orders("e", 20), orders("slow", 2)...)...)
@@ -374,8 +375,8 @@ func TestEtcdPermissions(t *testing.T) {
 	}
 }
 
-// wantHealthcheck checks that the healthcheck of docker-compose.yaml needs no
-// user, as a container has none: it is etcdctl's name for this call.
+// wantHealthcheck checks that the healthcheck in docker-compose.yaml works without a
+// user. `etcdctl auth status` makes the call AuthStatus.
 func (b *proxiedEnv) wantHealthcheck(ctx context.Context) {
 	b.t.Helper()
 	anonymous, err := clientv3.New(clientv3.Config{Endpoints: []string{b.etcdServer.Endpoint()}, Logger: zap.NewNop()})
@@ -385,12 +386,12 @@ func (b *proxiedEnv) wantHealthcheck(ctx context.Context) {
 		b.t.Errorf("the status of authentication: %v, %v", status, err)
 	}
 	if !strings.Contains(readFile(b.t, "../../docker-compose.yaml"), "test: [CMD, /usr/local/bin/etcdctl, --command-timeout=3s, auth, status]") {
-		b.t.Error("docker-compose.yaml checks etcd in another way")
+		b.t.Error("docker-compose.yaml has another healthcheck for etcd")
 	}
 }
 
-// With etcd as with the broker: who is not let in any more waits, says once what
-// to do, and goes on when that is done.
+// A service whose access to etcd is withdrawn waits, logs a hint once, and continues when
+// the access is restored.
 func TestEtcdAccessWithdrawn(t *testing.T) {
 	b := newProxiedEnvWith(t, quickLogins)
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
@@ -416,7 +417,7 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	b.must(err)
 	b.publishBodies(orders("denied", 2)...)
 	s.waitLog("etcd refuses a call", "permission denied", "grant the etcd user read and write access to the prefix /service/<role>/")
-	<-time.After(3 * time.Second) // it tries again, and that is not said again
+	<-time.After(3 * time.Second) // the call is retried, but not logged again
 	_, err = b.etcd.RoleGrantPermission(ctx, "orders", prefix, end, clientv3.PermissionType(clientv3.PermReadWrite))
 	b.must(err)
 	s.waitLogs(2, "msg=processed", "id=denied")
@@ -428,7 +429,7 @@ func TestEtcdAccessWithdrawn(t *testing.T) {
 	s.wantNoSecrets("s3cret", "0ther", "r00t")
 }
 
-// No password is shown, in whatever way the value around it is wrong.
+// An error about a bad value never shows its password.
 func TestBadValuesShowNoPassword(t *testing.T) {
 	t.Parallel() // it shares nothing
 	for _, bad := range []string{
@@ -452,13 +453,13 @@ func TestBadValuesShowNoPassword(t *testing.T) {
 			name, _, _ := strings.Cut(bad, "=")
 			s.waitLog("allowed is")
 			if text := s.log.String(); !strings.Contains(text, name) || strings.Contains(text, "s3") || strings.Contains(text, "cret@") {
-				t.Errorf("it says:\n%s", text)
+				t.Errorf("the log is:\n%s", text)
 			}
 		})
 	}
 }
 
-// A stranger who may publish cannot fill the log, nor write lines of his own.
+// A publisher can neither fill the log nor forge lines in it.
 func TestLogLinesAreBounded(t *testing.T) {
 	for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
 		t.Run(format, func(t *testing.T) {
@@ -482,15 +483,15 @@ func TestLogLinesAreBounded(t *testing.T) {
 			s.stop()
 			for line := range strings.Lines(s.log.String()) {
 				if len(line) > 10<<10 || !strings.HasPrefix(line, begin) {
-					t.Errorf("a line of %d bytes: %.300s…", len(line), line)
+					t.Errorf("a line is too long (%d bytes) or forged: %.300s…", len(line), line)
 				}
 			}
 		})
 	}
 }
 
-// AMQP has one frame for all headers of a message. A stranger can fill it; the
-// dead letter says all the same what was wrong, and keeps what it has room for.
+// AMQP has one frame for all headers of a message. Even if a publisher has filled it, the
+// dead letter has the headers with the reason, and keeps the other headers that fit.
 func TestDeadLetterOfHugeHeaders(t *testing.T) {
 	b := newProxiedEnv(t)
 	s := b.start("orders", "ENABLE_ETCD=true")

@@ -14,7 +14,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
-// maxWait is how long a test waits for anything.
+// maxWait bounds each wait of a test.
 const maxWait = 60 * time.Second
 
 // service is one running process of svc.
@@ -27,7 +27,7 @@ type service struct {
 	exited  <-chan struct{}
 }
 
-// start runs the service in a role. Later variables win.
+// start starts the service in a role. Later variables override earlier ones.
 func (e *env) start(role string, vars ...string) *service {
 	e.t.Helper()
 	cmd := exec.Command(shared.bin)
@@ -35,7 +35,7 @@ func (e *env) start(role string, vars ...string) *service {
 	return startCommand(e.t, fmt.Sprintf("%s-%d", role, e.started.Add(1)), cmd)
 }
 
-// startLogging is start with the log in a file, which costs the test no time.
+// startLogging is start with the log in a file, so that the test spends no time on it.
 func (e *env) startLogging(role string, log *os.File, vars ...string) *service {
 	e.t.Helper()
 	cmd := exec.Command(shared.bin)
@@ -44,7 +44,7 @@ func (e *env) startLogging(role string, log *os.File, vars ...string) *service {
 	return startCommand(e.t, role, cmd)
 }
 
-// startCommand runs a command whose standard error is a log.
+// startCommand starts a command and keeps its standard error as a log.
 func startCommand(t testing.TB, name string, cmd *exec.Cmd) *service {
 	t.Helper()
 	p, err := harness.Start(name, cmd)
@@ -69,7 +69,7 @@ func (s *service) signal(sig syscall.Signal) { s.process.Signal(sig) }
 // kill ends the process as a crash does.
 func (s *service) kill() { s.process.Kill() }
 
-// stop asks the process to stop and waits until it has. It must exit with 0.
+// stop sends SIGTERM and waits until the process has exited with status 0.
 func (s *service) stop() {
 	s.t.Helper()
 	s.signal(syscall.SIGTERM)
@@ -91,7 +91,7 @@ func (s *service) waitLog(parts ...string) string {
 	return s.waitLogs(1, parts...)
 }
 
-// waitLogs waits for n such lines, and returns the last.
+// waitLogs waits for n lines that contain all parts, and returns the last of them.
 func (s *service) waitLogs(n int, parts ...string) string {
 	s.t.Helper()
 	line, err := s.log.wait(maxWait, n, parts)
@@ -123,11 +123,11 @@ func (l serviceLog) wait(d time.Duration, n int, parts []string) (string, error)
 	return l.Wait(ctx, n, parts...)
 }
 
-// tail returns the last n lines that are not about one event that went well.
+// tail returns the last n lines, without those about processed or skipped events.
 func (l serviceLog) tail(n int) string { return strings.Join(l.Tail(n), "\n") }
 
-// eventually waits until f returns nil, asking now and then: it is for servers
-// that do not tell when they change.
+// eventually polls f until it returns nil. It is for servers that do not report their
+// changes.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A statsd that starts after the service, or starts again, knows every counter
-// within 10 s, without an event.
+// A statsd that starts, or restarts, after the service gets every counter within 10 s,
+// without an event.
 func TestStatsdStartsLater(t *testing.T) {
 	e, _ := newBroker(t)
 	addr := e.statsd.Addr()
@@ -21,10 +21,10 @@ func TestStatsdStartsLater(t *testing.T) {
 			e.waitPrimed("orders_" + name)
 		}
 		if took := time.Since(began); took > 10*time.Second {
-			t.Errorf("statsd knows the counters after %v", took)
+			t.Errorf("statsd has the counters only after %v", took)
 		}
 		if got, want := fmt.Sprint(e.statsd.Counts()), "map[orders_ignored:0 orders_malformed:0 orders_new_order_failed:0 orders_new_order_ok:0 orders_new_order_skipped:0]"; got != want {
-			t.Errorf("statsd knows %s, want %s", got, want)
+			t.Errorf("statsd has %s, want %s", got, want)
 		}
 		e.statsd.Close()
 	}

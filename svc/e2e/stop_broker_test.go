@@ -11,10 +11,10 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// A stop is on time while a broker that has stopped reading keeps large dead
-// letters waiting.
+// A stop is in time even while large dead letters wait because the broker has stopped
+// reading.
 func TestStopWithUnreadDeadLetters(t *testing.T) {
-	// Not parallel: the alarm is the whole broker's.
+	// The test is not parallel, because the alarm applies to the whole broker.
 	e := newBrokerEnv(t, newVhost(t), "orders")
 	e.amqpURL = e.directAMQP
 	const letters, most = 4, 5 * time.Second
@@ -26,14 +26,14 @@ func TestStopWithUnreadDeadLetters(t *testing.T) {
 	s := e.start("orders", "SHUTDOWN_TIMEOUT="+most.String(), "HEALTH_ADDR=127.0.0.1:0")
 	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
 	s.waitReady("dead_letters")
-	<-time.After(time.Second) // the socket is full
+	<-time.After(time.Second) // until the socket's buffer is full
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, most).Round(time.Millisecond))
 	e.waitDepth("orders-queue", letters)
 }
 
-// The broker's answer to the end of consuming may come late, behind a full
-// prefetch. The connection is there until the handlers have finished, and what
-// they have done is acknowledged.
+// The broker's answer to basic.cancel may arrive late, behind a full prefetch of
+// deliveries. The connection stays open until the handlers have finished and their work
+// is acknowledged.
 func TestStopBehindFullPrefetch(t *testing.T) {
 	const events, concurrency = 1000, 4
 	e, _ := newBroker(t)
@@ -52,17 +52,17 @@ func TestStopBehindFullPrefetch(t *testing.T) {
 	for range concurrency {
 		<-began
 	}
-	// Longer than anything that is closed may take.
+	// The handlers finish after any timeout of a close has passed.
 	time.AfterFunc(shutdown/3, func() { close(finish) })
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 	if n := len(receiver.all()); n != concurrency {
-		t.Errorf("%d were done, want %d", n, concurrency)
+		t.Errorf("%d events were done, want %d", n, concurrency)
 	}
 	e.waitDepth("orders-queue", events-concurrency)
 }
 
-// What ends the process does so while etcd is unreachable, too, and is logged
-// first.
+// An error that ends the process is logged first, and ends it even while etcd is
+// unreachable.
 func TestCannotGoOnWithoutEtcd(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.toRabbit.cut()
@@ -81,6 +81,6 @@ func TestCannotGoOnWithoutEtcd(t *testing.T) {
 	logged := time.Now()
 	s.wantExit(1)
 	if took := time.Since(logged); took > shutdown {
-		t.Errorf("it ended %v after it said so", took)
+		t.Errorf("the process ended %v after it had logged the error", took)
 	}
 }

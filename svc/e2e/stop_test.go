@@ -14,9 +14,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// proxiedEnv is an env whose ways to the servers can be broken. The broker is the
-// shared one behind a network of its own, with a virtual host of its own; etcd
-// is its own, so that it can be frozen.
+// proxiedEnv is an env with breakable connections to its servers. It has a virtual host
+// of its own on the shared broker, behind a proxy, and an etcd of its own, which tests
+// can freeze.
 type proxiedEnv struct {
 	*env
 	etcdServer       *stack.Etcd
@@ -46,8 +46,8 @@ var vhosts struct {
 	free []string
 }
 
-// newVhost returns an unused virtual host. They are made by the
-// dozen, since each call of rabbitmqctl takes a second.
+// newVhost returns an unused virtual host. It makes a dozen at a time, because each
+// call of rabbitmqctl takes a second.
 func newVhost(t *testing.T) string {
 	t.Helper()
 	vhosts.Lock()
@@ -71,12 +71,12 @@ func newVhost(t *testing.T) string {
 	return name
 }
 
-// shutdown is the SHUTDOWN_TIMEOUT of the tests here: short, so that what only
-// just fits into it is seen.
+// shutdown is the SHUTDOWN_TIMEOUT of these tests. It is short, so that a slow shutdown
+// fails them.
 const shutdown = 4 * time.Second
 
-// stopWithin asks s to stop and checks that it does, with status 0, in that
-// time. It returns how long it took.
+// stopWithin sends sig to s and checks that s exits with status 0 within most. It returns
+// how long that took.
 func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Duration {
 	s.t.Helper()
 	asked := time.Now()
@@ -84,7 +84,7 @@ func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Durati
 	s.wantExit(0)
 	took := time.Since(asked)
 	if raceEnabled {
-		most += time.Second // the detector makes the end of a thousand deliveries slow on a busy machine
+		most += time.Second // the race detector slows down the end of a thousand deliveries on a busy machine
 	}
 	if took > most {
 		s.t.Errorf("%s stopped after %v, at most %v are allowed", s.name, took, most)
@@ -93,7 +93,7 @@ func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Durati
 	return took
 }
 
-// workers counts the posts that are being answered. Each takes a while.
+// workers answers posts, each after a while, and counts those in progress.
 type workers struct {
 	takes   atomic.Int64 // nanoseconds
 	running atomic.Int32
@@ -112,8 +112,8 @@ func (w *workers) answer(post) int {
 	return http.StatusOK
 }
 
-// A stop under load: what runs is finished, recorded and acknowledged, the rest
-// is given back, and nothing is done again by the next process.
+// A stop under load finishes, records and acknowledges the running work and returns the
+// other deliveries to the queue. The next process does nothing again.
 func TestStopUnderLoad(t *testing.T) {
 	const ids, concurrency = 1500, 16
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
@@ -139,9 +139,9 @@ func TestStopUnderLoad(t *testing.T) {
 				t.Errorf("%d handlers ran when the process ended", running)
 			}
 			if n := s.log.count("msg=processed"); n != done {
-				t.Errorf("%d were done, %d are logged as processed", done, n)
+				t.Errorf("%d events were done, %d are logged as processed", done, n)
 			}
-			e.wantAllDone("orders", done) // and nothing claimed
+			e.wantAllDone("orders", done) // and no id is claimed
 			eventually(t, "the rest back in the queue", func() error {
 				if depth := e.depth("orders-queue"); depth != ids-done {
 					return fmt.Errorf("%d wait, want %d", depth, ids-done)
@@ -162,16 +162,16 @@ func TestStopUnderLoad(t *testing.T) {
 	}
 }
 
-// A stop while a server is away: in time, and nothing is lost. Work that could
-// not be recorded, because etcd was away, is done again; work whose
-// acknowledgement did not get through is not.
+// A stop while a server is unreachable is in time and loses nothing. Only work that could
+// not be recorded, because etcd was unreachable, is done again. Recorded work whose
+// acknowledgement was lost is not.
 func TestStopDuringOutage(t *testing.T) {
 	const ids = 1000
 	broker := "no connection to the broker"
 	tests := map[string]struct {
 		begin, end func(*proxiedEnv)
-		noticed    string // what the log says when it is noticed; none: it is not, for long
-		noEtcd     bool
+		noticed    string // the log line when the service notices; empty: it does not notice soon
+		noEtcd     bool   // the outage prevents records
 	}{
 		"etcd cut off": {func(b *proxiedEnv) { b.toEtcd.cut() }, func(b *proxiedEnv) { b.toEtcd.reconnect() }, "etcd is unreachable", true},
 		"etcd killed":  {func(b *proxiedEnv) { b.etcdServer.Kill() }, func(b *proxiedEnv) { b.etcdServer.Start(b.t.Context()) }, "etcd is unreachable", true},
@@ -199,7 +199,7 @@ func TestStopDuringOutage(t *testing.T) {
 			receiver := newReceiver(t, work.answer)
 			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=3s", "CONCURRENCY=16", "SHUTDOWN_TIMEOUT=" + shutdown.String()}
 			s := b.start("orders", vars...)
-			b.publishBodies("poison") // so that there is a connection for dead letters to close, too
+			b.publishBodies("poison") // opens the connection for dead letters, too
 			s.waitLog("msg=dead-lettered")
 			b.publishBodies(orders("o", ids)...)
 			receiver.wait(t, "some work", func(p []post) bool { return len(p) >= 64 })
@@ -211,14 +211,14 @@ func TestStopDuringOutage(t *testing.T) {
 			}
 			took := s.stopWithin(syscall.SIGTERM, shutdown)
 			tt.end(b)
-			b.toEtcd.Stop() // whatever was still on its way is gone
+			b.toEtcd.Stop() // drops requests that are still on their way
 			b.toEtcd.reconnect()
 
 			keys := b.keys("orders")
 			done, claims := len(keys.done()), len(keys.claimed())
 			unrecorded := len(receiver.work()) - done
 			if !tt.noEtcd && (claims > 0 || unrecorded != 0) {
-				t.Errorf("etcd was there, but %d claims are left, %d done ids are not recorded", claims, unrecorded)
+				t.Errorf("etcd was reachable, but %d claims are left, %d done ids unrecorded", claims, unrecorded)
 			}
 			work.takes.Store(int64(time.Millisecond))
 			next := b.start("orders", vars...)
@@ -234,8 +234,7 @@ func TestStopDuringOutage(t *testing.T) {
 	}
 }
 
-// The shortest shutdown that is allowed has to do for a broker that says
-// nothing any more, too.
+// The shortest allowed SHUTDOWN_TIMEOUT is kept even if the broker no longer answers.
 func TestStopShortly(t *testing.T) {
 	b := newProxiedEnv(t)
 	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT=1s")
@@ -245,7 +244,7 @@ func TestStopShortly(t *testing.T) {
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, time.Second))
 }
 
-// silence listens and never says a word.
+// silence accepts connections and never sends anything.
 type silence struct {
 	net.Listener
 	accepted chan struct{} // closed at the first connection
@@ -280,13 +279,13 @@ func newSilence(t *testing.T) *silence {
 	return s
 }
 
-// A stop before anything is connected.
+// A stop is in time before the service has connected to anything.
 func TestStopBeforeTheFirstConnection(t *testing.T) {
 	const unusedAddr = "127.0.0.1:1"
 	tests := map[string]struct {
 		vars   []string
 		silent string // the variable that gets the address of a silent listener
-		log    string // what is waited for before the stop; none: a connection to the silent listener
+		log    string // the log line before the stop; empty: stop after a connection to the silent listener
 	}{
 		"no broker":             {[]string{"AMQP_URL=amqp://" + unusedAddr + "/"}, "", "no connection to the broker"},
 		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + unusedAddr + "/", "ENABLE_ETCD=true"}, "", "no connection to the broker"},
@@ -304,7 +303,7 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 	for name, tt := range tests {
 		for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 			t.Run(name+"/"+sig.String(), func(t *testing.T) {
-				t.Parallel() // nothing is shared, and next to nothing done
+				t.Parallel() // it shares nothing that it changes, and does little
 				vars := tt.vars
 				silence := newSilence(t)
 				if tt.silent != "" {
@@ -327,19 +326,19 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 					select {
 					case <-silence.accepted:
 					case <-time.After(maxWait):
-						t.Fatal("it does not connect")
+						t.Fatal("the service does not connect")
 					}
 				}
 				t.Log("stopped in", s.stopWithin(sig, shutdown).Round(time.Millisecond))
 				if n := s.log.count("msg=consuming"); n > 0 {
-					t.Error("it consumed")
+					t.Error("the service consumed")
 				}
 			})
 		}
 	}
 }
 
-// A stop while the cache is warmed.
+// A stop during the warm-up is in time.
 func TestStopDuringWarmup(t *testing.T) {
 	const ids = 32000 // seven pages
 	b := newProxiedEnv(t)
@@ -351,10 +350,10 @@ func TestStopDuringWarmup(t *testing.T) {
 	}
 	t.Run("slow", func(t *testing.T) {
 		s := b.start("orders", "ENABLE_ETCD=true", "ETCD_ENDPOINTS="+slowly(t), "SHUTDOWN_TIMEOUT="+shutdown.String())
-		s.waitLog(`msg="reading the processed ids"`) // that is said when it takes long
+		s.waitLog(`msg="reading the processed ids"`) // logged when the warm-up takes long
 		t.Log("stopped in", s.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 		if s.log.count("cache warmed")+s.log.count("msg=consuming") > 0 {
-			t.Error("the warm-up was over")
+			t.Error("the warm-up was over before the stop")
 		}
 	})
 	t.Run("frozen", func(t *testing.T) {
@@ -364,14 +363,14 @@ func TestStopDuringWarmup(t *testing.T) {
 		t.Log("stopped in", s.stopWithin(syscall.SIGINT, shutdown).Round(time.Millisecond))
 		b.etcdServer.Resume()
 	})
-	// And nothing is wrong with those records.
+	// Without a stop the warm-up reads all records.
 	s := b.start("orders", "ENABLE_ETCD=true")
 	s.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", ids))
 	s.stop()
 }
 
-// newHang returns a webhook that answers nothing until the end of the test, and
-// tells of every post.
+// newHang returns a receiver that answers no post until the end of the test. began
+// receives every post.
 func newHang(t *testing.T) (receiver *receiver, began chan post) {
 	release, began := make(chan struct{}), make(chan post, 1000)
 	receiver = newReceiver(t, func(p post) int {
@@ -383,9 +382,8 @@ func newHang(t *testing.T) (receiver *receiver, began chan post) {
 	return receiver, began
 }
 
-// A handler that does not come to an end is cancelled in time for a clean exit,
-// and its event is there for the next process at once: its claim was given
-// back.
+// A handler that does not finish is cancelled in time for a clean exit. Its claim is
+// released, so the next process handles its event at once.
 func TestStopWithHangingHandler(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders")
@@ -399,7 +397,7 @@ func TestStopWithHangingHandler(t *testing.T) {
 	if took < shutdown/2 {
 		t.Errorf("stopped after %v: the handlers had no time to finish", took)
 	}
-	e.wantAllDone("orders", 0) // and none claimed
+	e.wantAllDone("orders", 0) // and no id is claimed
 	t.Log("stopped in", took.Round(time.Millisecond))
 	next := e.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=60s")
 	next.waitLogs(3, "msg=processed")
@@ -409,7 +407,7 @@ func TestStopWithHangingHandler(t *testing.T) {
 	next.stop()
 }
 
-// A second signal does not wait for anything.
+// A second signal ends the process at once.
 func TestSecondSignal(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(sig.String(), func(t *testing.T) {
@@ -422,7 +420,7 @@ func TestSecondSignal(t *testing.T) {
 			s.signal(sig)
 			select {
 			case <-s.exited:
-				t.Fatal("the first signal ended it at once")
+				t.Fatal("the first signal ended the process at once")
 			case <-time.After(time.Second):
 			}
 			asked := time.Now()
@@ -430,11 +428,11 @@ func TestSecondSignal(t *testing.T) {
 			select {
 			case <-s.exited:
 			case <-time.After(5 * time.Second):
-				t.Fatal("it goes on")
+				t.Fatal("the process does not end")
 			}
 			took := time.Since(asked)
 			if status := s.cmd.ProcessState.Sys().(syscall.WaitStatus); took > time.Second || !status.Signaled() || status.Signal() != sig {
-				t.Errorf("ended after %v: %v", took, s.cmd.ProcessState)
+				t.Errorf("the process ended after %v: %v", took, s.cmd.ProcessState)
 			}
 			t.Logf("ended after %v: %v", took.Round(time.Millisecond), s.cmd.ProcessState)
 		})

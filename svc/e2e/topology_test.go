@@ -8,8 +8,8 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// While the binding is missing, the broker drops every event without an error.
-// It is there again within 10 s. The log says so if the exchange was missing.
+// While the binding is missing, the broker drops every event without an error. The
+// service restores it within 10 s, and logs that if the exchange was missing.
 func TestTopologyLost(t *testing.T) {
 	tests := map[string]struct {
 		lose func(*amqp.Channel) error
@@ -33,22 +33,22 @@ func TestTopologyLost(t *testing.T) {
 			lost := time.Now()
 			for i := 0; s.log.count("msg=processed") == 0; i++ {
 				if time.Since(lost) > maxWait {
-					t.Fatal("nothing comes")
+					t.Fatal("no event arrives")
 				}
-				// To an exchange that does not exist nothing can be published.
+				// Publishing to an exchange that does not exist gets no confirm.
 				e.tryPublish(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
 				<-time.After(100 * time.Millisecond)
 			}
 			took := time.Since(lost)
 			if took > 10*time.Second {
-				t.Errorf("events come %v after the loss", took)
+				t.Errorf("events arrive only %v after the loss", took)
 			}
-			<-time.After(4 * time.Second) // it is looked at again
+			<-time.After(4 * time.Second) // the topology is checked again
 			if n := s.log.count("topology restored"); n != tt.said {
-				t.Errorf("the log says so %d times, want %d", n, tt.said)
+				t.Errorf("the log says %d times that the topology is restored, want %d", n, tt.said)
 			}
 			if n := s.log.count("msg=consuming"); n != 1 {
-				t.Errorf("consuming %d times", n)
+				t.Errorf("the service began to consume %d times, want once", n)
 			}
 			t.Logf("events come %v after the loss", took.Round(time.Millisecond))
 			s.stop()
@@ -64,7 +64,7 @@ func (e *env) tryPublish(body string) {
 	})
 }
 
-// A topology that cannot be restored is said once, and the service is not ready.
+// A topology that cannot be restored is logged once, and the service is not ready.
 func TestTopologyNotRestored(t *testing.T) {
 	e, _ := newBroker(t)
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
@@ -81,7 +81,7 @@ func TestTopologyNotRestored(t *testing.T) {
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
 	s.waitReady()
 	if n, m := s.log.count("cannot be declared"), s.log.count("topology restored"); n != 1 || m != 1 {
-		t.Errorf("the log says %d times that it cannot be declared and %d times that it is restored", n, m)
+		t.Errorf("the log says %d times that the topology cannot be declared and %d times that it is restored", n, m)
 	}
 	e.publishBodies(orders("r", 1)...)
 	s.waitLog("msg=processed")

@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// A message that the client library cannot read ends the connection, whatever
-// was delivered with it. No event before it is worked on more than twice, it is
-// found one message at a time and then named, and when it is gone the others go
-// through.
+// A message that the client library cannot read ends the connection and thereby the
+// deliveries before it. No earlier event is worked on more than twice. The service then
+// takes one message at a time to find the unreadable one, and logs it. Once it is
+// removed, the others are processed.
 func TestUnreadableBehindOthers(t *testing.T) {
 	const before, behind = 50, 20
 	e, _ := newBroker(t)
@@ -27,12 +27,12 @@ func TestUnreadableBehindOthers(t *testing.T) {
 	s.waitLog("no connection to the broker", "one of the first 1000 messages", "taken one at a time")
 	s.waitLog("no connection to the broker", "head of the queue cannot be read", "hint=", "remove it")
 	if n := relay.accepted.Load(); n > 3 {
-		t.Errorf("%d connections before it is found, want 2, or 3 with the next try", n)
+		t.Errorf("%d connections until the message is found, want 2, or 3 with the next attempt", n)
 	}
 	connections := relay.accepted.Load()
 	<-time.After(5 * time.Second)
 	if n := relay.accepted.Load() - connections; n < 2 || n > 6 {
-		t.Errorf("%d tries in 5 s", n)
+		t.Errorf("%d attempts in 5 s, want 2 to 6", n)
 	}
 	posts := make(map[string]int)
 	for _, p := range receiver.all() {
@@ -44,10 +44,10 @@ func TestUnreadableBehindOthers(t *testing.T) {
 		}
 	}
 	if len(posts) != before {
-		t.Errorf("%d of %d before it were worked on", len(posts), before)
+		t.Errorf("%d of the %d events before the message were worked on", len(posts), before)
 	}
 	if n := s.log.count("hint=") - s.log.count("head of the queue"); n != 0 {
-		t.Errorf("%d hints about something else", n)
+		t.Errorf("%d hints concern something else", n)
 	}
 
 	eventually(t, "the message between two tries", func() error {
@@ -57,7 +57,7 @@ func TestUnreadableBehindOthers(t *testing.T) {
 			return errNotYet
 		}
 		if !strings.Contains(string(d.Body), `"odd"`) {
-			t.Fatalf("at the head is %s", d.Body)
+			t.Fatalf("the head of the queue is %s", d.Body)
 		}
 		return d.Ack(false)
 	})

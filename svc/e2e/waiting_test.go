@@ -11,9 +11,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A hundred replicas wait for the ids of one that is killed: four processes, and
-// behind them the claims of 96 sessions that do nothing. As soon as the owner's
-// lease has ended the next one works, on each id once.
+// A hundred replicas wait for the ids of a replica that is killed: four processes, and
+// behind them 96 sessions that only hold claims. As soon as the owner's lease has ended,
+// the next replica works on each id once.
 func TestManyWait(t *testing.T) {
 	const ids, processes, sessions, ttl = 20, 4, 96, 2 * time.Second
 	e := newProxiedEnv(t)
@@ -81,7 +81,7 @@ func TestManyWait(t *testing.T) {
 	if lost, twice := receiver.accounts("m", ids); done != ids || lost > 0 || twice > 0 {
 		t.Errorf("%d posts for %d ids; %d were lost, %d done twice", done, ids, lost, twice)
 	}
-	if soonest < ttl/2 { // it was renewed after half of it at the latest
+	if soonest < ttl/2 { // the lease always has at least half of its TTL left
 		t.Errorf("an id was worked on %v after its owner was killed, CLAIM_TTL is %v", soonest, ttl)
 	}
 	if most := 300 * time.Millisecond; slowest > most && !raceEnabled {
@@ -93,7 +93,7 @@ func TestManyWait(t *testing.T) {
 	eventually(t, "everything done", func() error { return e.allDone("orders", ids) })
 }
 
-// session is the role's only session.
+// session returns the name of the only session of orders.
 func (e *env) session() (name string) {
 	e.t.Helper()
 	sessions := e.keys("orders").sessions
@@ -105,8 +105,7 @@ func (e *env) session() (name string) {
 	return name
 }
 
-// kill kills a replica and waits for the end of its session. It returns when
-// that was.
+// kill kills a replica and waits for the end of its session. It returns the time of that.
 func (e *env) kill(owner *service, session string) (ended time.Time) {
 	e.t.Helper()
 	watch := e.etcd.Watch(deadline(e.t), "/service/orders/session/"+session)
@@ -122,8 +121,7 @@ func (e *env) kill(owner *service, session string) (ended time.Time) {
 	return time.Time{}
 }
 
-// waitingSession writes what a replica has written that waits for the ids m0 and
-// on.
+// waitingSession writes the keys of a replica that waits for the ids m0, m1, …, n in all.
 func (e *env) waitingSession(ctx context.Context, session string, lease clientv3.LeaseID, n int) {
 	e.t.Helper()
 	var ids []string

@@ -13,16 +13,16 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// watchProxy forwards gRPC calls to a member of etcd, and can cut off watches
-// and nothing else: their streams stay open and bring no more, as when the
-// member that a watch is on has lost the others without knowing it.
+// watchProxy forwards gRPC calls to an etcd member. It can cut off watches alone: their
+// streams stay open and deliver nothing more, as when the member of a watch has lost the
+// other members without noticing.
 type watchProxy struct {
 	addr     string
 	upstream *grpc.ClientConn
 	requests sync.WaitGroup
 
 	mu      sync.Mutex
-	watches []chan struct{} // the open ones, oldest first; closing one cuts it off
+	watches []chan struct{} // the open watches, oldest first; closing a channel cuts its watch off
 }
 
 func newWatchProxy(t *testing.T, upstream string) *watchProxy {
@@ -49,8 +49,7 @@ func newWatchProxy(t *testing.T, upstream string) *watchProxy {
 	return p
 }
 
-// cutOldest cuts off the watch that has been open for longest. It reports
-// whether there was one.
+// cutOldest cuts off the oldest open watch. It returns false if there is none.
 func (p *watchProxy) cutOldest() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -62,7 +61,7 @@ func (p *watchProxy) cutOldest() bool {
 	return true
 }
 
-// opened adds a watch.
+// opened adds a watch. The returned channel is closed when the watch is cut off.
 func (p *watchProxy) opened() (cut chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,7 +82,7 @@ func (p *watchProxy) ended(cut chan struct{}) {
 	}
 }
 
-// forward handles one call, of whatever kind.
+// forward forwards one call of any kind.
 func (p *watchProxy) forward(_ any, client grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(client)
 	received, _ := metadata.FromIncomingContext(client.Context())
@@ -98,7 +97,7 @@ func (p *watchProxy) forward(_ any, client grpc.ServerStream) error {
 		cut = p.opened()
 		defer p.ended(cut)
 	}
-	// It ends with the call at the latest, after forward has returned.
+	// The goroutine may outlive forward, but ends with the call.
 	p.requests.Go(func() {
 		defer server.CloseSend()
 		var message []byte

@@ -9,16 +9,16 @@ import (
 	"testing"
 )
 
-// A host dies without a word, and another takes its place: the idle connections
-// drop what is sent, new ones work. That costs an event one attempt at most,
-// because the first that fails has all idle connections dropped.
+// The webhook's host dies without closing its connections, and another host takes its
+// place: idle connections drop all data, new connections work. Each event loses at most
+// one attempt, because the first failure closes all idle connections.
 func TestWebhookHostDiesSilently(t *testing.T) {
 	const events, later = 16, 4
 	b := newProxiedEnv(t)
 	together := newBarrier(events)
 	receiver := newReceiver(t, func(p post) int {
 		if p.ID[0] == 'w' {
-			together.wait() // so that there are as many connections
+			together.wait() // so that each event gets its own connection
 		}
 		return http.StatusOK
 	})
@@ -33,7 +33,7 @@ func TestWebhookHostDiesSilently(t *testing.T) {
 	b.waitCounts(map[string]int64{"orders_new_order_ok": events + later, "orders_new_order_failed": 0})
 }
 
-// barrier lets n callers through when all of them have come.
+// barrier blocks n callers until all of them have called wait.
 type barrier struct {
 	sync.WaitGroup
 }
@@ -49,12 +49,12 @@ func (b *barrier) wait() {
 	b.Wait()
 }
 
-// host forwards connections until it dies: then it drops what comes on those
-// that it has, and forwards new ones.
+// host forwards connections. When it dies, it drops all data on the existing connections;
+// new connections are forwarded.
 type host struct {
 	net.Listener
 	mu    sync.Mutex
-	alive chan struct{} // of the connections of now; closed when they die
+	alive chan struct{} // belongs to the present connections; closed when they die
 }
 
 func newHost(t *testing.T, upstream string) *host {
@@ -88,8 +88,7 @@ func newHost(t *testing.T, upstream string) *host {
 	return h
 }
 
-// forward copies from one connection to another, and drops what comes after dead is
-// closed.
+// forward copies from one connection to another. After dead is closed, it drops the data.
 func forward(to, from net.Conn, dead <-chan struct{}) {
 	buffer := make([]byte, 1<<16)
 	for r := bufio.NewReader(from); ; {

@@ -9,8 +9,9 @@ import (
 	"testing"
 )
 
-// A proxy accepts and closes while its backend is down. That is an outage: no event
-// counts an attempt, changes its token or is dead-lettered, however long it takes.
+// A proxy accepts connections and closes them while its backend is down. That is an
+// outage: no attempt is counted, no token changes and no event is dead-lettered,
+// however long it lasts.
 func TestWebhookConnectionLost(t *testing.T) {
 	const events = 10
 	b := newProxiedEnv(t)
@@ -57,8 +58,8 @@ func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
 	s.stop()
 }
 
-// losing is a handler that closes its connections without an answer while down is
-// true.
+// losing returns a handler that closes its connections without an answer while down is
+// true, and otherwise calls up.
 func losing(up http.Handler, down *atomic.Bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if down.Load() {
@@ -68,7 +69,7 @@ func losing(up http.Handler, down *atomic.Bool) http.Handler {
 	})
 }
 
-// Each handler keeps its connection.
+// The service needs no more connections to the webhook than it has handlers.
 func TestWebhookKeepsConnections(t *testing.T) {
 	const concurrency, rounds = 300, 3
 	b := newProxiedEnv(t)

@@ -92,8 +92,8 @@ func TestParseLargeBody(t *testing.T) {
 	}
 }
 
-// FuzzParse holds what Parse accepts against a second reader of the same
-// bytes: encoding/json must see the same type and id.
+// FuzzParse compares Parse with a second reader of the same bytes: encoding/json must
+// find the same type and id in every body that Parse accepts.
 func FuzzParse(f *testing.F) {
 	for _, seed := range []string{
 		``, `{`, `[]`, `null`, `{}`, `{"type":"t"}`, `{"id":"1"}`, `{"type":"new_order","id":"123"}`,
@@ -112,7 +112,7 @@ func FuzzParse(f *testing.F) {
 		}
 		var all map[string]any
 		if jsonErr := json.Unmarshal(body, &all); jsonErr != nil {
-			t.Fatalf("Parse accepted what encoding/json refuses: %v", jsonErr)
+			t.Fatalf("Parse accepted a body that encoding/json refuses: %v", jsonErr)
 		}
 		if all["type"] != e.Type {
 			t.Errorf("type %q, encoding/json says %v", e.Type, all["type"])

@@ -2,15 +2,15 @@ package harness
 
 import "os"
 
-// Addresses are those of the servers that a service uses.
+// Addresses holds the addresses of the servers that a service uses.
 type Addresses struct {
 	AMQP   string // AMQP_URL
 	Etcd   string // ETCD_ENDPOINTS
 	Statsd string // STATSD_ADDR
 }
 
-// Env returns the environment of a service that uses these servers, with further
-// variables, of which later ones win.
+// Env returns the environment of a service that uses these servers, followed by vars.
+// Later variables override earlier ones.
 func (a Addresses) Env(vars ...string) []string {
 	return append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"),

@@ -26,13 +26,13 @@ func startShell(t *testing.T, script string) *Process {
 	return p
 }
 
-// Stop accepts exit status 0 after SIGTERM only, and Kill excuses the status.
+// Stop accepts only exit status 0 after SIGTERM, and any status after Kill.
 func TestStop(t *testing.T) {
 	const ready = "; echo ready; while :; do read x; done"
 	for name, tt := range map[string]struct {
 		script string
-		before func(*Process) // Stop
-		want   string         // part of the error
+		before func(*Process) // runs before Stop
+		want   string         // part of the error; empty: no error
 	}{
 		"status 0":     {"trap 'exit 0' TERM", func(*Process) {}, ""},
 		"status 3":     {"trap 'exit 3' TERM", func(*Process) {}, "exit status 3"},
@@ -62,12 +62,12 @@ func TestLog(t *testing.T) {
 	if line, err := p.Log.Wait(timeout(t), 2, "a"); err != nil || line != "a 2\n" {
 		t.Errorf("%q, %v", line, err)
 	}
-	// The third has no end of line.
+	// The third line does not end with a newline.
 	if _, err := p.Log.Wait(timeout(t), 3, "a"); err == nil || !strings.Contains(err.Error(), "2 of 3 lines") {
 		t.Errorf("the error is %v", err)
 	}
 	if n := p.Log.Count("1", "b"); n != 1 {
-		t.Errorf("%d lines with 1 and b", n)
+		t.Errorf("%d lines contain 1 and b, want 1", n)
 	}
 	if got := strings.Join(p.Log.Tail(3), "|"); got != "b 1|a 2|a 3" {
 		t.Errorf("the tail is %q", got)
@@ -85,7 +85,8 @@ func TestReceiver(t *testing.T) {
 		return http.StatusOK
 	})
 	defer r.Close()
-	// On a connection that was used before, a client repeats what broke off.
+	// Without keep-alives, because a client repeats a request that fails on a reused
+	// connection.
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	post := func(key, token, body string) {
 		req, err := http.NewRequestWithContext(timeout(t), "POST", r.URL, strings.NewReader(body))
@@ -103,7 +104,7 @@ func TestReceiver(t *testing.T) {
 		}
 	}
 	post("orders/1", "5", "")
-	post("orders/1", "5", "") // its answer was lost
+	post("orders/1", "5", "") // repeats the same work
 	post("orders/2", "6", "")
 	post("orders/2", "7", "")
 	post("orders/3", "8", "fail")

@@ -12,7 +12,7 @@ import (
 // Process is a running command in a process group of its own: ctrl-c on the
 // terminal does not reach it, and a signal reaches its children too.
 type Process struct {
-	Name string // for errors
+	Name string // used in errors
 	Log  *Log   // standard output and standard error, see [Start]
 
 	cmd    *exec.Cmd
@@ -28,7 +28,7 @@ func Start(name string, cmd *exec.Cmd) (*Process, error) {
 		cmd.Stdout, cmd.Stderr = p.Log, p.Log
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.WaitDelay = time.Second // for children that keep the output open
+	cmd.WaitDelay = time.Second // children may keep the output open
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
 	}
@@ -46,16 +46,15 @@ func (p *Process) Exited() <-chan struct{} { return p.exited }
 // Signal sends a signal to the process and its children.
 func (p *Process) Signal(sig syscall.Signal) { syscall.Kill(-p.cmd.Process.Pid, sig) }
 
-// Kill ends the process as a crash does, and returns when it has exited.
+// Kill ends the process with SIGKILL, as a crash does, and returns when it has exited.
 func (p *Process) Kill() {
 	p.ending.Store(true)
 	p.Signal(syscall.SIGKILL)
 	<-p.exited
 }
 
-// Stop sends SIGTERM and waits for exit status 0. It returns nil at once if
-// Stop or Kill has ended the process before, and an error if the process has
-// ended without either.
+// Stop sends SIGTERM and waits for exit status 0. It returns nil at once if an earlier
+// Stop or Kill has ended the process, and an error if the process has ended by itself.
 func (p *Process) Stop(ctx context.Context) error {
 	ended := false
 	select {

@@ -9,9 +9,9 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// Publisher publishes to the exchange events with routing key foo, as plumber
-// does. It connects when it is first used, and again after an error. It belongs
-// to one goroutine.
+// Publisher publishes to the exchange events with routing key foo, as plumber does. It
+// connects at its first use, and again after an error. It must not be used by several
+// goroutines at once.
 type Publisher struct {
 	URL         string
 	DialTimeout time.Duration // 0: 30 s
@@ -22,9 +22,9 @@ type Publisher struct {
 }
 
 const (
-	// batch is how many messages are published before their confirms are awaited.
-	// The channel of confirms has capacity for all of them: a full one would block
-	// the connection's reader.
+	// batch is the number of messages that are published before their confirms are
+	// awaited. The channel of confirms has capacity for all of them: a full channel
+	// would block the connection's reader.
 	batch = 4096
 
 	confirmTimeout = time.Minute // for each confirm
@@ -85,9 +85,9 @@ func (p *Publisher) Publish(ctx context.Context, messages ...amqp.Publishing) er
 	return nil
 }
 
-// PublishUntilConfirmed publishes messages again and again until the broker has
-// confirmed all of them. After an error all are published again, so some may be in the
-// queues twice.
+// PublishUntilConfirmed retries Publish until the broker has confirmed all messages.
+// After an error it publishes all of them again, so the queues may get some of them
+// more than once.
 func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.Publishing) error {
 	for {
 		err := p.Publish(ctx, messages...)

@@ -19,16 +19,16 @@ type Receiver struct {
 	answer Answer
 
 	mu      sync.Mutex
-	begun   map[string]int // posts by role, with those that have no answer yet
+	begun   map[string]int // number of posts by role, including unanswered ones
 	posts   []Post
 	changed chan struct{} // closed and replaced when a post is recorded
 }
 
-// Answer decides the status of a post; it may take its time. ctx ends when the
-// sender is gone. Status 0 closes the connection without an answer.
+// Answer returns the status of a post. It may block. ctx ends when the sender closes
+// the connection. Status 0 closes the connection without an answer.
 type Answer func(ctx context.Context, p Post) int
 
-// Post is one request of a service, recorded when its status was decided.
+// Post is one request of a service. It is recorded when Answer has returned.
 type Post struct {
 	Role, ID string // the Idempotency-Key is role/ID
 	Token    int64  // X-Fencing-Token
@@ -38,8 +38,8 @@ type Post struct {
 	Began    time.Time
 }
 
-// NewReceiver starts a receiver on a free port of 127.0.0.1. Without an answer
-// it answers every post at once with 204.
+// NewReceiver starts a receiver on a free port of 127.0.0.1. If answer is nil, the
+// receiver answers every post at once with 204.
 func NewReceiver(answer Answer) *Receiver {
 	if answer == nil {
 		answer = func(context.Context, Post) int { return http.StatusNoContent }
@@ -109,9 +109,8 @@ func (r *Receiver) Wait(ctx context.Context, ok func(posts []Post) bool) error {
 	}
 }
 
-// Work returns the work done for a role, that is, answered with 2xx: for each
-// id, how many posts there were with each token. Another post with the same
-// token repeats the same work.
+// Work returns the work that was done for a role, by id and token: the number of posts
+// answered with 2xx. Several posts with the same token are repetitions of the same work.
 func (r *Receiver) Work(role string) map[string]map[int64]int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,8 +127,8 @@ func (r *Receiver) Work(role string) map[string]map[int64]int {
 	return work
 }
 
-// Accounts returns how many of a role's ids were done once, never, and more than
-// once.
+// Accounts returns how many of ids were done exactly once, never, and more than once
+// for a role. Repetitions with the same token count as once.
 func (r *Receiver) Accounts(role string, ids []string) (once, lost, twice int) {
 	work := r.Work(role)
 	for _, id := range ids {

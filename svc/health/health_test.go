@@ -26,7 +26,8 @@ func ask(t *testing.T, h http.Handler, path string) (int, string) {
 	return w.Code, w.Body.String()
 }
 
-// A status is ready when every part is, and says since when each is as it is.
+// A status is ready when every part is ready. It reports since when each part has its
+// state.
 func TestReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
@@ -58,10 +59,10 @@ func TestReady(t *testing.T) {
 		<-time.After(time.Second)
 		b.Set("etcd", errors.New("gone"))
 		<-time.After(time.Second)
-		b.Set("etcd", errors.New("still gone")) // since it went, not since it was said again
+		b.Set("etcd", errors.New("still gone")) // does not change the time of the first error
 		want(503, false, 3*time.Second, map[string]string{"etcd": "still gone"})
 		if since := b.report().Parts["etcd"].Since; !since.Equal(began.Add(3 * time.Second)) {
-			t.Errorf("etcd is away since %v after the start", since.Sub(began))
+			t.Errorf("etcd is not ready since %v after the start, want 3s", since.Sub(began))
 		}
 		if code, body := ask(t, h, "/stats"); code != 200 || !strings.Contains(body, `"orders_new_order_ok": 3`) {
 			t.Errorf("/stats: %d %s", code, body)
@@ -75,7 +76,7 @@ func TestReady(t *testing.T) {
 	})
 }
 
-// A probe notices within two seconds, whether the server refuses or is silent.
+// A probe notices within two seconds that a server has become silent, or answers again.
 func TestProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewStatus("etcd")
@@ -120,6 +121,6 @@ func TestServe(t *testing.T) {
 	}
 	stop()
 	if _, err := Serve("192.0.2.1:1", http.NotFoundHandler(), log); err == nil || !strings.Contains(err.Error(), "HEALTH_ADDR") {
-		t.Errorf("an address that is not ours: %v", err)
+		t.Errorf("for an address of another machine the error is %v", err)
 	}
 }

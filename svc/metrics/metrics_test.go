@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// sink is a statsd.
+// sink is a statsd server that sums up counters.
 type sink struct {
 	net.PacketConn
 	t       *testing.T
@@ -47,13 +47,13 @@ func listenAt(t *testing.T, addr string) *sink {
 	return &sink{PacketConn: conn, t: t, totals: make(map[string]int64)}
 }
 
-// addr is where the sink listens, by the name of its host.
+// addr returns the sink's address, with the name localhost as the host.
 func (s *sink) addr() string {
 	_, port, _ := net.SplitHostPort(s.LocalAddr().String())
 	return net.JoinHostPort("localhost", port)
 }
 
-// read takes in one packet, and reports whether it is the last.
+// read reads one packet, and reports whether it is the one that rest sends last.
 func (s *sink) read() (last bool) {
 	s.t.Helper()
 	packet := make([]byte, 64<<10)
@@ -80,7 +80,7 @@ func (s *sink) read() (last bool) {
 	return false
 }
 
-// until reads until it has these totals.
+// until reads packets until the totals are as wanted.
 func (s *sink) until(want map[string]int64) {
 	s.t.Helper()
 	s.SetReadDeadline(time.Now().Add(30 * time.Second))
@@ -89,7 +89,7 @@ func (s *sink) until(want map[string]int64) {
 	}
 }
 
-// rest reads what was sent before.
+// rest reads all packets that were sent before its call.
 func (s *sink) rest() {
 	s.t.Helper()
 	if _, err := s.WriteTo([]byte("last"), s.LocalAddr()); err != nil {
@@ -133,7 +133,7 @@ func TestCountsAddUp(t *testing.T) {
 	}
 	wg.Wait()
 	want := map[string]int64{"orders_new_order_ok": 8000, "orders_malformed": 8, "orders_ignored": 0}
-	s.until(want) // without being closed
+	s.until(want) // before Close
 	c.Close()
 	s.rest()
 	s.expect(want)
@@ -149,7 +149,7 @@ func TestCloseFlushes(t *testing.T) {
 	c.Close()
 	s.rest()
 	s.expect(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 7})
-	c.Count("ignored") // of a handler that ends later
+	c.Count("ignored") // as by a handler that ends later
 }
 
 func TestNobodyListens(t *testing.T) {
@@ -171,13 +171,13 @@ func TestUnknownNamePanics(t *testing.T) {
 	defer c.Close()
 	defer func() {
 		if recover() == nil {
-			t.Error("a name that is not reported is counted")
+			t.Error("counting an unknown name does not panic")
 		}
 	}()
 	c.Count("new_order_okay")
 }
 
-// lines is a log that is read while it is written.
+// lines is a log that can be read while it is written.
 type lines struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -195,14 +195,14 @@ func (l *lines) String() string {
 	return l.b.String()
 }
 
-// useNameServer has every connection to a name server made by dial.
+// useNameServer makes net connect to name servers with dial.
 func useNameServer(t *testing.T, dial func(context.Context) (net.Conn, error)) {
 	before := net.DefaultResolver
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	t.Cleanup(func() { net.DefaultResolver = before })
 }
 
-// nameServer is a connection to a name server that knows every name: it is
+// nameServer returns a connection to a name server that resolves every name to
 // 127.0.0.host.
 func nameServer(host byte) net.Conn {
 	client, server := net.Pipe()
@@ -221,7 +221,7 @@ func nameServer(host byte) net.Conn {
 		isA := m[question-3] == 1
 		answer := append([]byte{m[0], m[1], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, m[header:question]...)
 		if isA {
-			answer[7] = 1 // answers: the name above, A, IN, 1 s, 4 bytes
+			answer[7] = 1 // one answer: the name above, A, IN, 1 s, 4 bytes
 			answer = append(answer, 0xc0, header, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, host)
 		}
 		server.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...))
@@ -229,11 +229,11 @@ func nameServer(host byte) net.Conn {
 	return client
 }
 
-// unresolvable is a statsd whose name cannot be resolved.
+// unresolvable is an address whose name cannot be resolved.
 const unresolvable = "no-such-host.invalid:8125"
 
 func TestUnresolvableName(t *testing.T) {
-	var asked sync.Map // when the name server was
+	var asked sync.Map // the times at which a name server was dialed
 	useNameServer(t, func(context.Context) (net.Conn, error) {
 		asked.Store(time.Now(), true)
 		return nil, errors.New("no name server")
@@ -252,14 +252,14 @@ func TestUnresolvableName(t *testing.T) {
 		synctest.Wait()
 		if n := strings.Count(log.String(), "\n"); n != 1 ||
 			!strings.Contains(log.String(), "statsd is unreachable") || !strings.Contains(log.String(), "STATSD_ADDR") {
-			t.Errorf("in an hour it logs %d lines, want one:\n%s", n, log.String())
+			t.Errorf("in an hour %d lines are logged, want one:\n%s", n, log.String())
 		}
 		times := 0
 		for range asked.Range {
 			times++
 		}
 		if most := int(time.Hour/redial) + 1; times < 2 || times > most {
-			t.Errorf("in an hour it was looked up %d times, want up to %d", times, most)
+			t.Errorf("in an hour the name was looked up %d times, want 2 to %d", times, most)
 		}
 		begin = time.Now()
 		c.Close()
@@ -270,7 +270,7 @@ func TestUnresolvableName(t *testing.T) {
 }
 
 func TestNameServerHangs(t *testing.T) {
-	hang := make(chan (<-chan struct{}), 1) // what dials wait for; made in the bubble
+	hang := make(chan (<-chan struct{}), 1) // holds the channel that dials wait for; it is made in the bubble
 	useNameServer(t, func(context.Context) (net.Conn, error) {
 		end := <-hang
 		hang <- end
@@ -298,7 +298,7 @@ func TestNameServerHangs(t *testing.T) {
 	})
 }
 
-// What is counted until statsd's name can be resolved is not lost.
+// Counts from before statsd's name can be resolved are sent later.
 func TestNameIsResolvedLater(t *testing.T) {
 	var known atomic.Bool
 	useNameServer(t, func(context.Context) (net.Conn, error) {
@@ -353,7 +353,7 @@ func TestNameMoves(t *testing.T) {
 	})
 }
 
-// statter is a client whose sending can fail.
+// statter is a statsd client whose calls can be made to fail.
 type statter struct {
 	statsd.Statter
 	fails atomic.Bool
@@ -364,7 +364,7 @@ type statter struct {
 	closed bool
 }
 
-// take returns what has been told since the last time.
+// take returns the number of calls and the totals since its last call.
 func (s *statter) take() (calls int, totals map[string]int64) {
 	synctest.Wait()
 	s.mu.Lock()
@@ -393,7 +393,7 @@ func (s *statter) Close() error {
 	return nil
 }
 
-// reportTo is Report with a client.
+// reportTo is Report with another client.
 func reportTo(s *statter) *Recorder {
 	c := &Recorder{counts: make(map[string]*counter), client: s, quit: make(chan struct{}), done: make(chan struct{})}
 	for _, name := range names {
@@ -403,7 +403,7 @@ func reportTo(s *statter) *Recorder {
 	return c
 }
 
-// However much is counted, statsd is told a few times a second.
+// Reports are sent a few times a second, however often counters are incremented.
 func TestReportsRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &statter{totals: make(map[string]int64)}
@@ -419,21 +419,22 @@ func TestReportsRarely(t *testing.T) {
 		}
 		calls, totals := s.take()
 		if calls > 21+len(names) || totals["orders_ignored"] < 19_000 {
-			t.Errorf("%d calls tell statsd of %v", calls, totals)
+			t.Errorf("%d calls report %v", calls, totals)
 		}
 		<-time.After(time.Hour)
 		if calls, _ := s.take(); calls > len(names)*int(time.Hour/resend+1) {
-			t.Errorf("%d calls when nothing is counted", calls)
+			t.Errorf("%d calls in an hour in which nothing is counted", calls)
 		}
 		c.Count("ignored")
 		c.Close()
 		if _, totals := s.take(); totals["orders_ignored"] != 1 || !s.closed {
-			t.Errorf("at the end statsd is told %v; closed: %v", totals, s.closed)
+			t.Errorf("Close reports %v; closed: %v", totals, s.closed)
 		}
 	})
 }
 
-// A statsd that starts later is told every counter, without an event.
+// Every counter is sent again and again, so that a statsd that starts later knows it
+// without an event.
 func TestSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &statter{totals: make(map[string]int64)}
@@ -444,13 +445,13 @@ func TestSentAgain(t *testing.T) {
 			<-time.After(10*time.Second - interval)
 			_, totals := s.take()
 			if diff := cmp.Diff(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": want}, totals); diff != "" {
-				t.Errorf("in 10 s statsd is told (-want +got):\n%s", diff)
+				t.Errorf("reported within 10 s (-want +got):\n%s", diff)
 			}
 		}
 	})
 }
 
-// What cannot be sent is sent later: counts, and the first 0 of each.
+// Counts that cannot be sent are sent later, and so is the first 0 of each counter.
 func TestSendingFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &statter{totals: make(map[string]int64)}

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// lines reads packets until the named metric has come n times, and returns its
-// values: what stands behind the colon.
+// lines reads packets until the named metric has arrived n times, and returns its
+// values: the text after the colon.
 func (s *sink) lines(name string, n int) (values []string) {
 	s.t.Helper()
 	s.SetReadDeadline(time.Now().Add(30 * time.Second))
@@ -18,7 +18,7 @@ func (s *sink) lines(name string, n int) (values []string) {
 	for len(values) < n {
 		size, _, err := s.ReadFrom(packet)
 		if err != nil {
-			s.t.Fatalf("%s came %d times, want %d: %v", name, len(values), n, err)
+			s.t.Fatalf("%s arrived %d times, want %d: %v", name, len(values), n, err)
 		}
 		for line := range strings.Lines(string(packet[:size])) {
 			if value, ok := strings.CutPrefix(strings.TrimSpace(line), name+":"); ok {
@@ -33,7 +33,7 @@ func reportAll(t *testing.T, s *sink) *Recorder {
 	return Report(s.addr(), "orders_", Names{Counters: names, Timers: []string{"claim"}}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
-// Few times are sent as they are.
+// A few durations are all sent, without a sample rate.
 func TestTimer(t *testing.T) {
 	s := listen(t)
 	m := reportAll(t, s)
@@ -44,12 +44,12 @@ func TestTimer(t *testing.T) {
 	}
 }
 
-// Of many a fair sample is sent, with its rate.
+// If there are many durations, a fair sample of them is sent, with its rate.
 func TestTimerSamples(t *testing.T) {
 	s := listen(t)
 	const n = 100_000
 	m := reportAll(t, s)
-	s.lines("orders_ignored", 1) // it has reported: all of the next come in few reports
+	s.lines("orders_ignored", 1) // after the first report, all of the following times fit into few reports
 	for i := range n {
 		m.Time("claim", time.Duration(i)*time.Millisecond)
 	}
@@ -59,7 +59,7 @@ func TestTimerSamples(t *testing.T) {
 		ms, rest, _ := strings.Cut(value, "|ms")
 		took, err := strconv.ParseFloat(ms, 64)
 		if err != nil {
-			t.Fatalf("%q is no time", value)
+			t.Fatalf("%q is not a time", value)
 		}
 		rate := 1.0
 		if text, sampled := strings.CutPrefix(rest, "|@"); sampled {

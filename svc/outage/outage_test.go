@@ -25,12 +25,12 @@ func newLog(name, meanwhile string) (*outage.Log, *bytes.Buffer) {
 	return outage.New(slog.New(h), name, meanwhile), &lines
 }
 
-// A call is one of a test: its error and its hint, or that it was answered.
+// call is one call of a test: it was answered, or failed with an error and a hint.
 type call struct {
 	err      string
 	hint     string
 	answered bool
-	after    time.Duration // since the call before
+	after    time.Duration // since the previous call
 	took     time.Duration
 }
 

@@ -17,14 +17,14 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// broker is a channel as the broker sees it. It does what the broker punishes
-// with closing the channel: it complains.
+// broker is the broker's view of a channel. It fails the test where a real broker
+// would close the channel.
 type broker struct {
 	t *testing.T
 
 	mu      sync.Mutex
-	last    uint64          // delivered
-	open    map[uint64]bool // delivered and not acknowledged; true: finished
+	last    uint64          // the last tag delivered
+	open    map[uint64]bool // tags delivered and not acknowledged; true: finished
 	singles []uint64        // tags acknowledged singly
 }
 
@@ -74,7 +74,7 @@ func (b *broker) forget(tag uint64) {
 	delete(b.open, tag)
 }
 
-// unfinished returns the tags whose handlers run.
+// unfinished returns the tags whose handlers still run.
 func (b *broker) unfinished() (tags []uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -87,7 +87,7 @@ func (b *broker) unfinished() (tags []uint64) {
 	return tags
 }
 
-// owed returns the tags that are finished and not acknowledged.
+// owed returns the tags that are finished but not acknowledged.
 func (b *broker) owed() (tags []uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -100,8 +100,8 @@ func (b *broker) owed() (tags []uint64) {
 	return tags
 }
 
-// Whatever the order in which deliveries are finished: each is acknowledged
-// once, none before it is finished, and none is forgotten.
+// In whatever order deliveries finish, each is acknowledged exactly once, and none
+// before it has finished.
 func TestAckOrder(t *testing.T) {
 	for seed := range uint64(50) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -116,7 +116,7 @@ func TestAckOrder(t *testing.T) {
 					b.ack(tag, true)
 				}
 				if tag, ok := order.prefix(); ok {
-					t.Fatalf("the prefix up to %d is given twice", tag)
+					t.Fatalf("prefix returns %d twice", tag)
 				}
 				if overdue {
 					for _, tag := range order.outOfOrder() {
@@ -126,7 +126,7 @@ func TestAckOrder(t *testing.T) {
 						t.Fatalf("%v are not acknowledged", owed)
 					}
 				} else if owed, open := b.owed(), b.unfinished(); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
-					t.Fatalf("%d is not acknowledged though all before it are finished; %v are not", owed[0], open)
+					t.Fatalf("%d is not acknowledged although all tags before it are finished; open: %v", owed[0], open)
 				}
 			}
 			for range 400 {
@@ -150,8 +150,8 @@ func TestAckOrder(t *testing.T) {
 	}
 }
 
-// A delivery may be away for very long, with all that is delivered meanwhile
-// behind it: what is kept must not grow with their number.
+// While one delivery is unfinished for a long time, the memory of ackOrder does not
+// grow with the number of later deliveries.
 func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	const rounds, prefetch = 300, 1000
 	var order ackOrder
@@ -166,7 +166,7 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 			t.Fatalf("tag 1 is acknowledged with %d", tag)
 		}
 		if n := len(order.outOfOrder()); n != prefetch-1 {
-			t.Fatalf("%d of %d are acknowledged", n, prefetch-1)
+			t.Fatalf("%d of %d deliveries are acknowledged", n, prefetch-1)
 		}
 	}
 	next := uint64(2)
@@ -196,7 +196,7 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// startAcker returns a acker that acknowledges to b.
+// startAcker returns an acker that acknowledges with ack.
 func startAcker(ack func(uint64, bool) error) *acker {
 	s := &acker{ack: ack, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
 	go s.run()
@@ -219,7 +219,7 @@ func TestAckerAcknowledgesTheContiguousAtOnce(t *testing.T) {
 		wg.Wait()
 		synctest.Wait()
 		if len(b.open) > 0 || len(b.singles) > 0 {
-			t.Errorf("%d are not acknowledged, %d were singly; want all of them together", len(b.open), len(b.singles))
+			t.Errorf("%d deliveries are not acknowledged, %d are singly; want 0, 0", len(b.open), len(b.singles))
 		}
 	})
 }
@@ -255,11 +255,11 @@ func TestAckerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
 		<-time.After(ackDelay)
 		owes()
 		<-time.After(time.Hour)
-		finish(1) // up to 4
+		finish(1) // acknowledges 1: 2 to 4 were acknowledged before
 		owes()
 		finish(7)
 		owes(7)
-		finish(5) // and 6, 7 with it
+		finish(5) // acknowledges 5 and 7: 6 was acknowledged before
 		owes()
 		if diff := cmp.Diff([]uint64{2, 3, 4, 6}, slices.Sorted(slices.Values(b.singles))); diff != "" {
 			t.Errorf("acknowledged singly (-want +got):\n%s", diff)
@@ -287,14 +287,14 @@ func TestAckerCloseFlushes(t *testing.T) {
 				if owed := b.owed(); len(owed) > 0 || time.Since(begin) > 0 {
 					t.Errorf("%v are not acknowledged after %v", owed, time.Since(begin))
 				}
-				s.finish(99) // of a handler that ends later: lost with its channel
+				s.finish(99) // as by a handler that ends later; its acknowledgement is lost with the channel
 				s.finish(98)
 			})
 		})
 	}
 }
 
-// A broker that does not read holds up no handler.
+// A broker that does not read from its connection blocks no handler.
 func TestFinishNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
@@ -311,7 +311,7 @@ func TestFinishNeverBlocks(t *testing.T) {
 		close(reads)
 		s.close()
 		if len(b.open) > 0 {
-			t.Errorf("%d are not acknowledged", len(b.open))
+			t.Errorf("%d deliveries are not acknowledged", len(b.open))
 		}
 	})
 }

@@ -18,7 +18,7 @@ var (
 	failedAt = time.Date(2021, 12, 8, 10, 30, 0, 123456789, time.FixedZone("", -6*60*60))
 )
 
-// added are the headers that every letter of boom has.
+// added returns the headers that every dead letter of boom has, together with more.
 func added(more amqp.Table) amqp.Table {
 	headers := amqp.Table{
 		"x-reason": "failed", "x-error": "boom", "x-attempts": int32(3),
@@ -132,13 +132,13 @@ func TestLetter(t *testing.T) {
 			before := maps.Clone(tt.msg.Headers)
 			got := deadLetter(tt.msg, tt.letter, failedAt)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("letter (-want +got):\n%s", diff)
+				t.Errorf("dead letter (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(before, tt.msg.Headers); diff != "" {
 				t.Errorf("the delivery's own headers have changed (-was +is):\n%s", diff)
 			}
 			if err := got.Headers.Validate(); err != nil {
-				t.Errorf("the library cannot send it: %v", err)
+				t.Errorf("the library cannot send the dead letter: %v", err)
 			}
 		})
 	}
@@ -172,7 +172,7 @@ func TestLetterCutsTheError(t *testing.T) {
 	}
 }
 
-// An error may quote a message.
+// An error may quote bytes of a message that are not UTF-8.
 func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 	tests := map[string]string{
 		"short":              "the answer was \xff\xfe",

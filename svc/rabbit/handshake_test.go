@@ -14,7 +14,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// frame is a method frame of channel 0.
+// frame returns a method frame on channel 0.
 func frame(class, method uint16, args string) string {
 	payload := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, class), method)
 	payload = append(payload, args...)
@@ -25,7 +25,7 @@ func closeFrame(code uint16, text string) string {
 	return frame(10, 50, string(binary.BigEndian.AppendUint16(nil, code))+string(rune(len(text)))+text+"\x00\x00\x00\x00")
 }
 
-// readerConn is a connection of which only reading is looked at.
+// readerConn is a connection that can only be read.
 type readerConn struct {
 	net.Conn
 	io.Reader
@@ -34,8 +34,8 @@ type readerConn struct {
 func (c readerConn) Read(b []byte) (int, error)  { return c.Reader.Read(b) }
 func (readerConn) SetDeadline(t time.Time) error { return nil }
 
-// What the broker says during the handshake is the reason of its failure, in
-// whatever pieces it comes.
+// The error of a failed handshake contains the broker's own reason, in whatever pieces
+// its bytes arrive.
 func TestHandshakeReason(t *testing.T) {
 	start := frame(10, 10, "\x00\x09")
 	end := func(err error) io.Reader { return iotest.ErrReader(err) }
@@ -84,7 +84,7 @@ func FuzzHandshake(f *testing.F) {
 			t.Errorf("%d bytes are kept", len(c.unread))
 		}
 		if c.explain(amqp.ErrVhost) == nil {
-			t.Error("no reason")
+			t.Error("explain returns no reason")
 		}
 	})
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// propertiesFrame has the library publish msg to a broker that agrees to
-// everything, and returns the frame that its properties became.
+// propertiesFrame publishes msg with the library to a fake broker that accepts
+// everything, and returns the frame with its properties.
 func propertiesFrame(t *testing.T, msg amqp.Publishing) []byte {
 	t.Helper()
 	client, server := net.Pipe()
@@ -76,8 +76,8 @@ func allFields() amqp.Publishing {
 	}
 }
 
-// The size of a frame is what the library writes; an estimate that is too large
-// would do no harm, one that is too small would.
+// headerFrame returns the size of the frame that the library writes. It may estimate
+// too much, which does no harm, but never too little.
 func TestHeaderFrame(t *testing.T) {
 	msg := allFields()
 	if got, want := headerFrame(msg), len(propertiesFrame(t, msg))+1; got != want { // one for the table's type, which is not written
@@ -91,7 +91,7 @@ func TestHeaderFrame(t *testing.T) {
 func TestFit(t *testing.T) {
 	const frame = 4096 // the least that AMQP allows
 	long := func(n int) string { return strings.Repeat("x", n) }
-	ourHeaders := amqp.Table{ // as large as they get
+	ourHeaders := amqp.Table{ // at their maximum size
 		"x-reason": "malformed", "x-error": long(maxErrorLen), "x-attempts": int32(1), "x-exchange": long(255), "x-routing-key": long(255),
 		"x-failed-at": time.RFC3339Nano,
 	}
@@ -111,7 +111,7 @@ func TestFit(t *testing.T) {
 	room := frame - headerFrame(amqp.Publishing{Headers: ourHeaders})
 	tests := map[string]struct {
 		msg        amqp.Publishing
-		more, want amqp.Table // headers beside addedHeaders
+		more, want amqp.Table // headers besides ourHeaders
 	}{
 		"none":          {amqp.Publishing{}, nil, nil},
 		"just fits":     {amqp.Publishing{}, amqp.Table{"a": long(room - 7)}, amqp.Table{"a": long(room - 7)}},
@@ -130,7 +130,7 @@ func TestFit(t *testing.T) {
 				t.Errorf("%d bytes", n)
 			}
 			if diff := cmp.Diff(with(tt.more), tt.msg.Headers); diff != "" {
-				t.Errorf("the message given was changed:\n%s", diff)
+				t.Errorf("trimHeaders changed its argument:\n%s", diff)
 			}
 			if all := trimHeaders(tt.msg, 0); len(all.Headers) != len(tt.msg.Headers) {
 				t.Errorf("without a limit %d headers are left", len(all.Headers))

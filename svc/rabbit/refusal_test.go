@@ -7,8 +7,8 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// The broker's answers, as RabbitMQ 3.10 and 4.0 give them: the user's lack of a
-// right is told from what passes. Each has a hint.
+// denied tells the lack of a right from refusals that pass, and Hint has a hint for
+// refusals that an operator can fix. The reasons are those of RabbitMQ 3.10 and 4.0.
 func TestDenied(t *testing.T) {
 	tests := []struct {
 		code   int
@@ -44,6 +44,6 @@ func TestDenied(t *testing.T) {
 		})
 	}
 	if denied(&amqp.Error{Code: 403, Reason: "ACCESS_REFUSED - Login was refused"}) {
-		t.Error("what the broker has not said is believed")
+		t.Error("an error that did not come from the broker counts as a refusal")
 	}
 }

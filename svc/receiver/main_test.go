@@ -43,9 +43,9 @@ func TestReceive(t *testing.T) {
 		code, effects int
 	}{
 		{"orders/1", "7", 200, 1},
-		{"orders/1", "7", 200, 1}, // its answer was lost
-		{"orders/1", "9", 200, 1}, // another process, after a crash of the first
-		{"orders/1", "8", 412, 1}, // a process that had lost its claim before
+		{"orders/1", "7", 200, 1}, // the answer was lost
+		{"orders/1", "9", 200, 1}, // another process repeats the work after a crash of the first
+		{"orders/1", "8", 412, 1}, // a process that has lost its claim
 		{"orders/2", "6", 200, 2},
 		{"", "6", 400, 2},
 		{"orders/3", "", 400, 2},
@@ -55,7 +55,7 @@ func TestReceive(t *testing.T) {
 		}
 	}
 
-	// It remembers across a restart.
+	// The store remembers keys across a restart.
 	if err := store.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -14,11 +14,12 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// abandonVar makes this test binary a program that starts servers, and names
-// the folder for them.
+// abandonVar names the environment variable that makes this test binary run abandon,
+// with its value as the folder.
 const abandonVar = "STACK_TEST_ABANDON"
 
-// abandon starts servers, pauses one, says where they are and waits to be killed.
+// abandon starts servers, pauses one of them, prints their addresses and waits to be
+// killed.
 func abandon(dir string) (exit int) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	defer cancel()
@@ -43,15 +44,15 @@ func abandon(dir string) (exit int) {
 	return 0
 }
 
-// No server outlives the program that has started it, even if that is killed
-// and the server is paused.
+// No server outlives the program that started it, even if the program is killed and
+// the server is paused.
 func TestParentKilled(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
 	exe, err := os.Executable()
 	check(t, err)
-	// All processes that come of the parent inherit an end of this pipe, as
-	// they close nothing they do not know. It breaks when the last one ends.
+	// The parent and all processes that it starts inherit the write end of this pipe.
+	// The read end reaches EOF when the last of them has ended.
 	family, inherited, err := os.Pipe()
 	check(t, err)
 	defer family.Close()
@@ -59,7 +60,7 @@ func TestParentKilled(t *testing.T) {
 	parent.Env = append(os.Environ(), abandonVar+"="+t.TempDir())
 	parent.ExtraFiles = []*os.File{inherited}
 	parent.Stderr = os.Stderr
-	stdin, err := parent.StdinPipe() // when we die, the parent ends
+	stdin, err := parent.StdinPipe() // the parent ends when this test dies
 	check(t, err)
 	defer stdin.Close()
 	stdout, err := parent.StdoutPipe()
@@ -69,7 +70,7 @@ func TestParentKilled(t *testing.T) {
 
 	var etcd, rabbit string
 	if _, err := fmt.Fscanln(stdout, &etcd, &rabbit); err != nil {
-		t.Fatalf("the parent has started nothing: %v, %v", err, parent.Wait())
+		t.Fatalf("the parent has not started its servers: %v, %v", err, parent.Wait())
 	}
 	for _, addr := range []string{etcd, rabbit} {
 		conn, err := net.Dial("tcp", addr)

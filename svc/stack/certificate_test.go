@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// certificates are files: of an authority, and of one certificate from it for
-// both the server at 127.0.0.1 and its clients.
+// certificates holds the files of an authority, and of a certificate from it that
+// serves both the server at 127.0.0.1 and its clients.
 type certificates struct {
 	ca, cert, key string
 	client        *tls.Config

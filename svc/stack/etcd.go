@@ -16,19 +16,19 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// EtcdOptions are what a member can have beyond etcd's defaults, and beyond the
-// lease checkpoints and the compaction that docker-compose.yaml turns on too.
+// EtcdOptions configure a member beyond etcd's defaults and beyond the lease
+// checkpoints and the compaction, which docker-compose.yaml turns on too.
 type EtcdOptions struct {
-	QuotaBytes int64          // of the data; 0: etcd's default, 2 GiB
+	QuotaBytes int64          // maximum size of the data; 0: etcd's default, 2 GiB
 	Config     map[string]any // further settings, by their names in etcd's configuration file
 
-	// Paths of PEM files, for TLS. With CACert, clients have to show a
+	// Paths of PEM files, for TLS. With CACert, clients must present a
 	// certificate from that authority.
 	Cert, Key, CACert string
 }
 
-// Etcd is one private etcd member: a process of its own, so that it can be
-// killed, with the data on the disk as a crash leaves it.
+// Etcd is a private etcd member. It is a process of its own, so that it can be killed
+// and leaves its data on the disk as after a crash.
 type Etcd struct {
 	*Server
 	client, peer Port
@@ -76,7 +76,7 @@ func startEtcds(ctx context.Context, dirs []string, options EtcdOptions) (member
 			return members, fmt.Errorf("configure etcd: %w", err)
 		}
 	}
-	// At once: none of them serves before most of them run.
+	// The members start at the same time: none serves before most of them run.
 	starting, ctx := errgroup.WithContext(ctx)
 	for _, e := range members {
 		starting.Go(func() error { return e.Start(ctx) })
@@ -94,8 +94,8 @@ func newEtcd(name, dir string) (*Etcd, error) {
 		return nil, err
 	}
 	e := &Etcd{Server: server}
-	// No other environment: etcd must not find settings there. GOGC is as
-	// docker-compose.yaml has it, and why.
+	// The environment holds nothing else, because etcd would take settings from it.
+	// docker-compose.yaml sets GOGC to the same value and explains it.
 	e.command = &exec.Cmd{Path: exe, Args: []string{etcdName, e.configFile()}, Env: []string{"GOGC=200"}}
 	e.ready = e.awaitServing
 	if err := e.reserve(&e.client, &e.peer); err != nil {
@@ -104,7 +104,7 @@ func newEtcd(name, dir string) (*Etcd, error) {
 	return e, nil
 }
 
-// Endpoint is where clients connect: host and port.
+// Endpoint returns the host and port of the listener for clients.
 func (e *Etcd) Endpoint() string { return e.client.Addr() }
 
 // Client returns a client of the member, without TLS. The caller closes it.
@@ -131,8 +131,8 @@ func (e *Etcd) writeConfig(cluster string, options EtcdOptions) error {
 		"quota-backend-bytes":         options.QuotaBytes,
 		"auto-compaction-mode":        "periodic",
 		"auto-compaction-retention":   "5m",
-		// Without checkpoints a lease gets its full time again whenever the
-		// leader changes or restarts.
+		// Without checkpoints each change or restart of the leader extends a lease to
+		// its full TTL.
 		"feature-gates": "LeaseCheckpoint=true,LeaseCheckpointPersist=true",
 		"log-outputs":   []string{"stderr"},
 		"client-transport-security": map[string]any{
@@ -148,7 +148,7 @@ func (e *Etcd) writeConfig(cluster string, options EtcdOptions) error {
 	return os.WriteFile(e.configFile(), content, 0o600)
 }
 
-// awaitServing waits for the one line that serveEtcd prints.
+// awaitServing waits for the line that serveEtcd prints when it serves.
 func (e *Etcd) awaitServing(ctx context.Context, p *process) error {
 	select {
 	case <-p.spoke:

@@ -11,8 +11,7 @@ import (
 	"go.uber.org/zap"
 )
 
-// Save writes a backup of the member's data to a file, as `etcdctl snapshot
-// save` does.
+// Save writes a backup of the member's data to a file, like `etcdctl snapshot save`.
 func (e *Etcd) Save(ctx context.Context, file string) error {
 	config := clientv3.Config{Endpoints: []string{e.Endpoint()}, Logger: zap.NewNop()}
 	if _, err := snapshot.NewV3(zap.NewNop()).Save(ctx, config, file); err != nil {
@@ -21,16 +20,16 @@ func (e *Etcd) Save(ctx context.Context, file string) error {
 	return nil
 }
 
-// Restore replaces the data of a member that is down by a backup, as `etcdutl
-// snapshot restore` does, and makes it a cluster of its own. With a bump, its
-// revisions go on that much later, and the earlier ones count as compacted.
+// Restore replaces the data of a stopped member by a backup, like `etcdutl snapshot
+// restore`, and makes the member a cluster of its own. A bump raises its revision by
+// that much and marks the earlier revisions as compacted.
 func (e *Etcd) Restore(file string, bump uint64) error {
 	data, peer := filepath.Join(e.dir, "data"), "http://"+e.peer.Addr()
 	err := os.RemoveAll(data)
 	if err == nil {
 		err = snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
 			SnapshotPath: file, Name: e.name, OutputDataDir: data,
-			PeerURLs: []string{peer}, InitialCluster: e.name + "=" + peer, InitialClusterToken: "etcd-cluster", // the default of both
+			PeerURLs: []string{peer}, InitialCluster: e.name + "=" + peer, InitialClusterToken: "etcd-cluster", // default
 			RevisionBump: bump, MarkCompacted: bump > 0,
 		})
 	}

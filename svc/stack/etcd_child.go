@@ -10,9 +10,9 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
-// serveEtcd is what the executable does when it is started under etcdName: it
-// is etcd, with the settings of a configuration file, until it is signalled.
-// It prints one line when it serves.
+// serveEtcd runs etcd with the settings of a configuration file until it receives
+// SIGTERM. It prints one line when it serves. The executable calls it when it is
+// started under etcdName.
 func serveEtcd(configFile string) (exit int) {
 	if err := runEtcd(configFile); err != nil {
 		fmt.Fprintln(os.Stderr, err)

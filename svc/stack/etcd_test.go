@@ -23,7 +23,8 @@ func etcdClient(t *testing.T, e *stack.Etcd) *clientv3.Client {
 	return client
 }
 
-// What etcd has answered outlives a kill, and a stop; it can be paused.
+// A write that etcd has confirmed survives a kill and a stop. A paused etcd does not
+// answer.
 func TestEtcd(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
@@ -71,14 +72,14 @@ func TestEtcdKilledWhilePaused(t *testing.T) {
 	check(t, e.Close())
 	check(t, e.Close())
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("after Close the folder is there: %v", err)
+		t.Errorf("the folder exists after Close: %v", err)
 	}
 	if err := e.Start(ctx); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("started after Close: %v", err)
 	}
 }
 
-// A cluster goes on without one of its members, and takes it back.
+// A cluster works without one of its members, and the member catches up when it is back.
 func TestEtcdCluster(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
@@ -90,7 +91,7 @@ func TestEtcdCluster(t *testing.T) {
 	check(t, members[0].Kill())
 	client := etcdClient(t, members[1])
 	put := func() error {
-		// A write that meets the election of a new leader is not answered.
+		// A write during the election of a new leader may get no answer.
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := client.Put(ctx, "k", "v")
@@ -103,7 +104,7 @@ func TestEtcdCluster(t *testing.T) {
 	resp, err := etcdClient(t, members[0]).Get(ctx, "k")
 	check(t, err)
 	if len(resp.Kvs) != 1 {
-		t.Errorf("the member that was away has %v", resp.Kvs)
+		t.Errorf("the member that was killed has %v", resp.Kvs)
 	}
 }
 
@@ -128,7 +129,7 @@ func TestEtcdOptions(t *testing.T) {
 	_, err = connect(files.client).Txn(ctx).Then(puts[:3]...).Commit()
 	check(t, err)
 	if _, err = connect(files.client).Txn(ctx).Then(puts...).Commit(); err == nil {
-		t.Error("etcd has not read its settings")
+		t.Error("etcd ignores max-txn-ops")
 	}
 	stranger := &tls.Config{RootCAs: files.client.RootCAs}
 	short, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
@@ -138,7 +139,8 @@ func TestEtcdOptions(t *testing.T) {
 	}
 }
 
-// A start that fails says what the server has said, and leaves nothing.
+// The error of a failed start contains the server's own message. A failed start leaves
+// no files.
 func TestEtcdDoesNotStart(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "etcd")
@@ -147,11 +149,11 @@ func TestEtcdDoesNotStart(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder is there: %v", err)
+		t.Errorf("the folder still exists: %v", err)
 	}
 }
 
-// Close removes the folder, and so it must have been empty.
+// A server does not start in a folder with files, because Close removes the folder.
 func TestFolderInUse(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -159,15 +161,15 @@ func TestFolderInUse(t *testing.T) {
 	check(t, os.WriteFile(kept, nil, 0o600))
 	if e, err := stack.StartEtcd(deadline(t), dir, stack.EtcdOptions{}); err == nil {
 		e.Close()
-		t.Error("started")
+		t.Error("etcd was started in a folder with files")
 	}
 	if _, err := os.Stat(kept); err != nil {
 		t.Error(err)
 	}
 }
 
-// A restored member has what it had when the backup was made. Its revisions go
-// back, unless they are bumped.
+// A restored member has the data and the revision of the backup. A bump raises the
+// revision.
 func TestEtcdRestore(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)

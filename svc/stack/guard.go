@@ -9,20 +9,18 @@ import (
 	"syscall"
 )
 
-// A program that imports this package can be started under these names, and is
-// then something else: see init.
+// A program that imports this package becomes a guard or an etcd when it is started
+// under one of these names: see init.
 const (
 	guardName = "stack-guard"
 	etcdName  = "stack-etcd"
 )
 
-// init turns the running program into a guard or an etcd when it was started
-// under that name, and in all other cases does nothing. It never returns to
-// main then. This is how any test binary, and the demo, has these programs with
-// it and nothing else needs to be built, installed or found: start the own
-// executable again with another argv[0] (Docker's reexec does the same). An
-// init runs before main and before flags are parsed, so the program above
-// need not know.
+// init runs a guard or an etcd, and exits, if the program was started under that name.
+// Otherwise it does nothing. Every test binary and the demo thus contain both programs:
+// they start their own executable again with another argv[0], as Docker's reexec does,
+// and nothing else needs to be built, installed or found. init runs before main and
+// before flags are parsed, so the importing program needs no code for it.
 func init() {
 	switch os.Args[0] {
 	case guardName:
@@ -32,17 +30,16 @@ func init() {
 	}
 }
 
-// guard runs a server and sees to it that it does not outlive the program that
-// wanted it, whatever that one dies of. That program holds the other end of
-// our standard input: when it dies, or closes its end to have the server
-// killed, the kernel ends our input, and the server dies with everything it
-// has started. The server itself could not be trusted with this: it may be
-// paused, or not ours to change.
+// guard runs a server and ensures that it does not outlive the program that started
+// the guard, however that program dies. The program holds the other end of the guard's
+// standard input. When it dies, or closes its end to kill the server, the guard reads
+// EOF and kills the server and all processes that the server has started. The server
+// cannot do this itself: it may be paused, and most servers are not our code.
 //
-// The first line on our standard output is the process group of the server;
+// The first line on the guard's standard output is the process group of the server;
 // the rest is the server's own output.
 func guard(path string, argv []string) (exit int) {
-	// Our end is the end of the input, and nothing before.
+	// The guard ignores signals: only the end of its input makes it kill the server.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 
 	server := &exec.Cmd{
@@ -64,6 +61,6 @@ func guard(path string, argv []string) (exit int) {
 		syscall.Kill(-group, syscall.SIGKILL)
 	}()
 	server.Wait()
-	syscall.Kill(-group, syscall.SIGKILL) // what it has left behind
+	syscall.Kill(-group, syscall.SIGKILL) // children that the server has left behind
 	return server.ProcessState.ExitCode()
 }

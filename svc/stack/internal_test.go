@@ -12,7 +12,7 @@ func TestNoRabbit(t *testing.T) {
 	}
 }
 
-// A reserved port is free for a server, and taken for all others who look for one.
+// A reserved port is free for a server, and cannot be reserved again until it is closed.
 func TestReservedPort(t *testing.T) {
 	p, err := ReservePort()
 	if err != nil {

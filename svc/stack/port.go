@@ -7,15 +7,15 @@ import (
 	"net"
 )
 
-// Port is a TCP port of 127.0.0.1 that a server can have, and can have again
-// after it was down.
+// Port is a TCP port of 127.0.0.1 that stays reserved for a server, also while the
+// server is down.
 //
-// Taking what the kernel offers for port 0 does not do: while the server is
-// down, the kernel may offer the port to someone else, or use it for an outgoing
-// connection. So ports come from below the range the kernel takes from (32768 on
-// Linux, 49152 on macOS), and the user of one holds the UDP port of that number.
-// Nothing is sent there: it is a lock that all programs of the machine respect
-// that use this package, and that ends with its holder, however that dies.
+// A port that the kernel chose for port 0 would not do: while the server is down, the
+// kernel may give the port to another process, or use it for an outgoing connection.
+// So ports come from below the range from which the kernel chooses (32768 on Linux,
+// 49152 on macOS), and the owner of a port holds the UDP port of the same number.
+// Nothing is sent there. The UDP port is a lock that all programs with this package
+// respect, and the kernel releases it however its holder dies.
 type Port struct {
 	number int
 	lock   net.PacketConn
@@ -26,7 +26,7 @@ const (
 	highestPort = 32767
 )
 
-// ReservePort returns a port that is free, and the caller's until it is closed.
+// ReservePort returns a free port. It belongs to the caller until Close.
 func ReservePort() (Port, error) {
 	err := errors.New("no free port")
 	for range 100 {
@@ -46,7 +46,7 @@ func ReservePort() (Port, error) {
 	return Port{}, fmt.Errorf("reserve a port between %d and %d: %w", lowestPort, highestPort, err)
 }
 
-// reserve fills in ports that are the server's until it is closed.
+// reserve reserves ports for the server until the server is closed.
 func (s *Server) reserve(ports ...*Port) (err error) {
 	for _, p := range ports {
 		if *p, err = ReservePort(); err != nil {
@@ -57,8 +57,8 @@ func (s *Server) reserve(ports ...*Port) (err error) {
 	return nil
 }
 
-// Addr is the address of the port, host and port.
+// Addr returns the address of the port: host and port.
 func (p Port) Addr() string { return fmt.Sprintf("127.0.0.1:%d", p.number) }
 
-// Close gives the port free.
+// Close releases the port.
 func (p Port) Close() error { return p.lock.Close() }

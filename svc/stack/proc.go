@@ -11,7 +11,7 @@ import (
 )
 
 // CPU returns the processor time that the server and its children have used
-// since its start. It knows Linux only.
+// since its start. It works only on Linux.
 func (s *Server) CPU() (time.Duration, error) {
 	p := s.process()
 	if p == nil {
@@ -32,13 +32,13 @@ func (s *Server) CPU() (time.Duration, error) {
 	return time.Duration(ticks) * (time.Second / 100), nil // USER_HZ
 }
 
-// stopped reports whether all threads of the process group stand still. Where
-// there is no /proc, it believes so.
+// stopped reports whether all threads of the process group are stopped. Without /proc
+// it returns true.
 func stopped(group int) bool {
 	for _, m := range groupMembers(group) {
 		threads, _ := filepath.Glob(m.dir + "/task/*/stat")
 		for _, path := range threads {
-			// Stopped, traced, or ended meanwhile.
+			// A thread in one of these states is stopped, traced or ended.
 			if stat := readStat(path); stat != nil && !strings.Contains("TtZX", stat[0]) {
 				return false
 			}
@@ -50,7 +50,7 @@ func stopped(group int) bool {
 // member is a process of a group.
 type member struct {
 	dir  string   // in /proc
-	stat []string // as readStat has it
+	stat []string // as readStat returns it
 }
 
 func groupMembers(group int) (members []member) {
@@ -63,9 +63,9 @@ func groupMembers(group int) (members []member) {
 	return members
 }
 
-// readStat returns the fields of a stat file in /proc that follow the name,
-// which may hold anything: the first is the state, the third the process group,
-// the 12th and 13th the processor time. It is nil when the process has ended.
+// readStat returns the fields that follow the name in a stat file in /proc: the first is
+// the state, the third the process group, the 12th and 13th the processor time. The
+// name itself may contain any character. readStat returns nil if the process has ended.
 func readStat(path string) []string {
 	stat, err := os.ReadFile(path)
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 type process struct {
 	guard io.Closer     // standard input of the guard: closing it kills the command
 	group int           // process group of the command
-	spoke chan struct{} // closed at the first byte it writes to its standard output
+	spoke chan struct{} // closed at the first byte that the command writes to its standard output
 	gone  chan struct{} // closed when the command, its children and the guard have ended
-	err   error         // why it ended, nil if well; valid once gone is closed
+	err   error         // the reason of the end, nil for status 0; valid once gone is closed
 }
 
 // start runs cmd under a guard. The caller must kill the process or
@@ -37,8 +37,8 @@ func start(cmd *exec.Cmd) (*process, error) {
 		Env:    cmd.Env,
 		Dir:    cmd.Dir,
 		Stderr: cmd.Stderr,
-		// Ctrl-C on a terminal goes to a process group: not to this one, so
-		// that a program can stop in its own order while its servers run.
+		// Ctrl-C on a terminal does not reach this process group, so that a
+		// program can shut down in its own order while its servers run.
 		SysProcAttr: &syscall.SysProcAttr{Setpgid: true},
 	}
 	stdin, err := guarded.StdinPipe()
@@ -55,7 +55,7 @@ func start(cmd *exec.Cmd) (*process, error) {
 	output := bufio.NewReader(stdout)
 	line, _ := output.ReadString('\n')
 	group, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil { // the guard has said why on standard error
+	if err != nil { // the guard has printed the reason on standard error
 		stdin.Close()
 		return nil, fmt.Errorf("guard of %s did not start it: %w", cmd.Path, guarded.Wait())
 	}
@@ -65,16 +65,16 @@ func start(cmd *exec.Cmd) (*process, error) {
 		if _, err := output.Peek(1); err == nil {
 			close(p.spoke)
 		}
-		// The output ends when all who had inherited it have ended: that is
-		// the command with its children, and not only the guard.
+		// The output ends when all processes that inherited it have ended: the
+		// command and its children, and not only the guard.
 		io.Copy(out, output)
 		p.err = guarded.Wait()
 	}()
 	return p, nil
 }
 
-// killTimeout is how long the kernel may take to clear a process away, or to
-// stop one.
+// killTimeout bounds the time that the kernel takes to remove a killed process, or to
+// stop a process.
 const killTimeout = 10 * time.Second
 
 // kill ends the command and its children by SIGKILL and waits until they are gone.
@@ -95,8 +95,8 @@ func (p *process) signal(sig syscall.Signal) error {
 	}
 }
 
-// pause sends SIGSTOP and waits until it has done its work: a thread that runs
-// on another processor goes on, and may answer, until the kernel interrupts it.
+// pause sends SIGSTOP and waits until all threads have stopped: a thread on another
+// processor continues, and may answer, until the kernel interrupts it.
 func (p *process) pause() error {
 	if err := p.signal(syscall.SIGSTOP); err != nil {
 		return err
@@ -109,7 +109,7 @@ func (p *process) pause() error {
 	return nil
 }
 
-// ended is the error of a process that is gone and should not be.
+// ended returns the error of a process that has ended too early.
 func (p *process) ended() error {
 	if p.err == nil {
 		return errors.New("it ended")

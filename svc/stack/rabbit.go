@@ -17,18 +17,18 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// RabbitOptions are what a node can have beyond a plain listener.
+// RabbitOptions configure a node beyond a plain listener.
 type RabbitOptions struct {
 	Management bool    // the management plugin, see [Rabbit.ManagementURL]; starting takes longer
-	Join       *Rabbit // a running node to make a cluster with; must be closed after this one
-	Config     string  // further lines of rabbitmq.conf
+	Join       *Rabbit // a running node to form a cluster with; it must be closed after this one
+	Config     string  // more lines for rabbitmq.conf
 
 	// Paths of PEM files, for a TLS listener, see [Rabbit.TLSURL]. With CACert,
-	// clients have to show a certificate from that authority.
+	// clients must present a certificate from that authority.
 	Cert, Key, CACert string
 }
 
-// Rabbit is one private RabbitMQ node. Its user is guest, password guest.
+// Rabbit is a private RabbitMQ node. Its user is guest, with the password guest.
 type Rabbit struct {
 	*Server
 	tools  tools
@@ -90,19 +90,19 @@ func (r *Rabbit) start(ctx context.Context, options RabbitOptions) error {
 	return r.Start(ctx)
 }
 
-// URL is where AMQP clients connect.
+// URL returns the URL for AMQP clients.
 func (r *Rabbit) URL() string { return "amqp://guest:guest@" + r.amqp.Addr() + "/" }
 
-// TLSURL is where AMQP clients connect with TLS.
+// TLSURL returns the URL for AMQP clients with TLS.
 func (r *Rabbit) TLSURL() string { return "amqps://guest:guest@" + r.tls.Addr() + "/" }
 
-// ManagementURL is the root of the management plugin's pages and of its API.
+// ManagementURL returns the root URL of the management plugin's pages and of its API.
 func (r *Rabbit) ManagementURL() string { return "http://" + r.management.Addr() }
 
-// Name is the node's name in Erlang, and in what rabbitmqctl prints.
+// Name returns the node's Erlang name, which rabbitmqctl prints too.
 func (r *Rabbit) Name() string { return r.node }
 
-// Port is where AMQP clients connect on 127.0.0.1.
+// Port returns the port of 127.0.0.1 for AMQP clients.
 func (r *Rabbit) Port() int { return r.amqp.number }
 
 // Ctl runs rabbitmqctl on the node and returns what it prints, without
@@ -143,7 +143,7 @@ func (r *Rabbit) awaitAMQP(ctx context.Context, p *process) error {
 			Vhost: "/",
 		})
 		if errors.Is(err, amqp.ErrCredentials) {
-			return nil // it serves, with other users
+			return nil // the node serves, but Config has other users
 		}
 		if err != nil {
 			return err
@@ -152,9 +152,9 @@ func (r *Rabbit) awaitAMQP(ctx context.Context, p *process) error {
 	})
 }
 
-// startEpmd starts Erlang's port mapper, in which nodes look each other up, for
-// this node and those that it is clustered with. Erlang would start one for
-// the whole machine, and leave it behind.
+// startEpmd starts Erlang's port mapper, where nodes look each other up, for this node
+// and for the nodes that join it. Erlang itself would start one for the whole machine
+// and leave it behind.
 func (r *Rabbit) startEpmd(ctx context.Context) (*Server, error) {
 	epmd, err := newServer("epmd", filepath.Join(r.dir, "epmd"))
 	if err != nil {

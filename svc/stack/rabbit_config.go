@@ -11,11 +11,11 @@ import (
 const (
 	configFile  = "rabbitmq.conf"
 	pluginsFile = "enabled_plugins"
-	noFile      = "none" // is never there: in place of a file of the machine's own installation
+	noFile      = "none" // never exists: replaces files of the machine's own installation
 )
 
-// env is the whole environment of the node and of rabbitmqctl: nothing comes
-// from ours, where another node may be configured, or from the machine's
+// env returns the whole environment of the node and of rabbitmqctl. Nothing is inherited
+// from our environment, which may configure another node, or from the machine's
 // configuration in /etc.
 func (r *Rabbit) env() []string {
 	file := func(name string) string { return filepath.Join(r.dir, name) }
@@ -25,10 +25,10 @@ func (r *Rabbit) env() []string {
 		"LANG=C.UTF-8",
 		"ERL_EPMD_PORT=" + fmt.Sprint(r.epmd.number),
 		"ERL_EPMD_ADDRESS=127.0.0.1",
-		// The port mapper is ours, see startEpmd: Erlang is to start none.
+		// Erlang must not start a port mapper: startEpmd starts one.
 		"ERL_ZFLAGS=-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
-		// Run Erlang in place of the script that starts it: what we signal is
-		// then the node itself. Nothing else comes of it.
+		// The start script then executes Erlang in its own process, so that our
+		// signals reach the node itself. It has no other effect.
 		"RUNNING_UNDER_SYSTEMD=true",
 		"RABBITMQ_NODENAME=" + r.node,
 		"RABBITMQ_NODE_IP_ADDRESS=127.0.0.1",
@@ -63,7 +63,7 @@ func (r *Rabbit) writeConfig(options RabbitOptions) error {
 		fmt.Fprintf(conf, "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n")
 	}
 	if first := options.Join; first != nil {
-		// A node that starts without data joins those it is told of.
+		// A node that starts without data joins the nodes in its configuration.
 		fmt.Fprintf(conf, "cluster_formation.peer_discovery_backend = classic_config\n")
 		for i, node := range []string{first.node, r.node} {
 			fmt.Fprintf(conf, "cluster_formation.classic_config.nodes.%d = %s\n", i+1, node)

@@ -46,8 +46,8 @@ func wantMessage(t *testing.T, ch *amqp.Channel, queue, body string) {
 	}
 }
 
-// What RabbitMQ has confirmed outlives a kill. (The tests run at the same time,
-// and so do their nodes.)
+// A message that RabbitMQ has confirmed survives a kill. (The tests are parallel, so
+// several nodes run at the same time.)
 func TestRabbit(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
@@ -70,7 +70,7 @@ func TestRabbit(t *testing.T) {
 	short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	if _, err := r.Ctl(short, "list_queues"); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("rabbitmqctl could not be given up: %v", err)
+		t.Errorf("rabbitmqctl ignores the end of its context: %v", err)
 	}
 	check(t, r.Resume())
 	check(t, raw.SetReadDeadline(time.Now().Add(maxWait)))
@@ -81,7 +81,7 @@ func TestRabbit(t *testing.T) {
 		t.Errorf("rabbitmqctl: %q, %v", out, err)
 	}
 	if _, err := r.Ctl(ctx, "no_such_command"); err == nil {
-		t.Error("rabbitmqctl has a no_such_command")
+		t.Error("rabbitmqctl accepts no_such_command")
 	}
 
 	check(t, r.Kill())
@@ -94,7 +94,7 @@ func TestRabbit(t *testing.T) {
 	check(t, r.Stop(ctx))
 }
 
-// A node with everything, and another that joins it.
+// A node starts with every option, and another node joins it.
 func TestRabbitOptions(t *testing.T) {
 	t.Parallel()
 	ctx := deadline(t)
@@ -109,7 +109,7 @@ func TestRabbitOptions(t *testing.T) {
 	conn, err := amqp.DialTLS(first.TLSURL(), files.client)
 	publish(t, channel(t, conn, err), "q", "x")
 	if conn.Config.ChannelMax != 7 {
-		t.Errorf("channel_max is %d, want the 7 of the further lines", conn.Config.ChannelMax)
+		t.Errorf("channel_max is %d, want 7 from Config", conn.Config.ChannelMax)
 	}
 
 	req, err := http.NewRequestWithContext(ctx, "GET", first.ManagementURL()+"/api/queues/%2F/q", nil)
@@ -129,7 +129,7 @@ func TestRabbitOptions(t *testing.T) {
 	wantMessage(t, channel(t, conn, err), "q", "x")
 }
 
-// A start can be given up, and leaves nothing.
+// A start whose context ends leaves no files.
 func TestRabbitStartCancelled(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(deadline(t))
@@ -139,6 +139,6 @@ func TestRabbitStartCancelled(t *testing.T) {
 		t.Errorf("the error is %v", err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder is there: %v", err)
+		t.Errorf("the folder still exists: %v", err)
 	}
 }

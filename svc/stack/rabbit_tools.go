@@ -7,19 +7,19 @@ import (
 	"strings"
 )
 
-// ErrNoRabbit says how to get what this package cannot bring along.
+// ErrNoRabbit reports that RabbitMQ is not installed, and says how to install it.
 var ErrNoRabbit = errors.New("RabbitMQ is not installed: `apt-get install rabbitmq-server` (Debian), " +
 	"`brew install rabbitmq` (macOS), or the former in a container of Docker's golang image")
 
-// tools are the programs of an installed RabbitMQ.
+// tools holds the paths of the programs of an installed RabbitMQ.
 type tools struct {
 	server, ctl string
 	epmd        string // Erlang's
-	path        string // PATH with which they find each other
+	path        string // the PATH with which the programs find each other
 }
 
-// packaged is where packages put RabbitMQ and Erlang. It comes before PATH: what
-// Debian has there is a wrapper that starts the server as another user.
+// packaged lists the folders into which packages install RabbitMQ and Erlang. They come
+// before PATH, where Debian has a wrapper that starts the server as another user.
 var packaged = []string{
 	"/usr/lib/rabbitmq/bin",                 // Debian, Fedora
 	"/opt/homebrew/sbin", "/usr/local/sbin", // Homebrew on arm64, amd64
@@ -27,7 +27,7 @@ var packaged = []string{
 	"/opt/rabbitmq/sbin", // Docker's rabbitmq image
 }
 
-// findTools looks for RabbitMQ in those folders, in that order.
+// findTools looks for RabbitMQ and Erlang in the folders, in their order.
 func findTools(dirs []string) (tools, error) {
 	find := func(name string) string {
 		for _, dir := range dirs {

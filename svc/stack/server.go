@@ -14,28 +14,28 @@ import (
 	"time"
 )
 
-// startTimeout is far more than a server needs: a test on a busy machine should
-// not fail by it.
+// startTimeout is far more than a server needs, so that tests do not fail on a busy
+// machine.
 const startTimeout = 90 * time.Second
 
 // Server is the process of a RabbitMQ node or an etcd member. It can be
 // broken in the ways that processes break. Its methods may be called from
 // several goroutines at once.
 type Server struct {
-	name    string                                // for errors
-	dir     string                                // everything it keeps
-	log     *os.File                              // all it prints
+	name    string                                // used in errors
+	dir     string                                // its folder, with all its files
+	log     *os.File                              // its output
 	command *exec.Cmd                             // path, arguments and environment
 	ready   func(context.Context, *process) error // returns when it serves
-	owned   []io.Closer                           // closed after it, last first
+	owned   []io.Closer                           // closed after the process has ended, last first
 
 	mu     sync.Mutex
 	proc   *process // nil before the first start
 	closed bool
 }
 
-// newServer makes a server with a folder and a log. The folder must not hold
-// anything yet, as Close removes it.
+// newServer makes a server with a folder and a log. The folder must be new or empty,
+// because Close removes it.
 func newServer(name, dir string) (*Server, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -58,8 +58,8 @@ func newServer(name, dir string) (*Server, error) {
 	return &Server{name: name, dir: dir, log: log, owned: []io.Closer{log}}, nil
 }
 
-// Start starts the server, again on the data and the ports it had, and returns
-// when it serves. It fails when the server runs already.
+// Start starts the server and returns when it serves. A server that has run before
+// keeps its data and ports. Start fails if the server is running.
 func (s *Server) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -106,9 +106,9 @@ func (s *Server) running() bool {
 	}
 }
 
-// Kill ends the server by SIGKILL, paused or not, and returns when it is gone:
-// its ports are closed, and its data lies as the crash has left it. Killing what
-// does not run is no error.
+// Kill ends the server with SIGKILL, even if it is paused, and returns when it has ended:
+// its ports are closed, and its data is as after a crash. Kill does nothing if the
+// server is not running.
 func (s *Server) Kill() error {
 	p := s.process()
 	if p == nil {
@@ -120,8 +120,8 @@ func (s *Server) Kill() error {
 	return nil
 }
 
-// Stop asks the server to end in good order (SIGTERM) and returns when it is
-// gone. A server that is paused has to be resumed first.
+// Stop shuts the server down with SIGTERM and returns when it has ended. A paused server
+// must be resumed first.
 func (s *Server) Stop(ctx context.Context) error {
 	if err := s.signal(syscall.SIGTERM); err != nil {
 		return fmt.Errorf("stop %s: %w", s.name, err)
@@ -132,9 +132,9 @@ func (s *Server) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Pause stops the server where it is (SIGSTOP): its connections stay open and
-// nothing answers, as when a machine hangs or a network swallows packets. It
-// returns when all has stopped.
+// Pause stops the server with SIGSTOP and returns when all its threads have stopped. Its
+// connections stay open and it does not answer, as when a machine hangs or a network
+// drops packets.
 func (s *Server) Pause() error {
 	p := s.process()
 	if p == nil {
@@ -146,7 +146,7 @@ func (s *Server) Pause() error {
 	return nil
 }
 
-// Resume lets a paused server go on.
+// Resume lets a paused server continue.
 func (s *Server) Resume() error {
 	if err := s.signal(syscall.SIGCONT); err != nil {
 		return fmt.Errorf("resume %s: %w", s.name, err)

@@ -1,12 +1,11 @@
-// Package stack starts real servers for tests and for the demo: RabbitMQ nodes,
-// etcd, and a sink for statsd counters. Each has a folder and loopback ports of
-// its own, so that any number of test binaries can run side by side, and each
-// can be killed, paused and started again, for that is what they are here for.
+// Package stack starts real servers for tests and for the demo: RabbitMQ nodes, etcd
+// members, and a sink for statsd counters. Tests can kill, pause and restart each of
+// them. Each has its own folder and loopback ports, so any number of test binaries can
+// run at the same time.
 //
-// Nothing has to run beforehand. RabbitMQ has to be installed (see
-// [ErrNoRabbit]); etcd is compiled in.
+// Nothing needs to run beforehand. RabbitMQ must be installed (see [ErrNoRabbit]);
+// etcd is compiled in.
 //
-// No server outlives the program that started it, not even when that program
-// dies by SIGKILL: see guard in guard.go. The package needs a Unix, and no
-// particular one.
+// No server outlives the program that started it, not even a program that is killed
+// with SIGKILL: see guard in guard.go. The package runs on any Unix.
 package stack

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// maxWait bounds what takes seconds; only a failure needs all of it.
+// maxWait bounds waits that take seconds; only a failing test reaches it.
 const maxWait = 2 * time.Minute
 
 func deadline(t *testing.T) context.Context {
@@ -32,7 +32,7 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// closeAtEnd is for servers, which remove their folders before t.TempDir does.
+// closeAtEnd closes a server at the end of the test, before t.TempDir removes its folder.
 func closeAtEnd(t *testing.T, server interface{ Close() error }) {
 	t.Cleanup(func() {
 		if err := server.Close(); err != nil {

@@ -11,23 +11,23 @@ import (
 // Statsd is a UDP sink for statsd metrics that keeps the sums of counters.
 type Statsd struct {
 	conn *net.UDPConn
-	gone chan struct{} // closed when nothing is received any more
+	gone chan struct{} // closed when receive has returned
 
 	mu      sync.Mutex
 	counts  map[string]int64
 	last    map[string]float64
-	changed chan struct{} // closed, and replaced, at every packet
+	changed chan struct{} // closed and replaced at every packet
 	forward net.Conn      // see Forward
 }
 
-// receiveBuffer, in bytes, is asked for so that a burst does not get lost while
-// the machine is busy. Linux gives 208 KiB unless net.core.rmem_max allows more.
+// receiveBuffer is the size of the receive buffer in bytes, large enough that a burst is
+// not lost on a busy machine. Linux grants 208 KiB unless net.core.rmem_max allows more.
 const receiveBuffer = 4 << 20
 
 // StartStatsd starts a sink on a free port of 127.0.0.1.
 func StartStatsd() (*Statsd, error) { return StartStatsdAt("127.0.0.1:0") }
 
-// StartStatsdAt starts a sink on that address.
+// StartStatsdAt starts a sink at an address.
 func StartStatsdAt(addr string) (*Statsd, error) {
 	udp, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
@@ -37,7 +37,7 @@ func StartStatsdAt(addr string) (*Statsd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start statsd: %w", err)
 	}
-	conn.SetReadBuffer(receiveBuffer) // less of it does for most
+	conn.SetReadBuffer(receiveBuffer) // a smaller buffer suffices for most tests
 	s := &Statsd{
 		conn: conn, gone: make(chan struct{}),
 		counts: map[string]int64{}, last: map[string]float64{}, changed: make(chan struct{}),
@@ -52,7 +52,7 @@ func (s *Statsd) receive() {
 	for {
 		n, err := s.conn.Read(packet)
 		if err != nil {
-			return // closed
+			return // the connection was closed
 		}
 		s.add(string(packet[:n]))
 	}
@@ -62,7 +62,7 @@ func (s *Statsd) add(packet string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.forward != nil {
-		s.forward.Write([]byte(packet)) // a server that is down misses it
+		s.forward.Write([]byte(packet)) // lost if that server is down
 	}
 	for m := range parseMetrics(packet) {
 		if m.kind == "c" {
@@ -75,8 +75,8 @@ func (s *Statsd) add(packet string) {
 	s.changed = make(chan struct{})
 }
 
-// Forward sends a copy of every further packet to another statsd, which has it
-// before the counters here change. It can be called once.
+// Forward sends a copy of every later packet to another statsd, before the counters
+// here change. It may be called once.
 func (s *Statsd) Forward(addr string) error {
 	conn, err := net.Dial("udp", addr)
 	if err != nil {
@@ -88,25 +88,25 @@ func (s *Statsd) Forward(addr string) error {
 	return nil
 }
 
-// Addr is where to send to: host and port.
+// Addr returns the address of the sink: host and port.
 func (s *Statsd) Addr() string { return s.conn.LocalAddr().String() }
 
-// Count is the sum of a counter.
+// Count returns the sum of a counter.
 func (s *Statsd) Count(name string) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.counts[name]
 }
 
-// Counts returns the sums of all counters that were received, those that are 0
-// as well.
+// Counts returns the sums of all counters that were received, including those that
+// are 0.
 func (s *Statsd) Counts() map[string]int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.counts)
 }
 
-// Last is the last value of a gauge or a timer.
+// Last returns the last value of a gauge or a timer. ok is false if there is none.
 func (s *Statsd) Last(name string) (value float64, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -114,8 +114,7 @@ func (s *Statsd) Last(name string) (value float64, ok bool) {
 	return value, ok
 }
 
-// Wait returns when the sums are as wanted: now, or after one of the packets to
-// come. The map is lent to the function, for the call.
+// Wait waits until wanted returns true for the sums. wanted must not keep the map.
 func (s *Statsd) Wait(ctx context.Context, wanted func(counts map[string]int64) bool) error {
 	for {
 		s.mu.Lock()

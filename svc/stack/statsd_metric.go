@@ -15,10 +15,10 @@ type metric struct {
 	rate  float64
 }
 
-// count is what a sampled counter stands for.
+// count returns the number of events that a sampled counter stands for.
 func (m metric) count() int64 { return int64(math.Round(m.value / m.rate)) }
 
-// parseMetrics yields the metrics of a packet, and leaves out what is none.
+// parseMetrics yields the metrics of a packet, and skips lines that are not metrics.
 func parseMetrics(packet string) iter.Seq[metric] {
 	return func(yield func(metric) bool) {
 		for line := range strings.SplitSeq(packet, "\n") {

@@ -105,7 +105,7 @@ func TestAnswer(t *testing.T) {
 				err := newPoster(t, server.URL).Handle(patient(t), order("1"))
 				expect(t, err, want)
 				if err != nil && (!strings.Contains(err.Error(), fmt.Sprint(code)) || code != 304 && !strings.Contains(err.Error(), "because")) {
-					t.Errorf("%v does not say what was answered", err)
+					t.Errorf("%v does not contain the answer", err)
 				}
 				if posts.Load() != 1 || elsewhere.Load() != 0 {
 					t.Errorf("%d posts, and %d elsewhere; want 1, 0", posts.Load(), elsewhere.Load())
@@ -116,7 +116,7 @@ func TestAnswer(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	const short = 150 * time.Millisecond // the pause that the pipeline makes anyway, at most
+	const short = 150 * time.Millisecond // the longest first pause of the pipeline itself
 	for header, want := range map[string]time.Duration{
 		"":          short,
 		"0":         short,
@@ -153,7 +153,7 @@ func TestRetryAfterDate(t *testing.T) {
 	soon := time.Now().UTC().Add(10 * time.Second).Format(http.TimeFormat)
 	for name, tt := range map[string]struct {
 		date, until string
-		from, to    time.Duration // what it waits
+		from, to    time.Duration // bounds of the wait
 	}{
 		"in 12 seconds of the receiver's clock": {at(0), at(12 * time.Second), 12 * time.Second, 12 * time.Second},
 		"in an hour":                            {at(0), at(time.Hour), 30 * time.Second, 30 * time.Second},
@@ -173,7 +173,7 @@ func TestRetryAfterDate(t *testing.T) {
 	}
 }
 
-// A redirect is not followed, so it does not matter where it leads.
+// A redirect is not followed, so its location does not matter.
 func TestRedirectToNowhere(t *testing.T) {
 	for _, location := range []string{"", "http://[::1", "%zz", ":", "//", "ftp://example.com", strings.Repeat("x", 10_000)} {
 		t.Run(fmt.Sprintf("%.20q", location), func(t *testing.T) {
@@ -210,15 +210,16 @@ func TestHugeAnswer(t *testing.T) {
 				t.Errorf("the error has %d bytes", len(err.Error()))
 			}
 			select {
-			case <-hungUp: // only because the answer is not read
+			case <-hungUp: // the client closes the connection without reading the whole answer
 			case <-patient(t).Done():
-				t.Error("the answer is read for ever")
+				t.Error("the endless answer is still being read")
 			}
 		})
 	}
 }
 
-// What the server says in its status goes to the log and into a header.
+// The server's status text is quoted and truncated, as it goes into the log and into a
+// header.
 func TestStatusIsQuoted(t *testing.T) {
 	p := newPoster(t, "http://127.0.0.1")
 	p.useDialer(answering("HTTP/1.1 400 \xff" + strings.Repeat("x", 10_000) + "\r\nContent-Length: 0\r\n\r\n"))

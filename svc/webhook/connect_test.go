@@ -19,7 +19,7 @@ import (
 	"time"
 )
 
-// Nothing has reached the other side: that is an outage, whatever it was.
+// An error before the request is written is an outage, whatever its cause.
 func TestBeforeTheRequestIsWritten(t *testing.T) {
 	fails := func(err error) func(context.Context) (net.Conn, error) {
 		return func(context.Context) (net.Conn, error) { return nil, err }
@@ -96,7 +96,7 @@ func TestTLS(t *testing.T) {
 			p := newPoster(t, server.URL)
 			p.http().TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
 			p.http().TLSClientConfig.RootCAs.AddCert(server.Certificate())
-			for range 2 { // the second on the connection of the first
+			for range 2 { // the second uses the connection of the first
 				if err := p.Handle(patient(t), order("1")); err != nil {
 					t.Fatal(err)
 				}
@@ -119,7 +119,7 @@ func TestPasswordIsNotTold(t *testing.T) {
 	}
 }
 
-// As many connections are kept as posts run at once.
+// The poster keeps as many connections as posts run at once.
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	const parallel, rounds = 300, 5
 	var together [rounds]sync.WaitGroup // the posts of a round

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// What the pipeline makes of a handler's result.
+// The reactions of the pipeline to a handler's result.
 const (
 	isDone   = "done"
 	isFailed = "retried"
@@ -31,8 +31,8 @@ const (
 	isFinal  = "final"
 )
 
-// verdict is what the pipeline makes of err, and how long it waits before the
-// next attempt: the only thing that an error of the handler is for.
+// verdict returns the pipeline's reaction to an error of a handler, and the wait before
+// the next attempt. An error has no other effect.
 func verdict(t *testing.T, err error) (what string, wait time.Duration) {
 	t.Helper()
 	if err == nil {
@@ -73,7 +73,7 @@ func expect(t *testing.T, err error, want string) {
 	}
 }
 
-// nothing is a delivery, and a counter, that the test does not look at.
+// nothing is a delivery of one event, and a counter. Its methods have no effect.
 type nothing struct{}
 
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
@@ -91,7 +91,7 @@ func order(id string) consume.Job {
 	return consume.Job{Event: event.Event{Type: "new_order", ID: id, Body: []byte(`{"type":"new_order","id":"1"}`)}, Token: 7, Attempt: 2}
 }
 
-// patient is a context for what must not take long. It decides nothing.
+// patient returns a context whose timeout only a failing test reaches.
 func patient(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
@@ -100,13 +100,13 @@ func patient(t *testing.T) context.Context {
 
 func (p *Poster) http() *http.Transport { return p.transport }
 
-// useDialer has the poster connect with dial.
+// useDialer makes the poster connect with dial.
 func (p *Poster) useDialer(dial func(ctx context.Context) (net.Conn, error)) {
 	p.http().DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
 }
 
-// answering is a server that gives every connection's first request the same
-// answer, byte for byte, and then closes it.
+// answering dials a server that gives the first request on every connection the same
+// answer, byte for byte, and then closes the connection.
 func answering(answer string) func(context.Context) (net.Conn, error) {
 	return func(context.Context) (net.Conn, error) {
 		client, server := net.Pipe()
@@ -120,7 +120,7 @@ func answering(answer string) func(context.Context) (net.Conn, error) {
 	}
 }
 
-// readRequest reads a request to its end.
+// readRequest reads a request and its whole body.
 func readRequest(from *bufio.Reader) error {
 	r, err := http.ReadRequest(from)
 	if err != nil {
@@ -130,10 +130,10 @@ func readRequest(from *bufio.Reader) error {
 	return err
 }
 
-// seen is what a server has seen.
+// seen counts the posts and connections of a server.
 type seen struct {
 	posts, conns atomic.Int64
-	end          func() // waits for the server's end
+	end          func() // stops the server and waits for its end
 }
 
 // serve starts a TCP server. It closes a connection when handle returns.
@@ -166,7 +166,8 @@ func serve(t *testing.T, handle func(from *bufio.Reader, to net.Conn, seen *seen
 	return "http://" + listener.Addr().String(), s
 }
 
-// hanging is a server that sends the beginning of an answer and then hangs.
+// hanging dials a server that sends the beginning of an answer and then hangs until end
+// is closed.
 func hanging(answer string, end <-chan struct{}) func(context.Context) (net.Conn, error) {
 	return func(context.Context) (net.Conn, error) {
 		client, server := net.Pipe()

@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// frame is a frame of HTTP/2 on a stream, with the payload that follows.
+// frame returns an HTTP/2 frame with a payload on a stream.
 func frame(kind byte, stream uint32, payload ...byte) []byte {
 	head := []byte{0, 0, byte(len(payload)), kind, 0}
 	return append(binary.BigEndian.AppendUint32(head, stream), payload...)
 }
 
-// The frames' kinds, and what they say.
+// Kinds of frames, and an error code.
 const (
 	headersFrame, resetFrame, settingsFrame, goAwayFrame = 1, 3, 4, 7
 	refusedStream                                        = 7
 )
 
-// http2Server answers the headers of each request with the bytes that answer
-// returns, and nothing else: no ping, for one. It ends with the connection.
+// http2Server dials a server that answers the headers of each request with the bytes
+// that answer returns, and nothing else, not even pings. It ends with the connection.
 func http2Server(certificate tls.Certificate, answer func(stream uint32) []byte) func(context.Context) (net.Conn, error) {
 	return func(context.Context) (net.Conn, error) {
 		client, server := net.Pipe()
@@ -38,7 +38,7 @@ func http2Server(certificate tls.Certificate, answer func(stream uint32) []byte)
 			if _, err := io.ReadFull(conn, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))); err != nil {
 				return
 			}
-			answers := make(chan []byte, 100) // a pipe has no buffer: reading must not wait for writing
+			answers := make(chan []byte, 100) // a net.Pipe has no buffer, so reading must not wait for writing
 			defer close(answers)
 			go func() {
 				for a := range answers {
@@ -63,7 +63,7 @@ func http2Server(certificate tls.Certificate, answer func(stream uint32) []byte)
 	}
 }
 
-// HTTP/2 has ways of its own to lose a request.
+// A request that HTTP/2 loses in one of its own ways is an outage.
 func TestHTTP2(t *testing.T) {
 	template := httptest.NewUnstartedServer(nil)
 	template.StartTLS()
@@ -71,7 +71,7 @@ func TestHTTP2(t *testing.T) {
 	goAway := func(stream uint32) []byte { return frame(goAwayFrame, 0, 0, 0, 0, 0, 0, 0, 0, 0) }
 	tests := map[string]struct {
 		answer func(stream uint32) []byte
-		within time.Duration // of HANDLER_TIMEOUT
+		within time.Duration // the longest time until Handle returns
 	}{
 		"refused stream": {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, refusedStream) }, 0},
 		"reset stream":   {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, 2) }, 0},
@@ -91,11 +91,11 @@ func TestHTTP2(t *testing.T) {
 				began := time.Now()
 				err = p.Handle(ctx, order("1"))
 				if took := time.Since(began); took > tt.within {
-					t.Errorf("it took %v, want %v", took, tt.within)
+					t.Errorf("Handle took %v, want at most %v", took, tt.within)
 				}
 				p.Handle(ctx, order("1"))
 				if conns != 2 {
-					t.Errorf("two posts on %d connections: the first one was lost", conns)
+					t.Errorf("two posts on %d connections, want 2: the first connection was lost", conns)
 				}
 				p.Close()
 			})

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// A failure drops the connections that are idle: they may be dead as well.
+// A failure closes the idle connections, because they may be dead as well.
 func TestFailureDropsIdleConnections(t *testing.T) {
 	tests := map[string]struct {
 		fail func(r *http.Request)
@@ -59,19 +59,19 @@ func TestFailureDropsIdleConnections(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			expect(t, p.Handle(ctx, order("bad")), tt.want)
-			for range 2 { // that of the failure, and the idle one
+			for range 2 { // the connection of the failure, and the idle one
 				select {
 				case <-closed:
 				case <-patient(t).Done():
-					t.Fatal("a connection is kept")
+					t.Fatal("a connection is not closed")
 				}
 			}
 		})
 	}
 }
 
-// The connection is lost before an answer: an outage, and only the pipeline
-// repeats the post.
+// A connection that is lost before an answer is an outage. Only the pipeline repeats
+// the post, never net/http.
 func TestConnectionLost(t *testing.T) {
 	tests := map[string]string{ // the answer
 		"cut before the answer":      "",
@@ -115,7 +115,7 @@ func TestConnectionLost(t *testing.T) {
 }
 
 func TestNoAnswerInTime(t *testing.T) {
-	tests := map[string]string{ // what comes
+	tests := map[string]string{ // the bytes that arrive
 		"nothing":      "",
 		"only a part":  "HTTP/1.1 200 OK\r\nContent-",
 		"only interim": "HTTP/1.1 103 Early Hints\r\n\r\n",
@@ -131,7 +131,7 @@ func TestNoAnswerInTime(t *testing.T) {
 				begin := time.Now()
 				err = p.Handle(ctx, order("1"))
 				if took := time.Since(begin); took != 30*time.Second {
-					t.Errorf("it took %v", took)
+					t.Errorf("Handle took %v, want 30s", took)
 				}
 				close(end)
 				p.Close()
@@ -144,8 +144,8 @@ func TestNoAnswerInTime(t *testing.T) {
 	}
 }
 
-// Once the status is there the rest of the answer changes nothing, but it does
-// not hold the handler up for longer than its time either.
+// Once the status has arrived, the rest of the answer changes nothing, and the handler
+// waits for it no longer than its timeout.
 func TestAnswerThatHangs(t *testing.T) {
 	tests := map[string]struct{ answer, want string }{
 		"done":             {"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok", isDone},
@@ -166,7 +166,7 @@ func TestAnswerThatHangs(t *testing.T) {
 				begin := time.Now()
 				err = p.Handle(ctx, order("1"))
 				if took := time.Since(begin); took > 30*time.Second {
-					t.Errorf("it took %v, its time is 30s", took)
+					t.Errorf("Handle took %v, its timeout is 30s", took)
 				}
 				<-end
 				p.Close()
@@ -194,7 +194,7 @@ func TestServerClosesIdleConnection(t *testing.T) {
 			t.Fatal(err)
 		}
 		select {
-		case <-closed: // net/http has noticed
+		case <-closed: // net/http has noticed the end of the connection
 		case <-patient(t).Done():
 			t.Fatal("the end of the connection went unnoticed")
 		}
@@ -205,7 +205,8 @@ func TestServerClosesIdleConnection(t *testing.T) {
 	}
 }
 
-// The connection breaks while the request is written.
+// A connection that breaks while the request is written is an outage, and the next
+// attempt succeeds.
 func TestWriteFails(t *testing.T) {
 	tests := map[string]struct {
 		reused bool

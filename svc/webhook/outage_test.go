@@ -58,11 +58,12 @@ func TestOutageIsToldOnce(t *testing.T) {
 	p.Handle(patient(t), order("1"))
 	p.Handle(patient(t), order("1"))
 	if diff := cmp.Diff(away, log.String()); diff != "" {
-		t.Errorf("log of a server that is gone (-want +got):\n%s", diff)
+		t.Errorf("log after the server has stopped (-want +got):\n%s", diff)
 	}
 }
 
-// A stop, or a session that is lost, is no outage of the webhook.
+// A post that is cancelled, by a stop or by a suspended claim, is not logged as an
+// outage.
 func TestCancelledIsNotTold(t *testing.T) {
 	tests := map[string]func(context.Context) (net.Conn, error){
 		"connecting": func(ctx context.Context) (net.Conn, error) {
