@@ -68,12 +68,16 @@ func TestCheckedHistoriesNotice(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			noticed := ""
-			for round := range 10 {
+			rounds := 10
+			if test.want == "" {
+				rounds = 2
+			}
+			for round := range rounds {
 				r := newRun(t, etcd, strings.ReplaceAll(test.name, " ", "-")+fmt.Sprint(round))
 				r.wrap = test.wrap
 				noticed = r.work(2*ttl, func() bool { return r.length() >= 1000 }) + r.wrong(false)
 				t.Logf("after %d operations: %s", r.length(), noticed)
-				if strings.Contains(noticed, test.want) {
+				if noticed != "" {
 					break
 				}
 			}

@@ -89,7 +89,11 @@ func TestFormat(t *testing.T) {
 	if left := p.keys("claim/"); len(left) > 0 {
 		t.Errorf("claims are left: %v", left)
 	}
-	for key, value := range p.keys("done/") {
+	records := p.keys("done/")
+	if len(records) != 1 {
+		t.Errorf("records: %v", records)
+	}
+	for key, value := range records {
 		window := strings.Split(key, "/")[1]
 		if value != `["a<\"1\">"]` || p.keys("window/")["window/"+window] != "1h0m0s" {
 			t.Errorf("%s is %s; windows: %v", key, value, p.keys("window/"))
@@ -115,9 +119,12 @@ func TestDedupWindow(t *testing.T) {
 	for _, p := range []*process{short, forever} {
 		p.mustBeDone("long")
 	}
-	_, err := forever.Claim(t.Context(), "short")
+	c, err := forever.Claim(t.Context(), "short")
 	if passed := time.Since(began); passed < time.Second && !errors.Is(err, claim.ErrDone) {
 		t.Errorf("after %v: %v", passed, err)
+	}
+	if err == nil {
+		forever.Release(c)
 	}
 	eventually(t, func() error {
 		c, err := forever.Claim(t.Context(), "short")

@@ -144,7 +144,7 @@ func TestUnreadableKeys(t *testing.T) {
 		if got := owner(s, "y"); got != "b/2 token 3" {
 			t.Errorf("after %s y is %q", bad.Key, got)
 		}
-		if s.Owner("x"); owner(s, "x") != "absent" {
+		if owner(s, "x") != "absent" {
 			t.Errorf("%s lists x: %q", bad.Key, owner(s, "x"))
 		}
 	}

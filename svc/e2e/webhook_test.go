@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"fmt"
 	"net/http"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -67,36 +65,4 @@ func losing(up http.Handler, down *atomic.Bool) http.Handler {
 		}
 		up.ServeHTTP(w, r)
 	})
-}
-
-// The service needs no more connections to the webhook than it has handlers.
-func TestWebhookKeepsConnections(t *testing.T) {
-	const concurrency, rounds = 300, 3
-	b := newProxiedEnv(t)
-	var together [rounds]*barrier
-	for i := range together {
-		together[i] = newBarrier(concurrency)
-	}
-	var posts atomic.Int32
-	var conns sync.Map // by the address of the client
-	receiver := newReceiver(t, func(post) int {
-		together[(posts.Add(1)-1)/concurrency].wait()
-		return http.StatusOK
-	})
-	answer := receiver.Config.Handler
-	receiver.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		conns.Store(r.RemoteAddr, true)
-		answer.ServeHTTP(w, r)
-	})
-	s := b.start("orders", "WEBHOOK_URL="+receiver.URL, fmt.Sprint("CONCURRENCY=", concurrency))
-	for round := range rounds {
-		b.publishBodies(orders(fmt.Sprint("r", round, "-"), concurrency)...)
-		s.waitLogs((round+1)*concurrency, "msg=processed")
-	}
-	s.stop()
-	n := 0
-	conns.Range(func(any, any) bool { n++; return true })
-	if n > concurrency {
-		t.Errorf("%d connections for %d handlers", n, concurrency)
-	}
 }

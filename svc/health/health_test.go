@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/stack"
 	"go.uber.org/goleak"
 )
 
@@ -115,11 +116,28 @@ func TestProbe(t *testing.T) {
 
 func TestServe(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
-	stop, err := Serve("127.0.0.1:0", http.NotFoundHandler(), log)
+	port, err := stack.ReservePort()
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer port.Close()
+	addr := port.Addr()
+	stop, err := Serve(addr, http.NotFoundHandler(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.Get("http://" + addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
 	stop()
+	if resp.StatusCode != http.StatusNotFound {
+		t.Errorf("answered with %s", resp.Status)
+	}
+	if _, err := http.Get("http://" + addr); err == nil {
+		t.Error("it answers after it was stopped")
+	}
 	if _, err := Serve("192.0.2.1:1", http.NotFoundHandler(), log); err == nil || !strings.Contains(err.Error(), "HEALTH_ADDR") {
 		t.Errorf("for an address of another machine the error is %v", err)
 	}

@@ -112,13 +112,6 @@ func report(t *testing.T, addr string) *Recorder {
 	return Report(addr, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
-func TestPrimesWithZero(t *testing.T) {
-	s := listen(t)
-	c := report(t, s.addr())
-	defer c.Close()
-	s.until(map[string]int64{"orders_new_order_ok": 0, "orders_malformed": 0, "orders_ignored": 0})
-}
-
 func TestCountsAddUp(t *testing.T) {
 	s := listen(t)
 	c := report(t, s.addr())
@@ -139,6 +132,7 @@ func TestCountsAddUp(t *testing.T) {
 	s.expect(want)
 }
 
+// The counters are sent with 0 at the start, and what was counted by the time of Close.
 func TestCloseFlushes(t *testing.T) {
 	s := listen(t)
 	c := report(t, s.addr())

@@ -79,7 +79,7 @@ func TestParentKilled(t *testing.T) {
 	}
 
 	check(t, parent.Process.Kill())
-	if err := parent.Wait(); !strings.Contains(err.Error(), "killed") {
+	if err := parent.Wait(); !strings.Contains(fmt.Sprint(err), "killed") {
 		t.Fatal(err)
 	}
 	until, _ := ctx.Deadline()

@@ -102,8 +102,8 @@ func TestConnectionLost(t *testing.T) {
 				}
 				err := p.Handle(patient(t), order("1"))
 				expect(t, err, isOutage)
-				if len(err.Error()) > 1000 || !strings.Contains(err.Error(), `event "1"`) {
-					t.Errorf("the error has %d bytes: %.1000v", len(err.Error()), err)
+				if text := fmt.Sprint(err); len(text) > 1000 || !strings.Contains(text, `event "1"`) {
+					t.Errorf("the error has %d bytes: %.1000v", len(text), text)
 				}
 				p.Close()
 				if seen.end(); seen.posts.Load() != posts || seen.conns.Load() != 1 {
