@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"net/http"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// A handler that does not finish is cancelled in time for a clean exit. Its claim is
+// released, so the next process handles its event at once.
+func TestStopWithHangingHandler(t *testing.T) {
+	e := newEnv(t)
+	e.topology("orders")
+	receiver, began := newHang(t)
+	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())
+	e.publishBodies(orders("h", 3)...)
+	for range 3 {
+		<-began
+	}
+	took := s.stopWithin(syscall.SIGTERM, shutdown)
+	if took < shutdown/2 {
+		t.Errorf("stopped after %v: the handlers had no time to finish", took)
+	}
+	e.wantAllDone("orders", 0) // and no id is claimed
+	t.Log("stopped in", took.Round(time.Millisecond))
+	next := e.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=60s")
+	next.waitLogs(3, "msg=processed")
+	if n := max(0, e.depth("orders-queue.dead")); n > 0 {
+		t.Errorf("%d dead letters", n)
+	}
+	next.stop()
+}
+
+// A second signal ends the process at once.
+func TestSecondSignal(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			e := newEnv(t)
+			e.topology("orders")
+			receiver, began := newHang(t)
+			s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT=50s")
+			e.publishBodies(orders("2nd", 1)...)
+			<-began
+			s.signal(sig)
+			select {
+			case <-s.exited:
+				t.Fatal("the first signal ended the process at once")
+			case <-time.After(time.Second):
+			}
+			asked := time.Now()
+			s.signal(sig)
+			select {
+			case <-s.exited:
+			case <-time.After(5 * time.Second):
+				t.Fatal("the process does not end")
+			}
+			took := time.Since(asked)
+			if status := s.cmd.ProcessState.Sys().(syscall.WaitStatus); took > time.Second || !status.Signaled() || status.Signal() != sig {
+				t.Errorf("the process ended after %v: %v", took, s.cmd.ProcessState)
+			}
+			t.Logf("ended after %v: %v", took.Round(time.Millisecond), s.cmd.ProcessState)
+		})
+	}
+}
+
+// newHang returns a receiver that answers no post until the end of the test. began
+// receives every post.
+func newHang(t *testing.T) (receiver *receiver, began chan post) {
+	release, began := make(chan struct{}), make(chan post, 1000)
+	receiver = newReceiver(t, func(p post) int {
+		began <- p
+		<-release
+		return http.StatusTeapot
+	})
+	t.Cleanup(func() { close(release) })
+	return receiver, began
+}
