@@ -12,7 +12,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-func TestSlots(t *testing.T) {
+func TestSemaphore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		running, most := 0, 0

@@ -14,9 +14,9 @@ import (
 // unreachable, that is all work of the ids that the replica has claimed.
 func (c *chaos) allowDuplicates(reason string, from, to time.Time, most int) {
 	w := window{reason, from.Add(-time.Second), to, most + 2*120, 0}
-	if since, was := c.etcdAway(from); was && since.Before(w.from) {
-		away := since.Add(-time.Second)
-		w = window{reason + " while etcd was away", away, to, max(w.most, 2*chaosHeld), 0}
+	if since, was := c.etcdUnreachable(from); was && since.Before(w.from) {
+		began := since.Add(-time.Second)
+		w = window{reason + " while etcd was unreachable", began, to, max(w.most, 2*chaosHeld), 0}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -47,7 +47,7 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	asked := time.Now()
 	end(c.replicas[i])
-	if _, away := c.etcdAway(asked); reason != "" || away {
+	if _, unreachable := c.etcdUnreachable(asked); reason != "" || unreachable {
 		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
 	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
@@ -55,8 +55,8 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	return nil
 }
 
-// etcdAway reports whether etcd was unreachable at that time or later, and since when.
-func (c *chaos) etcdAway(at time.Time) (since time.Time, was bool) {
+// etcdUnreachable reports whether etcd was unreachable at that time or later, and since when.
+func (c *chaos) etcdUnreachable(at time.Time) (since time.Time, was bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.etcdFrom, !c.etcdFrom.IsZero() && (c.etcdTo.IsZero() || c.etcdTo.After(at))
@@ -122,7 +122,7 @@ func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func
 		c.etcdTo = to
 		if longerThanTTL {
 			// All ids that either replica had claimed may be done again.
-			c.windows = append(c.windows, window{"etcd was away for longer than CLAIM_TTL", from.Add(-time.Second), to, 4 * chaosHeld, 0})
+			c.windows = append(c.windows, window{"etcd was unreachable for longer than CLAIM_TTL", from.Add(-time.Second), to, 4 * chaosHeld, 0})
 		}
 		c.mu.Unlock()
 		return err
@@ -130,9 +130,9 @@ func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func
 }
 
 func (c *chaos) refuse(context.Context) error {
-	c.away.Store(true)
+	c.webhookDown.Store(true)
 	<-time.After(2 * time.Second)
-	c.away.Store(false)
+	c.webhookDown.Store(false)
 	return nil
 }
 

@@ -73,11 +73,11 @@ const (
 // chaos is a faultEnv that records all work.
 type chaos struct {
 	*faultEnv
-	faults []fault
-	deck   []int       // shuffled indexes of the next faults, so that every fault occurs
-	away   atomic.Bool // the webhook answers 503
-	silent atomic.Bool // the webhook does the work and leaves some posts unanswered
-	drawn  map[string]int
+	faults      []fault
+	deck        []int       // shuffled indexes of the next faults, so that every fault occurs
+	webhookDown atomic.Bool // the webhook answers 503
+	silent      atomic.Bool // the webhook does the work and leaves some posts unanswered
+	drawn       map[string]int
 
 	mu         sync.Mutex
 	entries    map[string][]work // by id
@@ -173,7 +173,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 // answer answers the webhook's posts and records the work.
 func (c *chaos) answer(p post, one func(n int) bool) int {
 	began := time.Now()
-	if c.away.Load() {
+	if c.webhookDown.Load() {
 		c.mu.Lock()
 		c.refused++
 		c.mu.Unlock()

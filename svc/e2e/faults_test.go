@@ -208,22 +208,22 @@ func TestEtcdFull(t *testing.T) {
 
 // While the webhook answers 503, events wait, claimed and unacknowledged, and the log
 // says so once.
-func TestWebhookAway(t *testing.T) {
-	var away atomic.Bool
+func TestWebhookUnreachable(t *testing.T) {
+	var unreachable atomic.Bool
 	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(post) int {
-		if away.Load() {
+		if unreachable.Load() {
 			return http.StatusServiceUnavailable
 		}
 		return http.StatusOK
 	})
 	w.publishSteadily()
 	w.progress(50)
-	away.Store(true)
+	unreachable.Store(true)
 	for _, s := range w.replicas {
 		s.waitLog("the webhook is unreachable")
 	}
 	w.progress(300) // posts, all answered with 503
-	away.Store(false)
+	unreachable.Store(false)
 	w.progress(100)
 	w.finish()
 	w.wantLog(1, 1, "the webhook is unreachable")

@@ -81,8 +81,8 @@ func TestLateEtcd(t *testing.T) {
 				t.Errorf("the service consumes only %v after etcd became reachable", took)
 			}
 			s.waitLogs(3, "msg=processed")
-			if away, back := s.log.count("etcd is unreachable"), s.log.count("etcd is reachable again"); away != 1 || back != 1 {
-				t.Errorf("the log says %d times that etcd is unreachable and %d times that it is back", away, back)
+			if unreachable, back := s.log.count("etcd is unreachable"), s.log.count("etcd is reachable again"); unreachable != 1 || back != 1 {
+				t.Errorf("the log says %d times that etcd is unreachable and %d times that it is back", unreachable, back)
 			}
 			t.Logf("consuming %v after etcd came", took.Round(time.Millisecond))
 			s.stop()

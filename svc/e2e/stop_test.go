@@ -116,7 +116,7 @@ func TestStopDuringOutage(t *testing.T) {
 		"etcd frozen":  {func(b *proxiedEnv) { b.etcdServer.Pause() }, func(b *proxiedEnv) { b.etcdServer.Resume() }, "", true},
 		"etcd's packets lost": {
 			func(b *proxiedEnv) { b.toEtcd.blackhole() }, func(b *proxiedEnv) { b.toEtcd.restore(); b.toEtcd.cut(); b.toEtcd.reconnect() }, "", true},
-		"broker away": {func(b *proxiedEnv) { b.toRabbit.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect() }, broker, false},
+		"broker unreachable": {func(b *proxiedEnv) { b.toRabbit.cut() }, func(b *proxiedEnv) { b.toRabbit.reconnect() }, broker, false},
 		"broker's packets lost": {
 			func(b *proxiedEnv) { b.toRabbit.blackhole() }, func(b *proxiedEnv) { b.toRabbit.restore(); b.toRabbit.cut(); b.toRabbit.reconnect() }, "", false},
 		"both cut off": {

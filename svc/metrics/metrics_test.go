@@ -139,7 +139,7 @@ func TestCloseFlushes(t *testing.T) {
 	c.Count("ignored") // as by a handler that ends later
 }
 
-func TestNobodyListens(t *testing.T) {
+func TestNoServerListens(t *testing.T) {
 	s := listen(t)
 	s.Close()
 	var log lines

@@ -28,7 +28,7 @@ func added(more amqp.Table) amqp.Table {
 	return headers
 }
 
-func TestLetter(t *testing.T) {
+func TestDeadLetter(t *testing.T) {
 	stamp := time.Unix(1638900000, 0)
 	tests := map[string]struct {
 		msg    amqp.Delivery
@@ -144,7 +144,7 @@ func TestLetter(t *testing.T) {
 	}
 }
 
-func TestLetterCutsTheError(t *testing.T) {
+func TestDeadLetterTruncatesTheError(t *testing.T) {
 	tests := map[string]struct {
 		err  string
 		want int // bytes
@@ -164,7 +164,7 @@ func TestLetterCutsTheError(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			text := cutError(t, tt.err)
+			text := errorHeader(t, tt.err)
 			if len(text) != tt.want || !strings.HasPrefix(tt.err, text) || !utf8.ValidString(text) {
 				t.Errorf("%d bytes became %d, valid UTF-8: %v; want the first %d", len(tt.err), len(text), utf8.ValidString(text), tt.want)
 			}
@@ -173,7 +173,7 @@ func TestLetterCutsTheError(t *testing.T) {
 }
 
 // An error may quote bytes of a message that are not UTF-8.
-func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
+func TestDeadLetterOfAnErrorThatIsNotText(t *testing.T) {
 	tests := map[string]string{
 		"short":              "the answer was \xff\xfe",
 		"at the cut":         strings.Repeat("x", 1020) + "\xff\xff\xff\xff\xff\xff",
@@ -181,7 +181,7 @@ func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 	}
 	for name, err := range tests {
 		t.Run(name, func(t *testing.T) {
-			text := cutError(t, err)
+			text := errorHeader(t, err)
 			if len(text) > 1024 || len(text) < 4 || text[:4] != err[:4] || !utf8.ValidString(text) {
 				t.Errorf("%d bytes became %d, valid UTF-8: %v", len(err), len(text), utf8.ValidString(text))
 			}
@@ -189,7 +189,7 @@ func TestLetterOfAnErrorThatIsNotText(t *testing.T) {
 	}
 }
 
-func cutError(t *testing.T, text string) string {
+func errorHeader(t *testing.T, text string) string {
 	t.Helper()
 	l := deadLetter(amqp.Delivery{}, consume.Failure{Reason: consume.ReasonFailed, Err: errors.New(text), Attempts: 1}, failedAt)
 	cut, ok := l.Headers["x-error"].(string)

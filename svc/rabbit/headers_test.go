@@ -88,7 +88,7 @@ func TestHeaderFrame(t *testing.T) {
 	}
 }
 
-func TestFit(t *testing.T) {
+func TestTrimHeaders(t *testing.T) {
 	const frame = 4096 // the least that AMQP allows
 	long := func(n int) string { return strings.Repeat("x", n) }
 	ourHeaders := amqp.Table{ // at their maximum size

@@ -24,7 +24,7 @@ func TestRequest(t *testing.T) {
 	defer server.Close()
 	job := order("1")
 	job.Body = []byte(" {\"type\":\"new_order\",\t\"id\":\"1\",\"note\":\"\\u00e1 注文\"}\r\n")
-	if err := newPoster(t, server.URL+"/hook?a=b").Handle(patient(t), job); err != nil {
+	if err := newPoster(t, server.URL+"/hook?a=b").Handle(deadline(t), job); err != nil {
 		t.Fatal(err)
 	}
 	if string(body) != string(job.Body) || got.ContentLength != int64(len(job.Body)) {
@@ -70,7 +70,7 @@ func TestIdempotencyKey(t *testing.T) {
 		strings.Repeat("é", 256):               strings.Repeat("%C3%A9", 256),
 	} {
 		t.Run(fmt.Sprintf("%.20q", id), func(t *testing.T) {
-			if err := p.Handle(patient(t), order(id)); err != nil {
+			if err := p.Handle(deadline(t), order(id)); err != nil {
 				t.Fatal(err)
 			}
 			if got.Load() != "orders/"+want {
@@ -102,7 +102,7 @@ func TestAnswer(t *testing.T) {
 					}
 				}))
 				defer server.Close()
-				err := newPoster(t, server.URL).Handle(patient(t), order("1"))
+				err := newPoster(t, server.URL).Handle(deadline(t), order("1"))
 				expect(t, err, want)
 				if err != nil && (!strings.Contains(err.Error(), fmt.Sprint(code)) || code != 304 && !strings.Contains(err.Error(), "because")) {
 					t.Errorf("%v does not contain the answer", err)
@@ -137,7 +137,7 @@ func TestRetryAfter(t *testing.T) {
 			t.Run(fmt.Sprintf("%d, %q", code, header), func(t *testing.T) {
 				p := newPoster(t, "http://127.0.0.1")
 				p.useDialer(answering(fmt.Sprintf("HTTP/1.1 %d No\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n", code, header)))
-				what, wait := verdict(t, p.Handle(patient(t), order("1")))
+				what, wait := verdict(t, p.Handle(deadline(t), order("1")))
 				if what != isOutage || wait > want || want > short && wait < want {
 					t.Errorf("%s after %v, want %v", what, wait, want)
 				}
@@ -165,7 +165,7 @@ func TestRetryAfterDate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := newPoster(t, "http://127.0.0.1")
 			p.useDialer(answering(fmt.Sprintf("HTTP/1.1 503 No\r\nDate: %s\r\nRetry-After: %s\r\nContent-Length: 0\r\n\r\n", tt.date, tt.until)))
-			what, wait := verdict(t, p.Handle(patient(t), order("1")))
+			what, wait := verdict(t, p.Handle(deadline(t), order("1")))
 			if what != isOutage || wait < tt.from || wait > tt.to {
 				t.Errorf("%s after %v, want %v to %v", what, wait, tt.from, tt.to)
 			}
@@ -179,7 +179,7 @@ func TestRedirectToNowhere(t *testing.T) {
 		t.Run(fmt.Sprintf("%.20q", location), func(t *testing.T) {
 			p := newPoster(t, "http://127.0.0.1")
 			p.useDialer(answering("HTTP/1.1 301 Moved\r\nLocation: " + location + "\r\nContent-Length: 0\r\n\r\n"))
-			expect(t, p.Handle(patient(t), order("1")), isFinal)
+			expect(t, p.Handle(deadline(t), order("1")), isFinal)
 		})
 	}
 }
@@ -204,14 +204,14 @@ func TestHugeAnswer(t *testing.T) {
 			}))
 			defer server.Close()
 			p := newPoster(t, server.URL)
-			err := p.Handle(patient(t), order("1"))
+			err := p.Handle(deadline(t), order("1"))
 			expect(t, err, tt.want)
 			if err != nil && len(err.Error()) > 2000 {
 				t.Errorf("the error has %d bytes", len(err.Error()))
 			}
 			select {
 			case <-hungUp: // the client closes the connection without reading the whole answer
-			case <-patient(t).Done():
+			case <-deadline(t).Done():
 				t.Error("the endless answer is still being read")
 			}
 		})
@@ -223,7 +223,7 @@ func TestHugeAnswer(t *testing.T) {
 func TestStatusIsQuoted(t *testing.T) {
 	p := newPoster(t, "http://127.0.0.1")
 	p.useDialer(answering("HTTP/1.1 400 \xff" + strings.Repeat("x", 10_000) + "\r\nContent-Length: 0\r\n\r\n"))
-	err := p.Handle(patient(t), order("1"))
+	err := p.Handle(deadline(t), order("1"))
 	if text := fmt.Sprint(err); err == nil || len(text) > 2000 || strings.Contains(text, "\xff") {
 		t.Errorf("the error has %d bytes: %.100q", len(text), text)
 	}

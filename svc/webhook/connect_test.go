@@ -25,10 +25,10 @@ func TestBeforeTheRequestIsWritten(t *testing.T) {
 		return func(context.Context) (net.Conn, error) { return nil, err }
 	}
 	tests := map[string]func(context.Context) (net.Conn, error){
-		"no such host":        fails(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "webhook.invalid", IsNotFound: true}}),
-		"name server is away": fails(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "i/o timeout", Name: "webhook.invalid", IsTimeout: true}}),
-		"unreachable":         fails(&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EHOSTUNREACH}),
-		"no ports":            fails(&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EADDRNOTAVAIL}),
+		"no such host":               fails(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "webhook.invalid", IsNotFound: true}}),
+		"name server is unreachable": fails(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "i/o timeout", Name: "webhook.invalid", IsTimeout: true}}),
+		"unreachable":                fails(&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EHOSTUNREACH}),
+		"no ports":                   fails(&net.OpError{Op: "dial", Net: "tcp", Err: syscall.EADDRNOTAVAIL}),
 		"connect hangs": func(ctx context.Context) (net.Conn, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
@@ -53,7 +53,7 @@ func TestBeforeTheRequestIsWritten(t *testing.T) {
 func TestConnectionRefused(t *testing.T) {
 	server := httptest.NewServer(nil)
 	server.Close()
-	expect(t, newPoster(t, server.URL).Handle(patient(t), order("1")), isOutage)
+	expect(t, newPoster(t, server.URL).Handle(deadline(t), order("1")), isOutage)
 }
 
 func TestHandshakeFails(t *testing.T) {
@@ -73,7 +73,7 @@ func TestHandshakeFails(t *testing.T) {
 	}
 	for name, serve := range tests {
 		t.Run(name, func(t *testing.T) {
-			expect(t, newPoster(t, serve(t)).Handle(patient(t), order("1")), isOutage)
+			expect(t, newPoster(t, serve(t)).Handle(deadline(t), order("1")), isOutage)
 		})
 	}
 }
@@ -97,11 +97,11 @@ func TestTLS(t *testing.T) {
 			p.http().TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
 			p.http().TLSClientConfig.RootCAs.AddCert(server.Certificate())
 			for range 2 { // the second uses the connection of the first
-				if err := p.Handle(patient(t), order("1")); err != nil {
+				if err := p.Handle(deadline(t), order("1")); err != nil {
 					t.Fatal(err)
 				}
 			}
-			expect(t, p.Handle(patient(t), order("1")), isOutage)
+			expect(t, p.Handle(deadline(t), order("1")), isOutage)
 			if posts.Load() != 3 {
 				t.Errorf("%d posts, want 3", posts.Load())
 			}
@@ -114,7 +114,7 @@ func TestPasswordIsNotTold(t *testing.T) {
 	server := httptest.NewServer(nil)
 	server.Close()
 	p := newPoster(t, strings.Replace(server.URL, "http://", "http://user:hunter2@", 1))
-	if err := p.Handle(patient(t), order("1")); err == nil || strings.Contains(err.Error(), "hunter2") {
+	if err := p.Handle(deadline(t), order("1")); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error is %v", err)
 	}
 }
@@ -147,7 +147,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 			posts.Go(func() {
 				job := order("1")
 				job.Attempt = round
-				if err := p.Handle(patient(t), job); err != nil {
+				if err := p.Handle(deadline(t), job); err != nil {
 					t.Error(err)
 				}
 			})

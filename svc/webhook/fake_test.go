@@ -91,8 +91,8 @@ func order(id string) consume.Job {
 	return consume.Job{Event: event.Event{Type: "new_order", ID: id, Body: []byte(`{"type":"new_order","id":"1"}`)}, Token: 7, Attempt: 2}
 }
 
-// patient returns a context whose timeout only a failing test reaches.
-func patient(t *testing.T) context.Context {
+// deadline returns a context whose timeout only a failing test reaches.
+func deadline(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx

@@ -50,7 +50,7 @@ func TestFailureDropsIdleConnections(t *testing.T) {
 			var posts sync.WaitGroup
 			for range 2 {
 				posts.Go(func() {
-					if err := p.Handle(patient(t), order("1")); err != nil {
+					if err := p.Handle(deadline(t), order("1")); err != nil {
 						t.Error(err)
 					}
 				})
@@ -62,7 +62,7 @@ func TestFailureDropsIdleConnections(t *testing.T) {
 			for range 2 { // the connection of the failure, and the idle one
 				select {
 				case <-closed:
-				case <-patient(t).Done():
+				case <-deadline(t).Done():
 					t.Fatal("a connection is not closed")
 				}
 			}
@@ -96,11 +96,11 @@ func TestConnectionLost(t *testing.T) {
 				p, posts := newPoster(t, url), int64(1)
 				if reused {
 					posts = 2
-					if err := p.Handle(patient(t), order("1")); err != nil {
+					if err := p.Handle(deadline(t), order("1")); err != nil {
 						t.Fatal(err)
 					}
 				}
-				err := p.Handle(patient(t), order("1"))
+				err := p.Handle(deadline(t), order("1"))
 				expect(t, err, isOutage)
 				if text := fmt.Sprint(err); len(text) > 1000 || !strings.Contains(text, `event "1"`) {
 					t.Errorf("the error has %d bytes: %.1000v", len(text), text)
@@ -190,12 +190,12 @@ func TestServerClosesIdleConnection(t *testing.T) {
 		return &watched{Conn: conn, closed: closed}, err
 	})
 	for range 3 {
-		if err := p.Handle(patient(t), order("1")); err != nil {
+		if err := p.Handle(deadline(t), order("1")); err != nil {
 			t.Fatal(err)
 		}
 		select {
 		case <-closed: // net/http has noticed the end of the connection
-		case <-patient(t).Done():
+		case <-deadline(t).Done():
 			t.Fatal("the end of the connection went unnoticed")
 		}
 	}
@@ -244,15 +244,15 @@ func TestWriteFails(t *testing.T) {
 			posts := int64(1)
 			if tt.reused {
 				posts++
-				if err := p.Handle(patient(t), order("1")); err != nil {
+				if err := p.Handle(deadline(t), order("1")); err != nil {
 					t.Fatal(err)
 				}
 				conns[0].left.Store(tt.after)
 			}
 			job := order("1")
 			job.Body = bytes.Repeat([]byte("x"), tt.body)
-			expect(t, p.Handle(patient(t), job), tt.want)
-			if err := p.Handle(patient(t), job); err != nil {
+			expect(t, p.Handle(deadline(t), job), tt.want)
+			if err := p.Handle(deadline(t), job); err != nil {
 				t.Errorf("the next attempt: %v", err)
 			}
 			p.Close()

@@ -31,23 +31,23 @@ func TestOutageIsToldOnce(t *testing.T) {
 	})))
 	defer p.Close()
 	const (
-		away = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged"` + "\n"
-		back = `level=INFO msg="the webhook is reachable again"` + "\n"
+		unreachable = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged"` + "\n"
+		back        = `level=INFO msg="the webhook is reachable again"` + "\n"
 	)
 	for _, step := range []struct {
 		codes []int64
 		want  string
 	}{
 		{[]int64{200, 500, 404}, ""},
-		{[]int64{503, 503, 429, 502, 504}, away},
+		{[]int64{503, 503, 429, 502, 504}, unreachable},
 		{[]int64{200, 200}, back},
-		{[]int64{503}, away},
-		{[]int64{404, 503}, back + away},
+		{[]int64{503}, unreachable},
+		{[]int64{404, 503}, back + unreachable},
 		{[]int64{500}, back},
 	} {
 		for _, c := range step.codes {
 			code.Store(c)
-			p.Handle(patient(t), order("1"))
+			p.Handle(deadline(t), order("1"))
 		}
 		if diff := cmp.Diff(step.want, log.String()); diff != "" {
 			t.Errorf("log of %v (-want +got):\n%s", step.codes, diff)
@@ -55,9 +55,9 @@ func TestOutageIsToldOnce(t *testing.T) {
 		log.Reset()
 	}
 	server.Close()
-	p.Handle(patient(t), order("1"))
-	p.Handle(patient(t), order("1"))
-	if diff := cmp.Diff(away, log.String()); diff != "" {
+	p.Handle(deadline(t), order("1"))
+	p.Handle(deadline(t), order("1"))
+	if diff := cmp.Diff(unreachable, log.String()); diff != "" {
 		t.Errorf("log after the server has stopped (-want +got):\n%s", diff)
 	}
 }
