@@ -41,7 +41,7 @@ func (s scenario) ids() []string {
 // checked against the invariants of explore_check_test.go.
 //
 // With two faults of any kind, two messages of one id have four million states and
-// take about ten minutes (-explore.faults=2).
+// take about six minutes (-explore.faults=2). Two ids take more than 45 minutes.
 //
 // Three restrictions keep the number of states small. The answer to a write arrives at
 // once, or when the view has seen everything up to the write, or not at all. A process
