@@ -83,7 +83,7 @@ func main() {
 	log.Info("stopped")
 }
 
-// run runs the service until stop ends and everything in flight is finished. It
+// run runs the service until stop ends and everything that has begun is finished. It
 // logs its error.
 func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	role := roles[cfg.Service]

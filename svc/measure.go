@@ -53,7 +53,7 @@ func (s *stats) begin() (end func()) {
 	return func() { s.inFlight.Add(-1) }
 }
 
-// totals returns what was counted, how many events are in flight, how many ids are
+// totals returns what was counted, how many events are being processed, how many ids are
 // remembered, and how far back that reaches; 0 if nothing is forgotten.
 func (s *stats) totals() map[string]int64 {
 	totals := s.recorder.Totals()

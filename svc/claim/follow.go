@@ -20,7 +20,7 @@ func (c *claimer) begin(session string, validUntil time.Time) {
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
 	c.held, c.suspend = context.WithCancelCause(context.Background())
-	c.validUntil, c.caughtUp = validUntil, time.Now()
+	c.validUntil, c.progress = validUntil, time.Now()
 	c.writer = writer{session: session, last: 1, window: c.writer.window}
 	c.checks = nil // their claims' contexts have ended
 	for _, e := range c.entries {
@@ -89,7 +89,7 @@ func (c *claimer) apply(changes []change) error {
 		}
 	})
 	if c.state.Version(c.writer.session) > seen {
-		c.caughtUp = time.Now()
+		c.progress = time.Now()
 	}
 	return err
 }
@@ -106,7 +106,7 @@ func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 		c.checks = append(c.checks, make(chan struct{}))
 		c.notify()
 	}
-	c.state, c.caughtUp = state, time.Now()
+	c.state, c.progress = state, time.Now()
 	for _, e := range c.entries {
 		c.evaluate(e)
 	}
@@ -116,15 +116,15 @@ func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 // to be committed.
 func (c *claimer) showsAll() bool { return c.state.Version(c.writer.session) >= c.writer.last }
 
-// lag returns for how long the state has not seen more of the session's committed
-// writes; 0: it has seen them all.
+// lag returns how long ago the state last saw a committed write of the session, if it
+// has not seen them all; otherwise 0.
 func (c *claimer) lag() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.showsAll() {
 		return 0
 	}
-	return time.Since(c.caughtUp)
+	return time.Since(c.progress)
 }
 
 // lastWrite returns the number of the last write that is known to be committed.

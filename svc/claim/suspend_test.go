@@ -148,21 +148,31 @@ func TestSessionLost(t *testing.T) {
 	})
 }
 
-// Work that another process has recorded first is not recorded a second time.
-func TestRecordedByAnotherFirst(t *testing.T) {
-	x := newPair(t, "1")
+// overtaken returns a claim of process a whose session ended unseen by a. Process b has
+// recorded the id after a had finished its work, and a has seen that record. before runs
+// before b records.
+func (x *pair) overtaken(before func()) *Claim {
+	x.t.Helper()
 	first := x.a.c.ask("1")
 	x.runUntilIdle()
 	second := x.b.c.ask("1")
 	x.runUntilIdle()
 	x.etcd.end(x.a.lease)
+	x.finish(x.a, first)
+	before()
 	x.b.watch(x.etcd.revision - x.b.view)
-	x.finish(x.a, first) // queued: a has not seen the end of its session
 	x.finish(x.b, second)
 	x.write(x.b)
 	x.a.watch(x.etcd.revision - x.a.view)
+	return first
+}
+
+// Work that another process has recorded first is not recorded a second time.
+func TestRecordedByAnotherFirst(t *testing.T) {
+	x := newPair(t, "1")
+	first := x.overtaken(func() {})
 	if err := recorded(t, first); !errors.Is(err, ErrDone) {
-		t.Errorf("complete after another: %v", err)
+		t.Errorf("complete after another process has completed: %v", err)
 	}
 	if x.a.write(); x.a.c.pending() != nil && len(x.a.c.pending().Done) > 0 {
 		t.Errorf("write %+v", x.a.c.pending())
@@ -171,21 +181,13 @@ func TestRecordedByAnotherFirst(t *testing.T) {
 
 // After close no change of the state answers a call that close has answered.
 func TestChangeAfterClose(t *testing.T) {
-	x := newPair(t, "1")
-	first := x.a.c.ask("1")
-	x.runUntilIdle()
-	second := x.b.c.ask("1")
-	x.runUntilIdle()
-	x.etcd.end(x.a.lease)
-	x.finish(x.a, first)
-	x.a.c.close()
-	x.b.watch(x.etcd.revision - x.b.view)
-	x.finish(x.b, second)
-	x.write(x.b)
-	x.a.watch(x.etcd.revision - x.a.view)
-	if err := recorded(t, first); !errors.Is(err, ErrClosed) || len(first.answer) > 0 {
-		t.Errorf("complete: %v, %d more answers", err, len(first.answer))
-	}
+	synctest.Test(t, func(t *testing.T) { // which ends a test that blocks
+		x := newPair(t, "1")
+		first := x.overtaken(x.a.c.close)
+		if err := recorded(t, first); !errors.Is(err, ErrClosed) || len(first.answer) > 0 {
+			t.Errorf("complete: %v, %d more answers", err, len(first.answer))
+		}
+	})
 }
 
 // A view that was read anew and does not show a committed write suspends the session

@@ -136,8 +136,8 @@ func (c *claimer) committed() {
 	defer c.mu.Unlock()
 	w := &c.writer
 	p := w.pending
-	if c.showsAll() { // and not this write yet, perhaps
-		c.caughtUp = time.Now()
+	if c.showsAll() { // all before this one: if the state lags, it does from now on
+		c.progress = time.Now()
 	}
 	w.pending, w.last = nil, p.N
 	for _, check := range p.checks {

@@ -27,7 +27,7 @@ func TestContextEnds(t *testing.T) {
 			before: func(t *testing.T, p *process) { claimNow(t, p.records.Open(), "1") },
 			taken:  true,
 		},
-		"while a copy is in flight": {
+		"while a copy is being processed": {
 			work: hangs,
 			before: func(t *testing.T, p *process) {
 				p.handle(t.Context(), p.order("1"))

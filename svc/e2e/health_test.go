@@ -133,8 +133,8 @@ func TestStats(t *testing.T) {
 	s.stop()
 }
 
-// statsd gets the times of work and claims, and /stats has the number of events in
-// flight.
+// statsd gets the times of work and claims, and /stats has the number of events that
+// are being processed.
 func TestTimers(t *testing.T) {
 	b := newProxiedEnv(t)
 	began, release := make(chan struct{}, 3), make(chan struct{})
@@ -148,7 +148,7 @@ func TestTimers(t *testing.T) {
 	b.publishBodies(orders("t", 3)...)
 	inFlight := func(want int64) {
 		t.Helper()
-		eventually(t, "the events in flight", func() error {
+		eventually(t, "the events being processed", func() error {
 			var stats map[string]int64
 			get(t, s.healthAt()+"/stats", &stats)
 			if got := stats["orders_in_flight"]; got != want {

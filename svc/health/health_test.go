@@ -126,7 +126,8 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := http.Get("http://" + addr)
+	client := http.Client{Timeout: 5 * time.Second}
+	resp, err := client.Get("http://" + addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +136,7 @@ func TestServe(t *testing.T) {
 	if resp.StatusCode != http.StatusNotFound {
 		t.Errorf("answered with %s", resp.Status)
 	}
-	if _, err := http.Get("http://" + addr); err == nil {
+	if _, err := client.Get("http://" + addr); err == nil {
 		t.Error("it answers after it was stopped")
 	}
 	if _, err := Serve("192.0.2.1:1", http.NotFoundHandler(), log); err == nil || !strings.Contains(err.Error(), "HEALTH_ADDR") {

@@ -27,7 +27,7 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 			case !ok:
 				<-c.semaphore
 				return progress, c.cause(closed)
-			case single && c.oneByOne == 0: // with prefetch 1 nothing else is in flight
+			case single && c.oneByOne == 0: // with prefetch 1 no other delivery is open
 				<-c.semaphore
 				return progress, errPastUnreadable
 			case single:

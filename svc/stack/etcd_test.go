@@ -134,6 +134,8 @@ func TestEtcdOptions(t *testing.T) {
 	conn, err := tls.Dial("tcp", strings.TrimPrefix(e.Endpoint(), "https://"), &tls.Config{RootCAs: files.client.RootCAs})
 	check(t, err)
 	defer conn.Close()
+	end, _ := ctx.Deadline()
+	check(t, conn.SetDeadline(end))
 	// In TLS 1.3 the refusal of a missing certificate follows the handshake.
 	if _, err := conn.Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "certificate required") {
 		t.Errorf("a client without a certificate: %v", err)
