@@ -59,10 +59,13 @@ func (x *run) checkView(i int, p *simProcess) {
 		if got := p.c.state.Done(id); got != want.done {
 			x.fail("%c sees %s done: %v at revision %d, want %v", 'A'+i, id, got, p.view, want.done)
 		}
-		session, write, token := p.c.state.Owner(id)
-		token = revisionOf(token)
-		if session != want.session || token != want.token || session != "" && fmt.Sprintf("%016d", write) != want.write {
-			x.fail("%c sees %s owned by %s/%d with token %d at revision %d, want %+v", 'A'+i, id, session, write, token, p.view, want)
+		var owner claimKey
+		if c := p.c.state.Owner(id); c != nil && !want.done {
+			owner = *c
+		}
+		token := revisionOf(owner.token)
+		if owner.session != want.session || token != want.token || owner.session != "" && fmt.Sprintf("%016d", owner.write) != want.write {
+			x.fail("%c sees %s owned by %s/%d with token %d at revision %d, want %+v", 'A'+i, id, owner.session, owner.write, token, p.view, want)
 		}
 	}
 }

@@ -5,6 +5,7 @@ func (c *claimer) evaluate(e *entry) {
 	switch {
 	case c.closed: // all are answered
 	case e.recording: // the answer to the write tells the outcome
+	case !e.finished && len(e.waiting) == 0: // no delivery waits
 	case c.state.Done(e.id):
 		c.end(e, ErrDone)
 	default:
@@ -22,8 +23,8 @@ func (c *claimer) grant(e *entry) {
 	case e.holder != nil || len(e.waiting) == 0 || !c.valid():
 		return
 	}
-	session, write, token := c.state.Owner(e.id)
-	if session != c.writer.session || write != e.listing.write {
+	owner := c.state.Owner(e.id)
+	if owner == nil || owner.session != c.writer.session || owner.write != e.listing.write {
 		return
 	}
 	if e.finished {
@@ -34,7 +35,7 @@ func (c *claimer) grant(e *entry) {
 		return
 	}
 	e.holder, e.waiting = e.waiting[0], e.waiting[1:]
-	e.holder.Token, e.holder.Held = token, c.held
+	e.holder.Token, e.holder.Held = owner.token, c.held
 	e.holder.answer <- nil
 }
 

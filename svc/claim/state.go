@@ -42,15 +42,8 @@ func newRoleState() *roleState {
 // Done reports whether id was processed.
 func (s *roleState) Done(id string) bool { return s.done.has(id) }
 
-// Owner returns the session and the number of the write whose claim owns id, and
-// its fencing token; "" if no claim lists id. An id that is done has no owner.
-func (s *roleState) Owner(id string) (session string, write, token int64) {
-	owner := s.queues[id].owner
-	if owner == nil || s.Done(id) {
-		return "", 0, 0
-	}
-	return owner.session, owner.write, owner.token
-}
+// Owner returns the oldest claim that lists id, or nil. It owns the id unless that is done.
+func (s *roleState) Owner(id string) *claimKey { return s.queues[id].owner }
 
 // Version returns how many writes of a session the state has seen; 0 if the
 // session does not live.

@@ -10,14 +10,14 @@ import (
 // owner returns the state of an id in the notation of these tests: "done", "absent",
 // or the session, write and token of the claim that owns the id.
 func owner(s *roleState, id string) string {
-	session, write, token := s.Owner(id)
-	switch {
-	case s.Done(id):
+	if s.Done(id) {
 		return "done"
-	case session == "":
+	}
+	c := s.Owner(id)
+	if c == nil {
 		return "absent"
 	}
-	return fmt.Sprintf("%s/%d token %d", session, write, token)
+	return fmt.Sprintf("%s/%d token %d", c.session, c.write, c.token)
 }
 
 func put(created int64, key string, ids ...string) change {
