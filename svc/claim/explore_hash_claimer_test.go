@@ -33,7 +33,7 @@ func (h *hasher) addProcess(p *simProcess) {
 	h.addIDs(ids(w.finished))
 	h.addSorted(len(w.dirty), func(i int) { h.addListing(p, w.dirty[i]) })
 	for _, id := range h.x.etcd.ids {
-		h.addEntry(p, id)
+		h.addEntry(p, h.renamed(id))
 	}
 	h.addSorted(len(p.deliveries), func(i int) { h.addDelivery(p, p.deliveries[i]) })
 }
@@ -53,7 +53,7 @@ func (h *hasher) addListing(p *simProcess, l *listing) {
 	h.addBools(l.dirty)
 	h.addSorted(len(l.entries), func(i int) {
 		e := l.entries[i]
-		h.add(int(e.id[0]))
+		h.addID(e.id)
 		h.addBools(e.wanted(), p.c.entries[e.id] == e)
 	})
 }
@@ -86,7 +86,8 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 }
 
 func (h *hasher) addDelivery(p *simProcess, d *simDelivery) {
-	h.add(int(d.id[0]), int(d.phase))
+	h.addID(d.id)
+	h.add(int(d.phase))
 	h.addBools(d.gone, d.granted && d.claim.Held.Err() == nil)
 	switch e := p.c.entries[d.id]; d.phase {
 	case waiting:

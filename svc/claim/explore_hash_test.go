@@ -13,12 +13,14 @@ import (
 // hasher hashes the canonical form of a state. In that form the names of sessions and
 // windows are replaced by numbers in the order of their appearance, revisions and the
 // numbers of writes by their ranks, and changes that both views have seen are left
-// out. A state and the same state with its processes exchanged have the same form.
+// out. A state and the same state with its processes exchanged have the same form, and
+// so it is with the ids a and b if their messages begin alike.
 type hasher struct {
 	seeds [2]maphash.Seed
 
 	x        *run
 	b        []byte
+	swapped  bool // a stands for b, and b for a
 	sessions []string
 	windows  []string
 	tokens   []int64
@@ -32,9 +34,13 @@ func newHasher() hasher {
 func (h *hasher) hash(x *run) (sum [16]byte) {
 	h.x = x
 	h.rank()
-	first := bytes.Clone(h.encode(0))
-	if second := h.encode(1); bytes.Compare(second, first) < 0 {
-		first = second
+	var first []byte
+	for _, h.swapped = range []bool{false, true}[:x.symmetries()] {
+		for process := range x.processes {
+			if form := h.encode(process); first == nil || bytes.Compare(form, first) < 0 {
+				first = bytes.Clone(form)
+			}
+		}
 	}
 	for i, seed := range h.seeds {
 		binary.LittleEndian.PutUint64(sum[8*i:], maphash.Bytes(seed, first))
@@ -150,9 +156,24 @@ func (h *hasher) addToken(token int64) {
 // addIDs adds ids, whose order does not matter. Ids differ in their first byte.
 func (h *hasher) addIDs(ids []string) {
 	h.add(len(ids))
-	for _, id := range slices.Sorted(slices.Values(ids)) {
-		h.add(int(id[0]))
+	from := len(h.b)
+	for _, id := range ids {
+		h.addID(id)
 	}
+	slices.Sort(h.b[from:])
+}
+
+func (h *hasher) addID(id string) { h.b = append(h.b, h.renamed(id)[0]) }
+
+// renamed returns the id that id stands for.
+func (h *hasher) renamed(id string) string {
+	switch {
+	case h.swapped && id == "a":
+		return "b"
+	case h.swapped && id == "b":
+		return "a"
+	}
+	return id
 }
 
 func (h *hasher) addKey(name string, ids []string, created int64) {
@@ -182,6 +203,7 @@ func (h *hasher) encode(first int) []byte {
 	h.addIDs(x.queue)
 	h.addBools(x.hurt)
 	for _, id := range x.etcd.ids {
+		id = h.renamed(id)
 		h.add(min(x.works[id], 2+x.worked[id]), x.worked[id])
 		h.addBools(x.etcd.recorded[id])
 	}
