@@ -67,12 +67,9 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 	if listed && s.Done(id) {
 		h.add(index(&h.windows, s.done.windows[n].name))
 	}
-	q := s.queues[id]
-	for _, r := range append([]*claimKey{q.owner}, q.next...) {
-		if r != nil {
-			h.addWrite(r.session, r.write)
-			h.addToken(r.token)
-		}
+	for _, claim := range s.queues[id] {
+		h.addWrite(claim.session, claim.write)
+		h.addToken(claim.token)
 	}
 	e := p.c.entries[id]
 	if h.addBools(e != nil); e == nil {

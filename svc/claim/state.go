@@ -1,9 +1,11 @@
 package claim
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -20,9 +22,9 @@ type change struct {
 // roleState is the state of a role at one revision, as a pure function of its keys. It
 // knows no server, no goroutine and no clock, and is not safe for concurrent use.
 type roleState struct {
-	sessions map[string]int64     // versions of session/<s>
-	claims   map[string]*claimKey // by claim/<s>/<n>
-	queues   map[string]queue     // the claims that list an id
+	sessions map[string]int64       // versions of session/<s>
+	claims   map[string]*claimKey   // by claim/<s>/<n>
+	queues   map[string][]*claimKey // the claims that list an id, the oldest first
 	done     *doneSet
 }
 
@@ -36,14 +38,19 @@ type claimKey struct {
 
 // newRoleState returns the state of a role without keys.
 func newRoleState() *roleState {
-	return &roleState{sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string]queue), done: newDoneSet()}
+	return &roleState{sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey), done: newDoneSet()}
 }
 
 // Done reports whether id was processed.
 func (s *roleState) Done(id string) bool { return s.done.has(id) }
 
 // Owner returns the oldest claim that lists id, or nil. It owns the id unless that is done.
-func (s *roleState) Owner(id string) *claimKey { return s.queues[id].owner }
+func (s *roleState) Owner(id string) *claimKey {
+	if queue := s.queues[id]; len(queue) > 0 {
+		return queue[0]
+	}
+	return nil
+}
 
 // Version returns how many writes of a session the state has seen; 0 if the
 // session does not live.
@@ -117,46 +124,56 @@ func (s *roleState) apply(ch change) ([]string, error) {
 		}
 		return ids, err
 	case "claim":
-		if ch.Deleted {
-			return s.replace(ch.Key, nil), nil
-		}
-		session, write, _ := strings.Cut(name, "/")
-		n, err := strconv.ParseInt(write, 10, 64)
-		if err != nil {
-			return nil, err
+		claim, known := s.claims[ch.Key]
+		switch {
+		case ch.Deleted && known:
+			delete(s.claims, ch.Key)
+			return s.list(claim, nil), nil
+		case ch.Deleted:
+			return nil, nil
+		case !known:
+			session, write, _ := strings.Cut(name, "/")
+			n, err := strconv.ParseInt(write, 10, 64)
+			if err != nil {
+				return nil, err
+			}
+			claim = &claimKey{session: session, write: n, token: ch.Created}
+			s.claims[ch.Key] = claim
 		}
 		ids, err := parseIDs(ch.Value)
-		return s.replace(ch.Key, &claimKey{session, n, ch.Created, ids}), err
+		return s.list(claim, ids), err
 	default:
 		return nil, errors.New("not of a known form: ignored")
 	}
 	return nil, nil
 }
 
-// replace puts a claim in the place of an earlier one under the same key. Nil
-// removes the key.
-func (s *roleState) replace(key string, claim *claimKey) (changed []string) {
-	old := s.claims[key]
-	if claim == nil {
-		delete(s.claims, key)
-	} else {
-		s.claims[key] = claim
-		for _, id := range claim.ids {
-			s.queues[id] = s.queues[id].with(claim, old)
+// list makes a claim list these ids, and returns those that it did not list before or
+// lists no more. Nearly always ids are some of the earlier ones, in the same order.
+func (s *roleState) list(claim *claimKey, ids []string) (changed []string) {
+	kept := 0
+	for _, id := range claim.ids {
+		if kept < len(ids) && ids[kept] == id {
+			kept++
+			continue
 		}
-		changed = claim.ids
-	}
-	if old == nil {
-		return changed
-	}
-	for _, id := range old.ids {
-		if q := s.queues[id].without(old); q.owner == nil {
-			delete(s.queues, id)
-		} else {
+		changed = append(changed, id)
+		q := s.queues[id]
+		i := slices.Index(q, claim)
+		if q = slices.Delete(q, i, i+1); len(q) > 0 {
 			s.queues[id] = q
+		} else {
+			delete(s.queues, id)
 		}
 	}
-	return append(changed[:len(changed):len(changed)], old.ids...)
+	for _, id := range ids[kept:] {
+		changed = append(changed, id)
+		q := s.queues[id]
+		i, _ := slices.BinarySearchFunc(q, claim, func(a, b *claimKey) int { return cmp.Compare(a.token, b.token) })
+		s.queues[id] = slices.Insert(q, i, claim)
+	}
+	claim.ids = ids
+	return changed
 }
 
 func parseIDs(value []byte) (ids []string, err error) {

@@ -56,6 +56,12 @@ func TestRule(t *testing.T) {
 			{[]change{put(3, "claim/a/3", "x")}, "a/2 token 2"},
 			{[]change{put(2, "claim/a/2", "y")}, "a/3 token 3"},
 		},
+		"the order of a list does not matter, nor an id that it names twice": {
+			{[]change{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "y", "x", "x")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "x", "y")}, "a/2 token 2"},
+			{[]change{put(2, "claim/a/2", "y")}, "absent"},
+		},
 		"a record without a window says nothing": {
 			{[]change{put(2, "done/w/a/2", "x")}, "absent"},
 			{[]change{window}, "done"},
@@ -97,7 +103,7 @@ func TestRule(t *testing.T) {
 	}
 }
 
-// Apply names each id that a change concerns, including ids that the change removes.
+// Apply names each id whose owner may have changed, including ids that the change removes.
 func TestApplyNamesTheIDs(t *testing.T) {
 	s := newRoleState()
 	tests := []struct {
@@ -105,7 +111,7 @@ func TestApplyNamesTheIDs(t *testing.T) {
 		want  string
 	}{
 		{put(2, "claim/a/2", "x", "y"), "x y"},
-		{put(2, "claim/a/2", "y"), "x y"},
+		{put(2, "claim/a/2", "y"), "x"},
 		{put(3, "claim/b/2", "x"), "x"},
 		{gone("claim/b/2"), "x"},
 		{put(4, "done/w/a/3", "y"), "y"},
