@@ -24,12 +24,14 @@ const (
 	// to the next member: the first may be frozen or cut off, or its leader dead.
 	resendAfter = time.Second
 	// A call that a later try answered while an earlier one hangs shows that a member
-	// is frozen or cut off. The client notices that after quickFor (see Dial); until
-	// then the second try of each call is sent after quickResend.
+	// is frozen or cut off. The client notices that after quickFor (see Dial). Until
+	// then the second try of each call is sent after quickResend: otherwise a third of
+	// the calls to three members would take resendAfter longer.
 	quickResend = 100 * time.Millisecond
 	quickFor    = 15 * time.Second
-	// maxTries bounds the tries that are under way at once.
-	maxTries = 8
+	// maxTries bounds the tries that are under way at once: a slow etcd must not be
+	// overloaded by copies of one call.
+	maxTries = 4
 )
 
 // caller calls etcd until it answers.
@@ -48,8 +50,8 @@ func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
 	return resend
 }
 
-// call calls f until it succeeds, and returns its error only if that is one of
-// final, or the cause of ctx's end. Calls of f overlap when one is not answered
+// call repeats f until it succeeds. It returns an error only if f's is one of final, or
+// when ctx ends. Calls of f overlap when one is not answered
 // within resend; f must have the same effect however often it is carried out. (A
 // lease that was granted twice does no harm: one of the two expires unused.)
 func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {

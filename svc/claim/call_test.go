@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -20,6 +21,15 @@ func newCaller() (*caller, *bytes.Buffer) {
 	var lines bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&lines, nil))
 	return &caller{outage: outage.New(log, "etcd", "events wait"), refusals: newRefusals(log)}, &lines
+}
+
+// An overloaded etcd is not taken for one that refuses.
+func TestOverloadIsNoRefusal(t *testing.T) {
+	for err, want := range map[error]bool{rpctypes.ErrTooManyRequests: false, rpctypes.ErrNoSpace: true, rpctypes.ErrPermissionDenied: true} {
+		if isRefusal(fmt.Errorf("write 2: %w", err)) != want {
+			t.Errorf("%v is a refusal: %t", err, !want)
+		}
+	}
 }
 
 // A call that is given up while etcd refuses it does not hide later refusals.

@@ -77,7 +77,7 @@ type Claim struct {
 	Held context.Context
 
 	entry  *entry
-	answer chan error // receives the result of the call that waits; capacity 1
+	answer chan error // receives the result of Claim, Reclaim or Complete; capacity 1
 }
 
 // NoDedup grants every id to every caller: the service without etcd.

@@ -21,25 +21,34 @@ type claimer struct {
 	writer  writer
 	checks  []chan struct{} // each closed when the next write of the session is committed
 
-	progress time.Time // when the state last showed all committed writes, or one more of them
+	caughtUp time.Time // when the state last showed all committed writes, or one more of them
 
 	validUntil time.Time       // the session lives that long; each renewal moves it on
-	held       context.Context // of the claims that are granted now
+	held       context.Context // of every claim that is granted now; replaced when the session resumes
 	suspend    context.CancelCauseFunc
 }
 
 // entry is an id that deliveries of this process want or have, or that one of
 // its claims still lists.
+//
+//	wanted ──write──▶ listed ──granted──▶ working ──Complete──▶ finished ──write──▶ recorded
 type entry struct {
 	id      string
 	waiting []*Claim // of the deliveries that want the id, in the order of asking
-	holder  *Claim   // of the delivery that works; nil: none
-
-	finished  bool     // the holder's work is done, and it waits for the record
-	listing   *listing // the claim key that lists the id; nil: none yet
-	queued    bool     // to be recorded by a later write
-	recording bool     // recorded by the pending write
+	holder  *Claim   // of the delivery that works, or waits for its record; nil: none
+	stage   stage    // of the holder's work
+	listing *listing // the claim key that lists the id; nil: none yet
 }
+
+// stage says how far the work on an id has come.
+type stage byte
+
+const (
+	unfinished    stage = iota
+	workDone            // to be recorded when the id is this process's
+	recordQueued        // to be recorded by a later write
+	recordPending       // recorded by the pending write
+)
 
 func (e *entry) wanted() bool { return e.holder != nil || len(e.waiting) > 0 }
 
@@ -58,15 +67,15 @@ func (c *claimer) Claim(ctx context.Context, id string) (*Claim, error) {
 	if len(id) > maxID || !utf8.ValidString(id) {
 		return nil, ErrInvalidID
 	}
-	claim := c.ask(id)
+	claim := c.enqueue(id)
 	if err := c.wait(ctx, claim); err != nil {
 		return nil, err
 	}
 	return claim, nil
 }
 
-// ask returns the claim of a delivery that wants id, to be granted.
-func (c *claimer) ask(id string) *Claim {
+// enqueue returns the claim of a delivery that wants id, to be granted.
+func (c *claimer) enqueue(id string) *Claim {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	claim := &Claim{ID: id, answer: make(chan error, 1)}
@@ -78,8 +87,8 @@ func (c *claimer) ask(id string) *Claim {
 		claim.answer <- ErrDone
 		return claim
 	}
-	e := c.entries[id]
-	if e == nil {
+	e, known := c.entries[id]
+	if !known {
 		e = &entry{id: id}
 		c.entries[id] = e
 		c.writer.wanted = append(c.writer.wanted, e)
@@ -87,7 +96,9 @@ func (c *claimer) ask(id string) *Claim {
 	}
 	claim.entry = e
 	e.waiting = append(e.waiting, claim)
-	c.grant(e)
+	if known {
+		c.evaluate(e)
+	}
 	return claim
 }
 
@@ -96,12 +107,12 @@ func (c *claimer) ask(id string) *Claim {
 // must have ended. Its errors are those of Claim; after an error the claim is not
 // the caller's.
 func (c *claimer) Reclaim(ctx context.Context, claim *Claim) error {
-	c.askAgain(claim)
+	c.requeue(claim)
 	return c.wait(ctx, claim)
 }
 
-// askAgain puts the holder of a claim before all others that want its id.
-func (c *claimer) askAgain(claim *Claim) {
+// requeue puts the holder of a claim before all others that want its id.
+func (c *claimer) requeue(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	claim.entry.holder = nil
@@ -146,7 +157,7 @@ func (c *claimer) withdraw(claim *Claim) bool {
 // caller's. Otherwise it returns the cause of Held's end, or of ctx's.
 func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	select {
-	case <-c.askCheck():
+	case <-c.requestCheck():
 		return context.Cause(claim.Held) // nil, unless the claim was suspended meanwhile
 	case <-claim.Held.Done():
 		return context.Cause(claim.Held)
@@ -155,9 +166,9 @@ func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	}
 }
 
-// askCheck returns a channel that is closed when the next write of the session is
+// requestCheck returns a channel that is closed when the next write of the session is
 // committed. If the session ends first, it never is.
-func (c *claimer) askCheck() chan struct{} {
+func (c *claimer) requestCheck() chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	check := make(chan struct{})
@@ -178,7 +189,7 @@ func (c *claimer) Complete(claim *Claim) error {
 func (c *claimer) finish(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	claim.entry.finished = true
+	claim.entry.stage = workDone
 	if c.closed {
 		claim.answer <- ErrClosed
 		return
@@ -186,12 +197,13 @@ func (c *claimer) finish(claim *Claim) {
 	c.evaluate(claim.entry)
 }
 
-// Release gives the id back undone, to the next who asks.
+// Release gives up the id without recording it. The next delivery that wants it may have
+// it.
 func (c *claimer) Release(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := claim.entry
-	if e.holder != claim || e.finished {
+	if e.holder != claim || e.stage != unfinished {
 		return
 	}
 	e.holder = nil

@@ -95,7 +95,7 @@ func (x *pair) finish(p *simProcess, c *Claim) {
 func (x *pair) askAgain(p *simProcess, c *Claim) {
 	x.t.Helper()
 	x.expect(c, "granted")
-	p.c.askAgain(c)
+	p.c.requeue(c)
 }
 
 // recorded returns the outcome of finished work.
@@ -111,7 +111,7 @@ func recorded(t *testing.T, c *Claim) (err error) {
 
 func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
 	x := newPair(t, "1")
-	w := x.a.c.ask("1")
+	w := x.a.c.enqueue("1")
 	x.expect(w, "waits")
 	if n := x.write(x.a); n != 1 {
 		t.Errorf("%d writes", n)
@@ -126,9 +126,9 @@ func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
 
 func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	x := newPair(t, "1")
-	first := x.a.c.ask("1")
+	first := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	second := x.a.c.ask("1")
+	second := x.a.c.enqueue("1")
 	if n := x.write(x.a); n != 0 {
 		t.Errorf("the second delivery causes %d writes", n)
 	}
@@ -142,15 +142,15 @@ func TestSecondDeliveryOfTheProcess(t *testing.T) {
 		t.Error(err)
 	}
 	x.runUntilIdle()
-	x.expect(x.b.c.ask("1"), done)
+	x.expect(x.b.c.enqueue("1"), done)
 	x.expectClaims("1", 0)
 }
 
 func TestReleasedToTheNextOfTheProcess(t *testing.T) {
 	x := newPair(t, "1")
-	first := x.a.c.ask("1")
+	first := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	second := x.a.c.ask("1")
+	second := x.a.c.enqueue("1")
 	x.a.c.Release(first)
 	x.expect(second, "granted")
 	x.a.c.Release(second)
@@ -168,9 +168,9 @@ func TestNextProcess(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			x := newPair(t, "1")
-			first := x.a.c.ask("1")
+			first := x.a.c.enqueue("1")
 			x.runUntilIdle()
-			second := x.b.c.ask("1")
+			second := x.b.c.enqueue("1")
 			x.runUntilIdle()
 			x.expect(second, "waits")
 			end(x, first)
@@ -189,7 +189,7 @@ func TestNextProcess(t *testing.T) {
 
 func TestOtherProcessCompletes(t *testing.T) {
 	x := newPair(t, "1")
-	first, second := x.a.c.ask("1"), x.b.c.ask("1")
+	first, second := x.a.c.enqueue("1"), x.b.c.enqueue("1")
 	x.runUntilIdle()
 	x.finish(x.a, first)
 	x.write(x.a)
@@ -208,14 +208,23 @@ func TestOtherProcessCompletes(t *testing.T) {
 func TestWithdrawn(t *testing.T) {
 	t.Run("before it is asked for", func(t *testing.T) {
 		x := newPair(t, "1")
-		x.a.c.withdraw(x.a.c.ask("1"))
+		x.a.c.withdraw(x.a.c.enqueue("1"))
 		if n := x.write(x.a); n != 0 {
 			t.Errorf("%d writes", n)
 		}
 	})
+	t.Run("while etcd does not answer", func(t *testing.T) {
+		c := newClaimer(newRoleState())
+		for range 10 {
+			c.withdraw(c.enqueue("1"))
+		}
+		if len(c.entries)+len(c.writer.wanted) > 0 {
+			t.Errorf("%d entries are kept, %d of them to be written", len(c.entries), len(c.writer.wanted))
+		}
+	})
 	t.Run("on the way", func(t *testing.T) {
 		x := newPair(t, "1")
-		w := x.a.c.ask("1")
+		w := x.a.c.enqueue("1")
 		x.a.write()
 		x.a.c.withdraw(w)
 		_, answer := x.execute(0)
@@ -225,9 +234,9 @@ func TestWithdrawn(t *testing.T) {
 	})
 	t.Run("while another owns", func(t *testing.T) {
 		x := newPair(t, "1")
-		x.a.c.ask("1")
+		x.a.c.enqueue("1")
 		x.runUntilIdle()
-		w, other := x.b.c.ask("1"), x.b.c.ask("1")
+		w, other := x.b.c.enqueue("1"), x.b.c.enqueue("1")
 		x.runUntilIdle()
 		x.expectClaims("1", 2)
 		x.b.c.withdraw(w)
@@ -239,11 +248,11 @@ func TestWithdrawn(t *testing.T) {
 	})
 	t.Run("and asked for again", func(t *testing.T) {
 		x := newPair(t, "1")
-		w := x.a.c.ask("1")
+		w := x.a.c.enqueue("1")
 		x.runUntilIdle()
 		x.a.c.Release(w)
 		x.a.write() // takes the id off its claim
-		again := x.a.c.ask("1")
+		again := x.a.c.enqueue("1")
 		_, answer := x.execute(0)
 		x.a.answer(answer)
 		x.runUntilIdle()
@@ -254,7 +263,7 @@ func TestWithdrawn(t *testing.T) {
 	})
 	t.Run("too late", func(t *testing.T) {
 		x := newPair(t, "1")
-		w := x.a.c.ask("1")
+		w := x.a.c.enqueue("1")
 		x.runUntilIdle()
 		if x.a.c.withdraw(w) {
 			t.Error("a delivery is withdrawn after its answer")
@@ -265,9 +274,9 @@ func TestWithdrawn(t *testing.T) {
 // A check is answered by a write of its session, and not by a write of a later session.
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t, "1")
-	claimed := x.a.c.ask("1")
+	claimed := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	check := x.a.c.askCheck()
+	check := x.a.c.requestCheck()
 	if n := x.write(x.a); n != 1 {
 		t.Errorf("%d writes", n)
 	}
@@ -276,7 +285,7 @@ func TestCheckIsAWrite(t *testing.T) {
 	default:
 		t.Error("the write does not answer the check")
 	}
-	check = x.a.c.askCheck()
+	check = x.a.c.requestCheck()
 	x.etcd.end(x.a.lease)
 	x.a.end()
 	x.a.endSession()

@@ -12,8 +12,8 @@ func (c *claimer) next() *sessionWrite {
 		return nil
 	}
 	n := &sessionWrite{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
-	rewritten := c.record(n)
-	c.rewrite(n, rewritten)
+	touched := c.record(n)
+	c.rewrite(n, touched)
 	if c.held.Err() == nil {
 		c.list(n)
 	}
@@ -26,26 +26,26 @@ func (c *claimer) next() *sessionWrite {
 }
 
 // record adds finished ids to the write. It returns the claims that list them.
-func (c *claimer) record(n *sessionWrite) (rewritten []*listing) {
+func (c *claimer) record(n *sessionWrite) (touched []*listing) {
 	w := &c.writer
-	bytes, rewrite := 0, 0
+	bytes, touchedBytes := 0, 0
 	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
 		e := w.finished[0]
-		if !e.queued { // another process has recorded it meanwhile
+		if e.stage != recordQueued { // another process has recorded it meanwhile
 			w.finished = w.finished[1:]
 			continue
 		}
 		if bytes += jsonSize(e.id); bytes > maxList {
 			break
 		}
-		if !slices.Contains(rewritten, e.listing) {
-			rewrite += e.listing.bytes
-			if len(rewritten) == maxClaims || rewrite > maxRewrite {
+		if !slices.Contains(touched, e.listing) {
+			touchedBytes += e.listing.bytes
+			if len(touched) == maxClaims || touchedBytes > maxRewrite {
 				break
 			}
-			rewritten = append(rewritten, e.listing)
+			touched = append(touched, e.listing)
 		}
-		e.queued, e.recording = false, true
+		e.stage = recordPending
 		n.recorded = append(n.recorded, e)
 		w.finished = w.finished[1:]
 	}
@@ -53,12 +53,12 @@ func (c *claimer) record(n *sessionWrite) (rewritten []*listing) {
 		return nil
 	}
 	w.window.Room -= len(n.recorded)
-	n.NewWindow = !w.known
+	n.NewWindow = !w.windowed
 	n.Done = ids(n.recorded)
 	if merged := w.merge(n.Done); merged != nil {
 		n.Done, n.MergedFrom = merged, w.small[0].write
 	}
-	return rewritten
+	return touched
 }
 
 // merge returns the ids of the small records and of the next one, if it is time
@@ -109,7 +109,7 @@ func (c *claimer) compact(l *listing) remainder {
 	l.bytes, l.dirty = 0, false
 	l.entries = slices.DeleteFunc(l.entries, func(e *entry) bool {
 		switch {
-		case e.recording: // by this write: it remains an entry until the answer
+		case e.stage == recordPending: // by this write: it remains an entry until the answer
 		case !e.wanted():
 			delete(c.entries, e.id)
 		default:
@@ -133,9 +133,6 @@ func (c *claimer) list(n *sessionWrite) {
 			break
 		}
 		w.wanted = w.wanted[1:]
-		if c.entries[e.id] != e || e.listing != nil || !e.wanted() { // withdrawn meanwhile
-			continue
-		}
 		e.listing = l
 		l.entries = append(l.entries, e)
 		l.bytes += size

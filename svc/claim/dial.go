@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/outage"
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -21,20 +20,19 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// Server says where etcd is and how to be let in.
+// Server holds the endpoints of etcd and the credentials for it.
 type Server struct {
 	Endpoints          []string // host:port
 	Username, Password string   // empty: no authentication
 	TLS                *tls.Config
 }
 
-// oneLogin is no limit: logins, which cost etcd much, do not overlap.
-const oneLogin = time.Hour
+// noResend keeps logins, which are expensive for etcd, from overlapping.
+const noResend = time.Hour
 
 // Dial returns a client of etcd. With a user name the client asks etcd for a
-// token first, and Dial waits for that; otherwise it asks nothing. It fails
-// when ctx ends, or at once if etcd refuses the password or the configuration
-// makes no sense.
+// token first, and Dial waits for that until ctx ends or etcd refuses the
+// password; otherwise it asks nothing.
 func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Client, error) {
 	cfg := clientv3.Config{
 		Endpoints: server.Endpoints, TLS: server.TLS,
@@ -61,7 +59,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	cfg.Context = alive
 	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed"), refusals: newRefusals(log)}
 	defer calls.tries.Wait()
-	client, err := call(ctx, calls, oneLogin, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	client, err := call(ctx, calls, noResend, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
 		return nil, fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
@@ -71,42 +69,13 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 func connect(cfg clientv3.Config) (*clientv3.Client, error) {
 	client, err := clientv3.New(cfg)
 	if err == nil {
-		client.Lease = &leases{client.Lease, etcdserverpb.NewLeaseClient(client.ActiveConnection())}
+		client.Lease = newLeases(client)
 	}
 	return client, err
 }
 
-// leases renews a lease with one request. The client's own KeepAliveOnce tries
-// again without a pause while etcd is unreachable.
-type leases struct {
-	clientv3.Lease
-	remote etcdserverpb.LeaseClient
-}
-
-// KeepAliveOnce renews a lease.
-func (l *leases) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := l.remote.LeaseKeepAlive(ctx)
-	if err != nil {
-		return nil, rpctypes.Error(err)
-	}
-	if err := stream.Send(&etcdserverpb.LeaseKeepAliveRequest{ID: int64(id)}); err != nil {
-		return nil, rpctypes.Error(err)
-	}
-	resp, err := stream.Recv()
-	if err != nil {
-		return nil, rpctypes.Error(err)
-	}
-	if resp.TTL <= 0 {
-		return nil, rpctypes.ErrLeaseNotFound
-	}
-	return &clientv3.LeaseKeepAliveResponse{ResponseHeader: resp.Header, ID: id, TTL: resp.TTL}, nil
-}
-
-// withReason keeps the reason, such as a bad certificate, why a call was not sent
-// before its deadline: the client drops the text of an error with the code
-// DeadlineExceeded.
+// withReason keeps the text that says why a call could not be sent before its deadline,
+// such as a bad certificate: the client drops the text of DeadlineExceeded.
 func withReason(secure bool) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoke(ctx, method, req, reply, conn, opts...)

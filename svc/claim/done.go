@@ -22,7 +22,8 @@ type doneSet struct {
 	numbers map[string]uint32 // of the windows
 	last    uint32            // number given
 	living  int               // ids of living windows
-	unswept int               // shards that may hold ids of ended windows
+	cursor  int               // the shard that was swept last
+	unswept int               // how many shards may hold ids of ended windows
 	loading *[shards][]loaded // not nil during a load
 }
 
@@ -80,8 +81,11 @@ func (s *doneSet) add(id, name string) {
 }
 
 func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
-	if old, ok := shard[h]; ok && (old == n || s.windows[old].created > 0) {
-		return
+	if old, ok := shard[h]; ok {
+		if old == n || s.windows[old].created > 0 {
+			return
+		}
+		s.removed(old)
 	}
 	shard[h] = n
 	s.windows[n].ids++
@@ -140,28 +144,34 @@ func (s *doneSet) end(name string) {
 	}
 	w.created = 0
 	delete(s.numbers, name)
+	if w.ids == 0 {
+		delete(s.windows, n)
+	}
 	s.unswept = shards
 }
 
-// sweep removes the ids of ended windows from one shard.
+// sweep removes the ids of ended windows from the next shard.
 func (s *doneSet) sweep() {
 	if s.unswept == 0 {
 		return
 	}
 	s.unswept--
-	shard := s.shards[s.unswept]
+	s.cursor = (s.cursor + 1) % shards
+	shard := s.shards[s.cursor]
 	for h, n := range shard {
 		if s.ended(n) {
 			delete(shard, h)
+			s.removed(n)
 		}
 	}
-	if s.unswept > 0 {
-		return
-	}
-	for n := range s.windows {
-		if s.ended(n) {
-			delete(s.windows, n)
-		}
+}
+
+// removed notes that an id of an ended window was removed. The window goes with its last
+// id.
+func (s *doneSet) removed(n uint32) {
+	w := s.windows[n]
+	if w.ids--; w.ids == 0 && s.ended(n) {
+		delete(s.windows, n)
 	}
 }
 

@@ -72,20 +72,14 @@ func TestSweep(t *testing.T) {
 	}
 	s.begin("third", 3)
 	s.add("old1", "third") // before the old entry is swept
-	size := func() (n int) {
-		for _, shard := range s.shards {
-			n += len(shard)
-		}
-		return n
-	}
 	for i := range shards {
-		before := size()
+		before := s.size()
 		s.sweep()
-		if swept := before - size(); swept > 10*ids/shards {
+		if swept := before - s.size(); swept > 10*ids/shards {
 			t.Errorf("step %d sweeps %d ids", i, swept)
 		}
 	}
-	if n := size(); n != ids+1 {
+	if n := s.size(); n != ids+1 {
 		t.Errorf("%d ids are kept after the sweep, want %d", n, ids+1)
 	}
 	if s.living != ids+1 || !s.has("old1") || s.has("old2") || !s.has("new1") {
@@ -93,6 +87,32 @@ func TestSweep(t *testing.T) {
 	}
 	if len(s.windows) != 2 {
 		t.Errorf("%d windows are kept", len(s.windows))
+	}
+}
+
+// size returns how many ids are held, those of ended windows included.
+func (s *doneSet) size() (n int) {
+	for _, shard := range s.shards {
+		n += len(shard)
+	}
+	return n
+}
+
+// The memory of ended windows is free again even if the next one ends before all shards
+// are swept.
+func TestWindowsEndOften(t *testing.T) {
+	const windows, ids, living = 500, 300, 8
+	s := newDoneSet()
+	for w := range windows {
+		s.begin(fmt.Sprint(w), int64(w+1))
+		for i := range ids {
+			s.add(fmt.Sprint(w, "/", i), fmt.Sprint(w))
+			s.sweep()
+		}
+		s.end(fmt.Sprint(w - living))
+	}
+	if n := s.size(); n > 2*living*ids || len(s.windows) > 2*living {
+		t.Errorf("%d ids in %d windows are held, of which %d are done", n, len(s.windows), s.living)
 	}
 }
 

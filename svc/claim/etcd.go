@@ -38,6 +38,8 @@ type Etcd struct {
 	viewed atomic.Int64  // the latest revision that the view has seen
 	reread chan error    // receives why the view must be read again
 	full   chan struct{} // receives when too many ids are remembered
+
+	unreadable string // the keys that were last logged as unreadable
 }
 
 // NewEtcd returns the claims of one process. The client, of which only KV, Lease and
@@ -85,7 +87,7 @@ func (s *Etcd) Run(ctx context.Context) {
 // record has an unknown outcome, may only expire.
 func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	if n := s.inUse(); n > 0 {
-		s.o.Log.Warn("claims are left to expire", "claims", n, "within", s.o.TTL)
+		s.o.Log.Warn("stopped before the work was recorded: these ids are free when their claims expire", "claims", n, "within", s.o.TTL)
 		return
 	}
 	if last == clientv3.NoLease {
@@ -98,8 +100,12 @@ func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	}
 }
 
-// Ping reads a key as the other calls do: with their rights, and through a majority.
+// Ping fails while etcd refuses a call, as it does when it is full. Otherwise it reads a
+// key through a majority, with the rights of the other calls.
 func (s *Etcd) Ping(ctx context.Context) error {
+	if err := s.calls.refusals.current(); err != nil {
+		return err
+	}
 	_, err := s.client.Get(ctx, s.prefix)
 	return err
 }

@@ -26,7 +26,7 @@ const (
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
 	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
-	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.ask(id)})
+	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.enqueue(id)})
 }
 
 // takeAnswers gives the deliveries the answers that have arrived.
@@ -80,7 +80,7 @@ func (p *simProcess) finish(d *simDelivery) {
 }
 
 // fail ends the work with a permanent failure and does the first part of claimer.Check.
-func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.askCheck() }
+func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.requestCheck() }
 
 // cancelled ends the work because the claim is suspended.
 func (p *simProcess) cancelled(d *simDelivery) {
@@ -89,7 +89,7 @@ func (p *simProcess) cancelled(d *simDelivery) {
 		return
 	}
 	d.phase = waiting
-	p.c.askAgain(d.claim)
+	p.c.requeue(d.claim)
 }
 
 // release ends a delivery whose work is not done.

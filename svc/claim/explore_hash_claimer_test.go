@@ -15,7 +15,7 @@ func (h *hasher) addProcess(p *simProcess) {
 	w := &p.c.writer
 	h.addWrite(w.session, w.last)
 	h.add(h.version(w.session, w.last), index(&h.windows, w.window.Name), len(p.c.checks))
-	h.addBools(w.known, w.pending != nil)
+	h.addBools(w.windowed, w.pending != nil)
 	if w.pending != nil {
 		h.addContent(w.pending)
 		h.add(len(w.pending.checks))
@@ -29,23 +29,13 @@ func (h *hasher) addProcess(p *simProcess) {
 			h.addIDs(s.ids)
 		}
 	}
-	h.addIDs(currentIDs(p.c, w.wanted))
+	h.addIDs(ids(w.wanted))
 	h.addIDs(ids(w.finished))
 	h.addSorted(len(w.dirty), func(i int) { h.addListing(p, w.dirty[i]) })
 	for _, id := range h.x.etcd.ids {
 		h.addEntry(p, h.renamed(id))
 	}
 	h.addSorted(len(p.deliveries), func(i int) { h.addDelivery(p, p.deliveries[i]) })
-}
-
-// currentIDs returns the ids of entries, without those that claimer.list would skip.
-func currentIDs(c *claimer, entries []*entry) (ids []string) {
-	for _, e := range entries {
-		if c.entries[e.id] == e {
-			ids = append(ids, e.id)
-		}
-	}
-	return ids
 }
 
 func (h *hasher) addListing(p *simProcess, l *listing) {
@@ -76,7 +66,8 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 		return
 	}
 	h.add(len(e.waiting))
-	h.addBools(e.holder != nil, e.finished, e.queued, e.recording, e.listing != nil)
+	h.add(int(e.stage))
+	h.addBools(e.holder != nil, e.listing != nil)
 	if e.listing != nil {
 		h.addListing(p, e.listing)
 	}

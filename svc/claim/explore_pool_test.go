@@ -10,8 +10,8 @@ import (
 // there, and its number must be corrected here.
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
-		reflect.TypeFor[claimer](): 11, reflect.TypeFor[entry](): 7, reflect.TypeFor[Claim](): 5, reflect.TypeFor[writer](): 10,
-		reflect.TypeFor[listing](): 4, reflect.TypeFor[sessionWrite](): 10, reflect.TypeFor[roleState](): 4, reflect.TypeFor[doneSet](): 8,
+		reflect.TypeFor[claimer](): 11, reflect.TypeFor[entry](): 5, reflect.TypeFor[Claim](): 5, reflect.TypeFor[writer](): 10,
+		reflect.TypeFor[listing](): 4, reflect.TypeFor[sessionWrite](): 10, reflect.TypeFor[roleState](): 4, reflect.TypeFor[doneSet](): 9,
 	} {
 		if typ.NumField() != want {
 			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
@@ -43,6 +43,6 @@ func (p *statePool) get() *roleState {
 	}
 	clear(s.done.windows)
 	clear(s.done.numbers)
-	s.done.last, s.done.living, s.done.unswept = 0, 0, 0
+	s.done.last, s.done.living, s.done.cursor, s.done.unswept = 0, 0, 0, 0
 	return s
 }

@@ -182,7 +182,7 @@ func (p *simProcess) nearMerge() {
 		e.put("window/"+w.window.Name, "24h", w.window.Lease),
 		e.put(e.paths.recordPath(first, 2), listJSON([]string{oldID}), w.window.Lease),
 	}
-	w.known, w.small, w.smallIDs = true, []small{{2, []string{oldID}}}, 1
+	w.windowed, w.small, w.smallIDs = true, []small{{2, []string{oldID}}}, 1
 	for w.last = 2; w.last < maxMerged-1; w.last++ {
 		w.small = append(w.small, small{write: w.last + 1})
 	}

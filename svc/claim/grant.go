@@ -1,42 +1,36 @@
 package claim
 
-// evaluate answers the deliveries of an entry as far as the state allows.
+import "slices"
+
+// evaluate answers the deliveries of an entry, or queues the record of its finished work,
+// as far as the state allows.
 func (c *claimer) evaluate(e *entry) {
 	switch {
 	case c.closed: // all are answered
-	case e.recording: // the answer to the write tells the outcome
-	case !e.finished && len(e.waiting) == 0: // no delivery waits
+		return
+	case e.stage == recordPending: // the answer to the write tells the outcome
+		return
+	case e.stage == unfinished && len(e.waiting) == 0: // no delivery waits
+		return
 	case c.state.Done(e.id):
 		c.end(e, ErrDone)
-	default:
-		c.grant(e)
-	}
-}
-
-// grant queues the record of an entry's finished work, or lets the next delivery work,
-// if the oldest claim of the id is this process's. The id is not done.
-func (c *claimer) grant(e *entry) {
-	switch {
-	case e.listing == nil || e.queued || e.recording:
-		return
-	case e.finished:
-	case e.holder != nil || len(e.waiting) == 0 || !c.valid():
 		return
 	}
 	owner := c.state.Owner(e.id)
-	if owner == nil || owner.session != c.writer.session || owner.write != e.listing.write {
+	if owner == nil || owner.session != c.writer.session || e.listing == nil || owner.write != e.listing.write {
 		return
 	}
-	if e.finished {
+	switch {
+	case e.stage == workDone:
 		// Even while the session is suspended: the write has effect only if it lives.
-		e.queued = true
+		e.stage = recordQueued
 		c.writer.finished = append(c.writer.finished, e)
 		c.notify()
-		return
+	case e.holder == nil && c.valid():
+		e.holder, e.waiting = e.waiting[0], e.waiting[1:]
+		e.holder.Token, e.holder.Held = owner.token, c.held
+		e.holder.answer <- nil
 	}
-	e.holder, e.waiting = e.waiting[0], e.waiting[1:]
-	e.holder.Token, e.holder.Held = owner.token, c.held
-	e.holder.answer <- nil
 }
 
 // end tells the deliveries that wait that the id is done, and the one whose work
@@ -46,9 +40,9 @@ func (c *claimer) end(e *entry, recorded error) {
 		claim.answer <- ErrDone
 	}
 	e.waiting = nil
-	if e.finished {
+	if e.stage != unfinished {
 		e.holder.answer <- recorded
-		e.finished, e.queued, e.holder = false, false, nil
+		e.stage, e.holder = unfinished, nil
 	}
 	c.unlist(e)
 }
@@ -62,6 +56,7 @@ func (c *claimer) unlist(e *entry) {
 		c.notify()
 	case c.entries[e.id] == e:
 		delete(c.entries, e.id)
+		c.writer.wanted = slices.DeleteFunc(c.writer.wanted, func(w *entry) bool { return w == e })
 	}
 }
 
@@ -77,7 +72,7 @@ func (c *claimer) close() {
 			claim.answer <- ErrClosed
 		}
 		e.waiting = nil
-		if e.finished { // it remains the holder: its record may have been written
+		if e.stage != unfinished { // it remains the holder: its record may have been written
 			e.holder.answer <- ErrClosed
 		}
 	}

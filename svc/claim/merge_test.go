@@ -50,7 +50,7 @@ func (d *driver) finish(c *Claim) {
 
 // done claims, works on and records one id, alone.
 func (d *driver) done(id string) {
-	w := d.c.ask(id)
+	w := d.c.enqueue(id)
 	d.pump()
 	d.finish(w)
 	d.pump()
@@ -112,7 +112,7 @@ func TestLargeRecordsAreNotMerged(t *testing.T) {
 	for batch := range 100 {
 		var asked []*Claim
 		for i := range 100 {
-			asked = append(asked, d.c.ask(fmt.Sprint(batch, "-", i)))
+			asked = append(asked, d.c.enqueue(fmt.Sprint(batch, "-", i)))
 		}
 		d.pump()
 		for _, w := range asked {
@@ -134,7 +134,7 @@ func TestWindowsAreNotMerged(t *testing.T) {
 	for i := range maxMerged - 1 {
 		d.done(fmt.Sprint(i))
 	}
-	w := d.c.ask("last")
+	w := d.c.enqueue("last")
 	d.pump()
 	d.finish(w)
 	d.write()
@@ -172,7 +172,7 @@ func TestNeedsWindow(t *testing.T) {
 	}
 	for name, tt := range tests {
 		d := newDriver(t)
-		w := d.c.ask("1")
+		w := d.c.enqueue("1")
 		d.pump()
 		d.c.setWindow(tt.window)
 		if d.c.needsWindow(now) {
@@ -190,7 +190,7 @@ func TestRoomOfAWindow(t *testing.T) {
 	d := newDriver(t)
 	var asked []*Claim
 	for i := range 10 {
-		asked = append(asked, d.c.ask(fmt.Sprint(i)))
+		asked = append(asked, d.c.enqueue(fmt.Sprint(i)))
 	}
 	d.pump()
 	d.c.setWindow(recordWindow{Name: "w", Lease: d.x.etcd.grant(false), Room: 7})

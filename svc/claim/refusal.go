@@ -12,13 +12,15 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// refusals are answers that no retry changes. Each is logged once, however many
-// calls it meets.
+// refusals are answers that only an operator can change. Each is logged once, however many
+// calls it meets. It is not an outage: other calls may succeed meanwhile, since a full etcd
+// answers reads.
 type refusals struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
 	calls map[string]int // that meet a refusal now, by its text
+	last  error
 }
 
 func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[string]int)} }
@@ -33,6 +35,7 @@ func (r *refusals) begin(before string, err error) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.remove(before)
+	r.last = err
 	r.calls[text]++
 	if r.calls[text] == 1 {
 		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
@@ -59,6 +62,16 @@ func (r *refusals) giveUp(text string) {
 	r.remove(text)
 }
 
+// current returns a refusal that calls meet now, or nil.
+func (r *refusals) current() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.calls) == 0 {
+		return nil
+	}
+	return r.last
+}
+
 func (r *refusals) remove(text string) {
 	if r.calls[text]--; r.calls[text] <= 0 {
 		delete(r.calls, text)
@@ -67,6 +80,9 @@ func (r *refusals) remove(text string) {
 
 // isRefusal reports whether etcd has answered, and will not answer otherwise.
 func isRefusal(err error) bool {
+	if errors.Is(err, rpctypes.ErrTooManyRequests) { // etcd is overloaded for the moment
+		return false
+	}
 	var code codes.Code
 	var e rpctypes.EtcdError
 	if errors.As(err, &e) {

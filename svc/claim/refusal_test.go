@@ -46,6 +46,9 @@ func TestRefusals(t *testing.T) {
 			completed := make(chan error, 1)
 			go func() { completed <- p.Complete(c) }()
 			p.log.await("level=ERROR", "etcd refuses a call", tt.hint)
+			if p.Ping(t.Context()) == nil {
+				t.Error("the process is ready while its write is refused")
+			}
 			before := kv.txns.Load()
 			eventually(t, func() error {
 				if kv.txns.Load() < before+3 {
@@ -64,6 +67,9 @@ func TestRefusals(t *testing.T) {
 				t.Error(err)
 			}
 			p.log.await("etcd accepts calls again")
+			if err := p.Ping(t.Context()); err != nil {
+				t.Error(err)
+			}
 		})
 	}
 }

@@ -25,13 +25,14 @@ func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
 		if err = s.runSession(ctx, ses); ctx.Err() != nil {
 			return last
 		}
-		s.o.Log.Warn("session lost: a new one claims its ids again", "session", ses.name, "error", err)
+		s.o.Log.Warn("session lost: handlers are cancelled, and a new session claims their ids again", "session", ses.name, "error", err)
 		s.suspendSession()
 		if s.endSession(ctx, ses) != nil {
 			return last
 		}
-		// If etcd was restored from a backup, the view has seen keys that do not
-		// exist any more.
+		// If etcd was restored from a backup, the view has seen keys that do not exist any
+		// more. By now its revisions may be higher than before, so checkHistory alone may
+		// miss it.
 		s.requestReread(errors.New("the session is over"))
 	}
 	return last
@@ -63,7 +64,7 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 			If(clientv3.Compare(clientv3.Version(key), "=", 0)).
 			Then(clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))).Commit()
 	}, rpctypes.ErrLeaseNotFound)
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // etcd was unreachable for too long
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // it expired before the key was written
 		return s.open(ctx)
 	}
 	return ses, err

@@ -19,14 +19,9 @@ const (
 // snapshot reads all keys at one revision.
 func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
 	for {
-		state, revision = newRoleState(), 0
+		state = newRoleState()
 		state.done.load()
-		// The windows first: what a record means depends on them.
-		for _, prefix := range []string{s.prefix + "window/", s.prefix} {
-			if revision, err = s.readRange(ctx, state, prefix, revision); err != nil {
-				break
-			}
-		}
+		revision, err = s.readAll(ctx, state)
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
 			state.done.endLoad()
 			return state, revision, err
@@ -35,9 +30,9 @@ func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, 
 	}
 }
 
-// readRange applies all keys with a prefix to state, page by page, at a revision;
-// 0: at the latest, which it returns.
-func (s *Etcd) readRange(ctx context.Context, state *roleState, prefix string, revision int64) (int64, error) {
+// readAll applies all keys to state, page by page, at the latest revision, which it
+// returns.
+func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, err error) {
 	type answer struct {
 		page *clientv3.GetResponse
 		err  error
@@ -46,14 +41,14 @@ func (s *Etcd) readRange(ctx context.Context, state *roleState, prefix string, r
 		answers := make(chan answer, 1)
 		go func() {
 			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
+				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
 			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
 			answers <- answer{page, err}
 		}()
 		return answers
 	}
 	told, limit := time.Now(), int64(100)
-	for next := read(prefix, limit, revision); next != nil; {
+	for next := read(s.prefix, limit, 0); next != nil; {
 		a := <-next
 		if a.err != nil {
 			return 0, a.err

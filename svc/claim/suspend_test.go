@@ -10,7 +10,7 @@ import (
 
 func TestSuspendedAndGoesOn(t *testing.T) {
 	x := newPair(t, "1", "2", "3")
-	working, worked := x.a.c.ask("1"), x.a.c.ask("2")
+	working, worked := x.a.c.enqueue("1"), x.a.c.enqueue("2")
 	x.runUntilIdle()
 	token := working.Token
 	x.a.c.suspendSession()
@@ -18,7 +18,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 		t.Errorf("Held ends with %v", cause)
 	}
 	x.askAgain(x.a, working)
-	late := x.a.c.ask("3")
+	late := x.a.c.enqueue("3")
 	x.finish(x.a, worked) // this work had finished before it noticed the suspension
 	x.runUntilIdle()
 	x.expect(working, "waits")
@@ -37,6 +37,30 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	}
 }
 
+// A process that sees the end of its own session suspends its claims at once: from that
+// revision on another process owns the ids.
+func TestSessionEndsUnderAProcess(t *testing.T) {
+	x := newPair(t, "1")
+	working, waiting := x.a.c.enqueue("1"), x.b.c.enqueue("1")
+	x.runUntilIdle()
+	x.etcd.end(x.a.lease)
+	x.a.watch(1)
+	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) {
+		t.Errorf("Held has ended with %v", cause)
+	}
+	x.b.watch(1)
+	x.expect(waiting, "granted")
+	x.askAgain(x.a, working)
+	x.runUntilIdle()
+	if !x.a.over {
+		t.Fatal("no write shows that the session is over")
+	}
+	x.a.endSession()
+	x.runUntilIdle()
+	x.expect(working, "waits")
+	x.expectClaims("1", 2)
+}
+
 // lose ends the session of a process, as an outage of more than CLAIM_TTL does.
 func (x *pair) lose(p *simProcess) {
 	p.c.suspendSession()
@@ -48,7 +72,7 @@ func (x *pair) lose(p *simProcess) {
 func TestSessionLost(t *testing.T) {
 	t.Run("no other delivery came", func(t *testing.T) {
 		x := newPair(t, "1", "2")
-		working, worked := x.a.c.ask("1"), x.a.c.ask("2")
+		working, worked := x.a.c.enqueue("1"), x.a.c.enqueue("2")
 		x.runUntilIdle()
 		token := working.Token
 		x.lose(x.a)
@@ -62,13 +86,13 @@ func TestSessionLost(t *testing.T) {
 		if err := recorded(t, worked); err != nil {
 			t.Error(err)
 		}
-		x.expect(x.b.c.ask("2"), done)
+		x.expect(x.b.c.enqueue("2"), done)
 	})
 	t.Run("another works", func(t *testing.T) {
 		x := newPair(t, "1", "2", "3")
-		working, worked, failed := x.a.c.ask("1"), x.a.c.ask("2"), x.a.c.ask("3")
+		working, worked, failed := x.a.c.enqueue("1"), x.a.c.enqueue("2"), x.a.c.enqueue("3")
 		x.runUntilIdle()
-		others := []*Claim{x.b.c.ask("1"), x.b.c.ask("2"), x.b.c.ask("3")}
+		others := []*Claim{x.b.c.enqueue("1"), x.b.c.enqueue("2"), x.b.c.enqueue("3")}
 		x.runUntilIdle()
 		x.lose(x.a)
 		x.askAgain(x.a, working)
@@ -93,16 +117,16 @@ func TestSessionLost(t *testing.T) {
 		if err := recorded(t, failed); err != nil {
 			t.Errorf("complete of an id that another process has released: %v", err)
 		}
-		x.expect(x.b.c.ask("3"), done)
+		x.expect(x.b.c.enqueue("3"), done)
 		for _, id := range []string{"1", "2", "3"} {
 			x.expectClaims(id, 0)
 		}
 	})
 	t.Run("a delivery waits behind finished work", func(t *testing.T) {
 		x := newPair(t, "1")
-		worked := x.a.c.ask("1")
+		worked := x.a.c.enqueue("1")
 		x.runUntilIdle()
-		waits := x.a.c.ask("1")
+		waits := x.a.c.enqueue("1")
 		x.lose(x.a)
 		x.runUntilIdle() // the new session owns the id, and the work still runs
 		x.expect(waits, "waits")
@@ -115,7 +139,7 @@ func TestSessionLost(t *testing.T) {
 	})
 	t.Run("its record exists", func(t *testing.T) {
 		x := newPair(t, "1")
-		worked := x.a.c.ask("1")
+		worked := x.a.c.enqueue("1")
 		x.runUntilIdle()
 		x.finish(x.a, worked)
 		x.a.write()
@@ -130,7 +154,7 @@ func TestSessionLost(t *testing.T) {
 	})
 	t.Run("its record does not exist", func(t *testing.T) {
 		x := newPair(t, "1")
-		worked := x.a.c.ask("1")
+		worked := x.a.c.enqueue("1")
 		x.runUntilIdle()
 		x.finish(x.a, worked)
 		x.a.write()
@@ -153,9 +177,9 @@ func TestSessionLost(t *testing.T) {
 // before b records.
 func (x *pair) overtaken(before func()) *Claim {
 	x.t.Helper()
-	first := x.a.c.ask("1")
+	first := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	second := x.b.c.ask("1")
+	second := x.b.c.enqueue("1")
 	x.runUntilIdle()
 	x.etcd.end(x.a.lease)
 	x.finish(x.a, first)
@@ -194,9 +218,9 @@ func TestChangeAfterClose(t *testing.T) {
 // until its next write is answered.
 func TestRebuiltWithoutAWrite(t *testing.T) {
 	x := newPair(t, "1", "2")
-	granted := x.a.c.ask("1")
+	granted := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	waits := x.b.c.ask("1") // to be granted if only b's claim were left
+	waits := x.b.c.enqueue("1") // to be granted if only b's claim were left
 	x.runUntilIdle()
 	session, committed := x.a.c.lastWrite()
 	x.a.c.rebuild(x.a.c.state, session, committed)

@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ const (
 	// committed: the member that serves the watch may be cut off or frozen, or etcd
 	// was restored from a backup.
 	maxLag          = 2 * time.Second
+	lagInterval     = maxLag / 4      // how often the watch looks at its lag
 	historyInterval = 2 * time.Second // how often checkHistory asks for etcd's revision
 )
 
@@ -56,19 +58,19 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	if err != nil {
 		return err
 	}
-	tick := time.NewTicker(maxLag / 4)
+	tick := time.NewTicker(lagInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case resp, ok := <-changes:
 			if err := resp.Err(); err != nil || !ok {
-				return fmt.Errorf("the watch ended: %w", errors.Join(err, ctx.Err()))
+				return fmt.Errorf("the watch ended: %w", cmp.Or(err, ctx.Err(), errors.New("its channel was closed")))
 			}
 			if err := s.applyChanges(resp); err != nil {
 				return err
 			}
 		case <-tick.C:
-			if s.lag() >= maxLag-maxLag/4 { // the next tick would be too late
+			if s.lag() >= maxLag-lagInterval { // the next tick would be too late
 				return errors.New("the watch does not show what this process wrote")
 			}
 		case err := <-s.reread:
@@ -81,8 +83,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 
 // openWatch opens a watch that lives as long as ctx. While one try is unanswered
 // another is made, as in call: a frozen member keeps its connections and answers
-// nothing. The first watch to open is used, the others are cancelled. One that opens
-// with an error costs a full read, too.
+// nothing. The first watch to open is used, the others are cancelled.
 func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, error) {
 	type try struct {
 		n       int
@@ -126,7 +127,7 @@ func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 		changes[i] = s.change(e.Kv)
 		changes[i].Deleted = e.Type == mvccpb.DELETE
 	}
-	// Without the lock: nothing else changes the state.
+	// Without the lock: only this goroutine changes the state.
 	if err := s.state.checkNoGap(changes); err != nil {
 		return err
 	}
@@ -138,8 +139,13 @@ func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 	return nil
 }
 
+// logUnreadable logs keys that cannot be read, not again each time that one changes.
 func (s *Etcd) logUnreadable(err error) {
-	s.o.Log.Warn("keys in etcd cannot be read: they list nothing", "error", err, "hint", "delete them if they are of an earlier version")
+	if err.Error() == s.unreadable {
+		return
+	}
+	s.unreadable = err.Error()
+	s.o.Log.Warn("keys in etcd are ignored: they cannot be read", "error", err, "hint", "delete them if they are of an earlier version")
 }
 
 func (s *Etcd) change(kv *mvccpb.KeyValue) change {

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	// A window takes records for an eighth of DEDUP_WINDOW, at most maxSpan, and up to
-	// an eighth of CACHE_SIZE ids: an id is remembered for at most that much longer, and
-	// at most that many are forgotten at once.
+	// A window takes records for an eighth of DEDUP_WINDOW, but at most maxSpan, and at
+	// most an eighth of CACHE_SIZE ids. So an id may be remembered that much longer, and at
+	// most that many are forgotten at once.
 	windowParts = 8
 	maxSpan     = time.Hour
 )
@@ -100,7 +100,7 @@ func (s *Etcd) age(ctx context.Context, w window) time.Duration {
 	if w.name == "" {
 		return 0
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	resp, err := s.client.TimeToLive(ctx, leaseOf(w))
 	if err != nil || resp.TTL < 0 {

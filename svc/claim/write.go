@@ -1,187 +1,127 @@
 package claim
 
-import "time"
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
 
-// The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
-// installations set 64) and 1.5 MiB. Hint asks for 48 operations and 512 KiB: larger
-// writes gain nothing.
-const (
-	maxID      = 10_000 // bytes; in JSON it grows sixfold at most
-	maxOps     = 48
-	maxClaims  = maxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
-	maxList    = 64 << 10   // bytes of JSON of a new claim, and of a record
-	maxRewrite = 128 << 10  // of the claims that are written again
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// A record of few ids costs etcd far more than its ids do. So maxMerged records
-// of fewer than maxMergedIDs ids together are replaced by one.
-const (
-	maxMerged    = 64
-	maxMergedIDs = 4096
-)
-
-// sessionWrite is one transaction of a session:
-//
-//	If    version(session/<s>) = N-1
-//	Then  put session/<s>, and each of the following that is there
-//	      put window/<w>, once for a window
-//	      put claim/<s>/<N> = Claim
-//	      put claim/<s>/<m> = ids that are left, or delete it, for each m of Left
-//	      put done/<w>/<s>/<N> = Done, and delete done/<w>/<s>/<MergedFrom> up to it
-//
-// It is sent until its outcome is known, always with the same content: a copy that
-// arrives late does not meet the condition.
-type sessionWrite struct {
-	Session    string
-	N          int64
-	Claim      []string
-	Left       []remainder // earlier claims, some of whose ids have ended
-	Window     recordWindow
-	NewWindow  bool // its key is to be put
-	Done       []string
-	MergedFrom int64 // 0: the record replaces none
-
-	recorded []*entry // those that wait for this record
-	checks   []chan struct{}
-}
-
-// remainder is an earlier claim of the session with the ids that remain on it.
-type remainder struct {
-	N   int64
-	IDs []string // empty: the key is to be deleted
-}
-
-// recordWindow is a window that ids are recorded in. Its records expire together.
-type recordWindow struct {
-	Name  string // the lease in hex, or forever; "": none
-	Lease int64
-	Until time.Time // no ids are recorded in it after that; zero: for ever
-	Room  int       // how many more ids may be recorded in it
-}
-
-// forever is the window of ids that are never forgotten.
-const forever = "forever"
-
-// writer composes the writes of one session.
-type writer struct {
-	session  string
-	last     int64         // number of the last write that is known to be committed
-	pending  *sessionWrite // under way
-	window   recordWindow
-	known    bool // the window's key exists
-	wanted   []*entry
-	finished []*entry   // to be recorded, if they are still queued
-	dirty    []*listing // some of their ids have ended
-	small    []small    // records that may be merged, of this session and window
-	smallIDs int
-}
-
-// listing is one claim key of the session.
-type listing struct {
-	write   int64
-	entries []*entry
-	bytes   int
-	dirty   bool // among the writer's dirty
-}
-
-func (w *writer) markDirty(l *listing) {
-	if !l.dirty {
-		l.dirty = true
-		w.dirty = append(w.dirty, l)
+// write sends the writes of the session, one at a time, until the session is over.
+func (s *Etcd) write(ctx context.Context, ses *session) error {
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for {
+			// Let other goroutines join this write, as long as some do.
+			for before, now := -1, s.backlog(); now > before; now = s.backlog() {
+				before = now
+				runtime.Gosched()
+			}
+			if s.needsWindow(time.Now()) {
+				if err := s.openWindow(ctx); err != nil {
+					return err
+				}
+			}
+			w := s.next()
+			if w == nil {
+				break
+			}
+			if err := s.commit(ctx, ses, w); err != nil {
+				return err
+			}
+		}
 	}
 }
 
-type small struct {
-	write int64
-	ids   []string
-}
-
-// queued returns how many ids wait to be claimed or recorded.
-func (c *claimer) queued() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.writer.wanted) + len(c.writer.finished)
-}
-
-// needsWindow reports whether ids wait to be recorded and there is no window to
-// record them in.
-func (c *claimer) needsWindow(now time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := c.writer.window
-	return len(c.writer.finished) > 0 && (w.Name == "" || w.Room <= 0 || !w.Until.IsZero() && !now.Before(w.Until))
-}
-
-// setWindow sets the window of the records that follow. A write under way that was
-// refused because its window has ended is moved to the new one.
-func (c *claimer) setWindow(w recordWindow) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.writer.use(w)
-	if p := c.writer.pending; p != nil && len(p.recorded) > 0 {
-		p.Window, p.NewWindow = w, true
-		p.Done, p.MergedFrom = ids(p.recorded), 0
-		c.writer.window.Room -= len(p.Done)
+// commit sends a write until its outcome is known. A crash here: if the write was
+// committed, its claims expire after CLAIM_TTL, and its records stay.
+func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error {
+	for {
+		resp, err := s.send(ctx, ses, w)
+		switch {
+		case errors.Is(err, rpctypes.ErrLeaseNotFound):
+			// The session lives, so it is the window that has ended. etcd compares
+			// before it checks leases: no copy of this write was committed.
+			if len(w.Done) == 0 || w.Window.Lease == 0 {
+				return fmt.Errorf("write %d: %w", w.N, err)
+			}
+			if err := s.openWindow(ctx); err != nil {
+				return err
+			}
+			continue
+		case err != nil:
+			return fmt.Errorf("write %d: %w", w.N, err)
+		case !resp.Succeeded:
+			var version int64 // of the session's key
+			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+				version = kvs[0].Version
+			}
+			if version != w.N { // otherwise an earlier copy was committed
+				return fmt.Errorf("write %d: the session's key has version %d", w.N, version)
+			}
+		}
+		s.committed()
+		return nil
 	}
 }
 
-func (w *writer) use(window recordWindow) {
-	w.window, w.known = window, false
-	w.small, w.smallIDs = nil, 0
+// send sends a write, again and again until it is answered.
+func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*clientv3.TxnResponse, error) {
+	key := s.prefix + "session/" + w.Session
+	underSession := clientv3.WithLease(ses.lease)
+	ops := []clientv3.Op{clientv3.OpPut(key, s.value, underSession)}
+	if len(w.Done) > 0 {
+		underWindow := clientv3.WithLease(clientv3.LeaseID(w.Window.Lease))
+		if w.NewWindow {
+			ops = append(ops, clientv3.OpPut(s.prefix+"window/"+w.Window.Name, s.o.Window.String(), underWindow))
+		}
+		record := s.recordPath(w, w.N)
+		ops = append(ops, clientv3.OpPut(record, listJSON(w.Done), underWindow))
+		if w.MergedFrom > 0 {
+			ops = append(ops, clientv3.OpDelete(s.recordPath(w, w.MergedFrom), clientv3.WithRange(record)))
+		}
+	}
+	for _, left := range w.Left {
+		if len(left.IDs) == 0 {
+			ops = append(ops, clientv3.OpDelete(s.claimPath(w, left.N)))
+		} else {
+			ops = append(ops, clientv3.OpPut(s.claimPath(w, left.N), listJSON(left.IDs), underSession))
+		}
+	}
+	if len(w.Claim) > 0 {
+		ops = append(ops, clientv3.OpPut(s.claimPath(w, w.N), listJSON(w.Claim), underSession))
+	}
+	return call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.Version(key), "=", w.N-1)).
+			Then(ops...).
+			Else(clientv3.OpGet(key)).Commit()
+	}, rpctypes.ErrLeaseNotFound)
 }
 
-// committed notes that the pending write was committed.
-func (c *claimer) committed() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	w := &c.writer
-	p := w.pending
-	if c.showsAll() { // all before this one: if the state lags, it does from now on
-		c.progress = time.Now()
-	}
-	w.pending, w.last = nil, p.N
-	for _, check := range p.checks {
-		close(check)
-	}
-	if len(p.recorded) > 0 && p.Window.Name == w.window.Name {
-		w.known = true
-		w.countSmall(p)
-	}
-	c.recordedAll(p)
+func (s *Etcd) claimPath(w *sessionWrite, n int64) string {
+	return fmt.Sprintf("%sclaim/%s/%016d", s.prefix, w.Session, n)
 }
 
-// recordedAll tells the deliveries of a write that their ids are recorded.
-func (c *claimer) recordedAll(p *sessionWrite) {
-	for _, e := range p.recorded {
-		e.recording, e.listing = false, nil
-		c.end(e, nil)
-	}
+func (s *Etcd) recordPath(w *sessionWrite, n int64) string {
+	return fmt.Sprintf("%sdone/%s/%s/%016d", s.prefix, w.Window.Name, w.Session, n)
 }
 
-// countSmall remembers a record that may be merged. Records that are merged, or
-// large enough together, are left alone.
-func (w *writer) countSmall(p *sessionWrite) {
-	if p.MergedFrom == 0 {
-		w.small = append(w.small, small{p.N, p.Done})
-		w.smallIDs += len(p.Done)
-	}
-	if p.MergedFrom > 0 || w.smallIDs >= maxMergedIDs || len(w.small) >= maxMerged {
-		w.small, w.smallIDs = nil, 0
-	}
-}
-
-// pending returns the write that is under way, or nil.
-func (c *claimer) pending() *sessionWrite {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.writer.pending
-}
-
-// recordExists notes, after the end of a session, that the record of its pending
-// write exists: the write had been committed before.
-func (c *claimer) recordExists() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.recordedAll(c.writer.pending)
-	c.writer.pending = nil
+// listJSON encodes ids as a JSON array, without HTML's escapes.
+func listJSON(ids []string) string {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.Encode(ids) // strings are never refused
+	return string(bytes.TrimRight(b.Bytes(), "\n"))
 }

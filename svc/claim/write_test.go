@@ -57,7 +57,7 @@ func TestWriteLimits(t *testing.T) {
 			var granted []*Claim
 			for from := 0; from < len(all) || len(granted) > 0; {
 				for range min(1+random.IntN(tt.batch), len(all)-from) {
-					granted = append(granted, d.c.ask(all[from]))
+					granted = append(granted, d.c.enqueue(all[from]))
 					from++
 				}
 				d.pump()

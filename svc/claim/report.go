@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// With these methods session.go and view.go report changes of the session and of the
-// state.
+// With these methods session.go and view.go report what they see of the session and of
+// the state.
 
 // valid reports whether the session may be assumed to live.
 func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
@@ -20,17 +20,18 @@ func (c *claimer) begin(session string, validUntil time.Time) {
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
 	c.held, c.suspend = context.WithCancelCause(context.Background())
-	c.validUntil, c.progress = validUntil, time.Now()
+	c.validUntil, c.caughtUp = validUntil, time.Now()
 	c.writer = writer{session: session, last: 1, window: c.writer.window}
-	c.checks = nil // their claims' contexts have ended
+	c.checks = nil // their callers have seen the end of Held
 	for _, e := range c.entries {
-		e.listing, e.queued, e.recording = nil, false, false
+		e.listing, e.stage = nil, min(e.stage, workDone)
 		if e.wanted() {
 			c.writer.wanted = append(c.writer.wanted, e)
 		} else {
 			delete(c.entries, e.id)
 		}
 	}
+	// In the same order each time, unlike the map's.
 	slices.SortFunc(c.writer.wanted, func(a, b *entry) int { return strings.Compare(a.id, b.id) })
 	c.notify()
 }
@@ -48,14 +49,14 @@ func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 		return false
 	}
 	c.validUntil = validUntil
-	if c.held.Err() != nil {
+	if resumed = c.held.Err() != nil; resumed {
 		c.held, c.suspend = context.WithCancelCause(context.Background())
 	}
 	for _, e := range c.entries {
 		c.evaluate(e)
 	}
 	c.notify()
-	return true
+	return resumed
 }
 
 // suspendSession ends the contexts of all claims and grants nothing until renewed or
@@ -88,25 +89,33 @@ func (c *claimer) apply(changes []change) error {
 			c.evaluate(e)
 		}
 	})
-	if c.state.Version(c.writer.session) > seen {
-		c.progress = time.Now()
+	switch now := c.state.Version(c.writer.session); {
+	case now > seen:
+		c.caughtUp = time.Now()
+	case now < seen: // others own its ids from this revision on
+		c.doubtSession()
 	}
 	return err
 }
 
+// doubtSession suspends the claims of a session that is probably over, and forces a write,
+// which shows whether it is.
+func (c *claimer) doubtSession() {
+	c.suspend(ErrSuspended)
+	c.checks = append(c.checks, make(chan struct{}))
+	c.notify()
+}
+
 // rebuild replaces the state by one that was read anew. If it does not show a write of
 // the session that was committed before, the session is over, or etcd was restored from a
-// backup: the claims are suspended, and a write is forced, which shows whether the session
-// lives.
+// backup.
 func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if session == c.writer.session && state.Version(session) < committed {
-		c.suspend(ErrSuspended)
-		c.checks = append(c.checks, make(chan struct{}))
-		c.notify()
+		c.doubtSession()
 	}
-	c.state, c.progress = state, time.Now()
+	c.state, c.caughtUp = state, time.Now()
 	for _, e := range c.entries {
 		c.evaluate(e)
 	}
@@ -124,7 +133,7 @@ func (c *claimer) lag() time.Duration {
 	if c.showsAll() {
 		return 0
 	}
-	return time.Since(c.progress)
+	return time.Since(c.caughtUp)
 }
 
 // lastWrite returns the number of the last write that is known to be committed.
