@@ -66,12 +66,12 @@ func (s *env) open(ctx context.Context) (err error) {
 	s.closeLater(s.statsd.Close)
 	s.servers.Statsd = s.statsd.Addr()
 	s.status = newStatus(s.statsd)
-	page, err := startPage(s.status)
+	page, url, err := startPage(s.status)
 	if err != nil {
 		return err
 	}
 	s.closeLater(page.Close)
-	s.pageURL = page.url
+	s.pageURL = url
 	s.screen.note("Live page: " + s.pageURL)
 
 	s.screen.wait("Building the service, starting RabbitMQ and etcd")

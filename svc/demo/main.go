@@ -11,8 +11,8 @@
 //	           watch Graphite; scenes that break a server are left out
 //
 // RabbitMQ must be installed; nothing needs to be running. While the demo plays, a page
-// on http://localhost:8080, or the next free port, shows the curves that Graphite would
-// show.
+// on http://localhost:8080, or on another port if that one is in use, shows the curves
+// that Graphite would show.
 //
 // The demo exits with 0 if every scene passes, 1 if one fails, 2 if it cannot begin, and
 // 130 if it is interrupted. In every case it leaves no process and no folder behind.

@@ -131,7 +131,7 @@ func (s *screen) counters(v view) []string {
 	for _, service := range v.Services {
 		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
 			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
-			s.paint(cyan, queued(service.Queued, "%6s"))))
+			s.paint(cyan, fmt.Sprintf("%6s", queued(service.Queued)))))
 	}
 	if v.Outage != "" {
 		return append(lines, s.paint(red, "  "+v.Outage+" is down"))
@@ -140,26 +140,22 @@ func (s *screen) counters(v view) []string {
 }
 
 // counterLines returns the counters of both services, on one line if they fit.
-func counterLines(v view) (lines []string) {
+func counterLines(v view) []string {
+	var parts []string
 	for _, service := range v.Services {
-		part := fmt.Sprintf("%s ok %d skipped %d queued %s",
-			service.Name, service.OK, service.Skipped, queued(service.Queued, "%s"))
-		if n := len(lines); n > 0 && len(lines[n-1])+3+len(part) <= columns {
-			lines[n-1] += " | " + part
-		} else {
-			lines = append(lines, "  "+part)
-		}
+		parts = append(parts, fmt.Sprintf("%s ok %d skipped %d queued %s",
+			service.Name, service.OK, service.Skipped, queued(service.Queued)))
 	}
-	return lines
+	return wrap("  ", strings.Join(parts, " | "))
 }
 
 // queued formats the depth of a queue. A negative depth is unknown, because the broker
 // is unreachable.
-func queued(n int64, format string) string {
+func queued(n int64) string {
 	if n < 0 {
-		return fmt.Sprintf(format, "?")
+		return "?"
 	}
-	return fmt.Sprintf(format, fmt.Sprint(n))
+	return fmt.Sprint(n)
 }
 
 // paragraph writes a text in lines that fit the screen.
