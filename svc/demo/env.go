@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -23,11 +22,10 @@ type env struct {
 	status  *status
 	pageURL string
 	dir     string // everything on the disk: the built commands, the servers' data
-	tag     string // part of this run's ids, because etcd may still have those of an earlier run
 
 	servers   harness.Addresses // for the services
-	rabbit    *stack.Rabbit     // nil with -compose
-	etcd      *stack.Etcd       // nil with -compose
+	rabbit    *stack.Rabbit
+	etcd      *stack.Etcd
 	statsd    *stack.Statsd
 	publisher harness.Publisher // used by the scenes
 
@@ -55,7 +53,6 @@ func (s *env) close() error {
 // open builds the service and starts the servers that it needs.
 func (s *env) open(ctx context.Context) (err error) {
 	s.every(s.screen.interval(), s.screen.refresh)
-	s.tag = strconv.FormatInt(time.Now().Unix(), 36)
 	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
@@ -86,12 +83,8 @@ func (s *env) open(ctx context.Context) (err error) {
 			return nil
 		})
 	}
-	if s.opts.compose {
-		step("The servers of docker-compose.yaml answer.", s.useCompose)
-	} else {
-		step("RabbitMQ is ready.", s.startRabbit)
-		step("etcd is ready.", s.startEtcd)
-	}
+	step("RabbitMQ is ready.", s.startRabbit)
+	step("etcd is ready.", s.startEtcd)
 	step("The service is built.", func(ctx context.Context) error {
 		return harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"})
 	})
@@ -134,7 +127,7 @@ func (s *env) startMonitor() {
 	s.closeLater(func() error { broker.Close(); return nil })
 	s.every(250*time.Millisecond, func() {
 		for i, role := range roles {
-			ready, _, err := broker.Inspect(role + "-queue")
+			ready, err := broker.Ready(role + "-queue")
 			if err != nil {
 				ready = -1
 			}

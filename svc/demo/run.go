@@ -26,9 +26,6 @@ var (
 	errHeld   = errors.New("all scenes passed") // ctrl-c ended -hold
 )
 
-// beginError is a reason outside the demo for which it cannot begin.
-type beginError struct{ error }
-
 // run runs the whole demo and returns its exit status.
 func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	began := time.Now()
@@ -48,7 +45,6 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	if closed := s.close(); closed != nil {
 		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
 	}
-	var begin *beginError
 	switch {
 	case held, err == nil && !interrupted:
 		return allPassed
@@ -58,7 +54,7 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 		return oneFailed
 	}
 	fmt.Fprintln(os.Stderr, err)
-	if errors.Is(err, stack.ErrNoRabbit) || errors.As(err, &begin) {
+	if errors.Is(err, stack.ErrNoRabbit) {
 		return cannotBegin
 	}
 	return oneFailed
@@ -70,12 +66,6 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 	for i, scene := range scenes {
 		number := i + 1
 		if s.opts.scene != 0 && s.opts.scene != number {
-			continue
-		}
-		if s.opts.compose && scene.breaks {
-			s.screen.scene(number, scene)
-			s.screen.note("Left out: it kills servers, and the demo kills only its own.")
-			s.status.update(func(v *view) { v.Verdicts[i] = "left out" })
 			continue
 		}
 		if s.opts.pause {
@@ -92,9 +82,7 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 		}
 		played++
 	}
-	if played > 0 {
-		s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
-	}
+	s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
 	if !s.opts.hold {
 		return nil
 	}

@@ -27,7 +27,7 @@ func crash(s *script) {
 	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + receiver.URL}
 	s.start("notify", "ENABLE_ETCD=true") // works fast and is not killed
 	victim := s.start("orders", vars...)
-	ids := s.ids("crash", 0, n)
+	ids := newIDs("crash", 0, n)
 	s.say("%d events. The work takes %.1f s each.", n, workTime.Seconds())
 	s.publish(ids...)
 	s.until(func() bool { return receiver.Begun("orders") >= n })
@@ -53,7 +53,7 @@ func race(s *script) {
 	for _, role := range []string{"orders", "orders", "notify"} {
 		s.start(role, "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 	}
-	ids := s.ids("race", 0, n)
+	ids := newIDs("race", 0, n)
 	all := slices.Repeat(ids, copies)
 	rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	s.say("Two replicas of orders, one notify. 3,000 messages, shuffled, at 500 a second.")

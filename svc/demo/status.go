@@ -20,7 +20,7 @@ type view struct {
 	Step     string // the present line of narration
 	Outage   string // the server that is down, if any
 	Services [len(roles)]serviceView
-	Verdicts []string // of each scene: "", "passed", "failed", "left out", "now"
+	Verdicts []string // of each scene: "", "now", "passed", "failed"
 }
 
 // serviceView holds the counters of a service in this scene. Queued is the number of

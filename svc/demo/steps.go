@@ -24,11 +24,11 @@ type check struct {
 
 func (c check) failed() bool { return c.got != c.want }
 
-// ids returns n event ids that no other scene or run uses, numbered from first.
-func (s *env) ids(name string, first, n int) []string {
+// newIDs returns n event ids, numbered from first. Each scene uses names of its own.
+func newIDs(name string, first, n int) []string {
 	ids := make([]string, n)
 	for i := range ids {
-		ids[i] = fmt.Sprintf("%s-%s-%d", s.tag, name, first+i)
+		ids[i] = fmt.Sprintf("%s-%d", name, first+i)
 	}
 	return ids
 }
@@ -73,7 +73,7 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 	var ids []string
 	publishing.Go(func() {
 		for ctx.Err() == nil {
-			part := s.ids(name, len(ids), perSecond/10)
+			part := newIDs(name, len(ids), perSecond/10)
 			s.publishAt(perSecond, part)
 			ids = append(ids, part...)
 		}
@@ -154,7 +154,7 @@ func (s *script) expectEmptyQueues() {
 // ready returns how many messages are ready in a queue.
 func (s *script) ready(queue string) (n int64) {
 	s.step(func(context.Context) (err error) {
-		n, _, err = s.publisher.Inspect(queue)
+		n, err = s.publisher.Ready(queue)
 		return err
 	})
 	return n

@@ -37,7 +37,7 @@ func crashWindow(s *script) {
 
 	silent.Store(true)
 	s.say("%d events. The receivers act at once, but withhold their answers.", n)
-	s.publish(s.ids("window", 0, n)...)
+	s.publish(newIDs("window", 0, n)...)
 	s.until(func() bool { return effects.Load() >= n })
 	s.kill(victim)
 	ok, _ := s.status.counted("orders")
