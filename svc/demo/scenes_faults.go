@@ -93,10 +93,11 @@ func outage(s *script) {
 	n := int64(len(ids))
 	s.say("%d events were published. The services process the backlog.", n)
 	for _, role := range roles {
-		s.until(func() bool { ok, _ := s.status.counted(role); return ok >= n })
-	}
-	for _, role := range roles {
-		ok, skipped := s.status.counted(role)
+		var ok, skipped int64
+		s.until(func() bool {
+			ok, skipped = s.status.counted(role)
+			return ok >= n
+		})
 		s.expect(role+" ok", ok, n)
 		s.expectWork(receiver, role, ids)
 		if skipped > 0 {
