@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 type env struct {
 	opts    options
 	screen  *screen
+	input   *bufio.Reader // for Enter with -pause
 	status  *status
 	pageURL string
 	dir     string // everything on the disk: the built commands, the servers' data
@@ -27,7 +29,7 @@ type env struct {
 	rabbit    *stack.Rabbit
 	etcd      *stack.Etcd
 	statsd    *stack.Statsd
-	publisher harness.Publisher // used by the scenes
+	publisher *harness.Publisher // used by the scenes
 
 	mu      sync.Mutex // guards closers, because servers start at the same time
 	closers []func() error
@@ -93,8 +95,7 @@ func (s *env) open(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.publisher = harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
-	s.closeLater(func() error { s.publisher.Close(); return nil })
+	s.publisher = s.newPublisher()
 	s.startMonitor()
 	s.screen.count(s.status.current)
 	return nil
@@ -116,15 +117,19 @@ func (s *env) startEtcd(ctx context.Context) (err error) {
 	return err
 }
 
-// dialTimeout is short, so that the demo soon notices that the broker, which it has
-// killed, is reachable again.
-const dialTimeout = 2 * time.Second
+// newPublisher returns a publisher, which close closes.
+func (s *env) newPublisher() *harness.Publisher {
+	// The timeout is short, so that the demo soon notices that the broker, which it has
+	// killed, is reachable again.
+	p := &harness.Publisher{URL: s.servers.AMQP, DialTimeout: 2 * time.Second}
+	s.closeLater(func() error { p.Close(); return nil })
+	return p
+}
 
 // startMonitor updates the rates and the depths of the queues until close.
 func (s *env) startMonitor() {
 	s.every(time.Second, s.status.sampleRates)
-	broker := harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
-	s.closeLater(func() error { broker.Close(); return nil })
+	broker := s.newPublisher()
 	s.every(250*time.Millisecond, func() {
 		for i, role := range roles {
 			ready, err := broker.Ready(role + "-queue")
@@ -138,22 +143,22 @@ func (s *env) startMonitor() {
 
 // every calls f at each interval until close.
 func (s *env) every(interval time.Duration, f func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	tick := time.NewTicker(interval)
+	stop := make(chan struct{})
 	var calling sync.WaitGroup
 	calling.Go(func() {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
 				f()
-			case <-ctx.Done():
+			case <-stop:
 				return
 			}
 		}
 	})
 	s.closeLater(func() error {
-		tick.Stop()
-		cancel()
+		close(stop)
 		calling.Wait()
 		return nil
 	})

@@ -2,16 +2,15 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
+	"golang.org/x/sync/errgroup"
 )
 
 // maxWait bounds waits for events that should take a moment.
@@ -123,13 +122,11 @@ func (s *script) stop(services ...*harness.Process) {
 	s.step(func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, maxWait)
 		defer cancel()
-		errs := make([]error, len(services))
-		var stopping sync.WaitGroup
-		for i, p := range services {
-			stopping.Go(func() { errs[i] = p.Stop(ctx) })
+		var stopping errgroup.Group
+		for _, p := range services {
+			stopping.Go(func() error { return p.Stop(ctx) })
 		}
-		stopping.Wait()
-		return errors.Join(errs...)
+		return stopping.Wait()
 	})
 }
 
