@@ -31,14 +31,11 @@ type env struct {
 	statsd    *stack.Statsd
 	publisher *harness.Publisher // used by the scenes
 
-	mu      sync.Mutex // guards closers, because servers start at the same time
 	closers []func() error
 }
 
 // closeLater makes close call f, before the functions of earlier calls.
 func (s *env) closeLater(f func() error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.closers = append(s.closers, f)
 }
 
@@ -52,7 +49,7 @@ func (s *env) close() error {
 	return errors.Join(errs...)
 }
 
-// open builds the service and starts the servers that it needs.
+// open prepares everything that the scenes need.
 func (s *env) open(ctx context.Context) (err error) {
 	s.every(s.screen.interval(), s.screen.refresh)
 	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
@@ -63,7 +60,6 @@ func (s *env) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.closeLater(s.statsd.Close)
-	s.servers.Statsd = s.statsd.Addr()
 	s.status = newStatus(s.statsd)
 	page, url, err := startPage(s.status)
 	if err != nil {
@@ -73,45 +69,44 @@ func (s *env) open(ctx context.Context) (err error) {
 	s.pageURL = url
 	s.screen.note("Live page: " + s.pageURL)
 
-	s.screen.wait("Building the service, starting RabbitMQ and etcd")
-	starting, ctx := errgroup.WithContext(ctx)
-	step := func(did string, f func(context.Context) error) {
-		starting.Go(func() error {
-			began := time.Now()
-			if err := f(ctx); err != nil {
-				return err
-			}
-			s.screen.note(fmt.Sprintf("%s (%.1f s)", did, time.Since(began).Seconds()))
-			return nil
-		})
-	}
-	step("RabbitMQ is ready.", s.startRabbit)
-	step("etcd is ready.", s.startEtcd)
-	step("The service is built.", func(ctx context.Context) error {
-		return harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"})
-	})
-	err = starting.Wait()
-	s.screen.below(nil)
-	if err != nil {
+	if err := s.startServers(ctx); err != nil {
 		return err
 	}
+	s.servers = harness.Addresses{AMQP: s.rabbit.URL(), Etcd: s.etcd.Endpoint(), Statsd: s.statsd.Addr()}
 	s.publisher = s.newPublisher()
 	s.startMonitor()
 	s.screen.count(s.status.current)
 	return nil
 }
 
-func (s *env) startRabbit(ctx context.Context) (err error) {
-	if s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{}); err == nil {
-		s.servers.AMQP = s.rabbit.URL()
+// startServers builds the commands and starts RabbitMQ and etcd, all at the same time.
+func (s *env) startServers(ctx context.Context) error {
+	s.screen.wait("Building the service, starting RabbitMQ and etcd")
+	began := time.Now()
+	ready := func(what string, err error) error {
+		if err == nil {
+			s.screen.note(fmt.Sprintf("%s (%.1f s)", what, time.Since(began).Seconds()))
+		}
+		return err
+	}
+	starting, ctx := errgroup.WithContext(ctx)
+	starting.Go(func() (err error) {
+		s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{})
+		return ready("RabbitMQ is ready.", err)
+	})
+	starting.Go(func() (err error) {
+		s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{})
+		return ready("etcd is ready.", err)
+	})
+	starting.Go(func() error {
+		return ready("The service is built.", harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"}))
+	})
+	err := starting.Wait()
+	s.screen.below(nil)
+	if s.rabbit != nil {
 		s.closeLater(s.rabbit.Close)
 	}
-	return err
-}
-
-func (s *env) startEtcd(ctx context.Context) (err error) {
-	if s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{}); err == nil {
-		s.servers.Etcd = s.etcd.Endpoint()
+	if s.etcd != nil {
 		s.closeLater(s.etcd.Close)
 	}
 	return err
