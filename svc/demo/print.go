@@ -107,12 +107,7 @@ func (s *screen) wait(what string) {
 
 // count shows the counters of the current view from now on.
 func (s *screen) count(current func() view) {
-	s.below(func() []string {
-		if s.live {
-			return s.counters(current())
-		}
-		return counterLines(current())
-	})
+	s.below(func() []string { return s.counters(current()) })
 }
 
 // prompt asks for Enter. It hides the counters until the next call of count, so that
@@ -125,8 +120,11 @@ func (s *screen) prompt(question string) {
 	io.WriteString(s.out, s.paint(bold, question))
 }
 
-// counters returns the lines that are drawn below the text on a terminal.
+// counters returns the lines that are drawn below the text.
 func (s *screen) counters(v view) []string {
+	if !s.live {
+		return counterLines(v)
+	}
 	lines := []string{""}
 	for _, service := range v.Services {
 		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),

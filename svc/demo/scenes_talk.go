@@ -11,7 +11,9 @@ func consumeAndProduce(s *script) {
 	s.say("One event is published.")
 	ids := newIDs("produce", 0, n)
 	s.publish(ids[0])
-	s.waitBoth(1)
+	for _, role := range roles {
+		s.waitCounted(role, 1)
+	}
 	s.say("Both have processed it. And %d more, at 30 a second.", n-1)
 	s.publishAt(30, ids[1:])
 	s.expectBoth("", n, 0)

@@ -13,9 +13,6 @@ import (
 
 // This file contains the steps that publish events and check their outcomes.
 
-// outageLimit bounds the time in which the broker may be unreachable.
-const outageLimit = time.Minute
-
 // check is a number that decides whether the scene passes.
 type check struct {
 	what      string
@@ -39,8 +36,6 @@ func event(id string) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"
 // events again: the services skip the duplicates.
 func (s *script) publish(ids ...string) {
 	s.step(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, outageLimit)
-		defer cancel()
 		messages := make([]amqp.Publishing, len(ids))
 		for i, id := range ids {
 			messages[i] = harness.Message(event(id))
@@ -82,13 +77,6 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 		cancel()
 		publishing.Wait()
 		return ids
-	}
-}
-
-// waitBoth is waitCounted for both services.
-func (s *script) waitBoth(events int64) {
-	for _, role := range roles {
-		s.waitCounted(role, events)
 	}
 }
 

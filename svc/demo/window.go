@@ -51,9 +51,9 @@ func crashWindow(s *script) {
 
 // startReceiver starts svc/receiver and returns its URL.
 func (s *script) startReceiver() (at *url.URL) {
-	s.step(func(context.Context) error {
+	s.step(func(ctx context.Context) error {
 		cmd := exec.Command(filepath.Join(s.dir, "receiver"), "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))
-		_, line, err := s.launch("svc/receiver", cmd, "listening at ")
+		_, line, err := s.launch(ctx, "svc/receiver", cmd, "listening at ")
 		if err != nil {
 			return err
 		}
