@@ -13,14 +13,6 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// Exit statuses.
-const (
-	allPassed     = 0
-	oneFailed     = 1
-	cannotBegin   = 2
-	isInterrupted = 130 // as in shells after SIGINT
-)
-
 // errFailed is returned for a scene that did not pass. The screen shows the reason.
 var errFailed = errors.New("a scene failed")
 
@@ -42,24 +34,23 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
 	}
 
-	status := exitStatus(ctx, err)
-	if err != nil && status != isInterrupted && !errors.Is(err, errFailed) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errFailed) {
 		fmt.Fprintln(os.Stderr, err)
 	}
-	return status
+	return exitStatus(ctx, err)
 }
 
 // exitStatus returns the exit status of a run that ended with err.
 func exitStatus(ctx context.Context, err error) int {
 	switch {
 	case err == nil:
-		return allPassed
+		return 0
 	case ctx.Err() != nil:
-		return isInterrupted
+		return 130 // as in shells after SIGINT
 	case errors.Is(err, stack.ErrNoRabbit):
-		return cannotBegin
+		return 2
 	}
-	return oneFailed
+	return 1
 }
 
 // play plays the scenes that were asked for. With -hold it then waits for ctrl-c, which
