@@ -1,28 +1,37 @@
 package main
 
 import (
-	"errors"
 	"html/template"
+	"slices"
 	"strconv"
+	"sync"
 
 	"github.com/go-analyze/charts"
 )
 
-// The series have the colours that processed and skipped have in page.html.
+// The colours are those that processed, skipped, soft and line have in page.html.
 var (
-	lightChart = charts.GetTheme(charts.ThemeLight).WithBackgroundColor(charts.Color{}).
-			WithSeriesColors([]charts.Color{charts.ColorFromHex("#15803d"), charts.ColorFromHex("#c2570c")}).
-			WithTextColor(charts.ColorFromHex("#4b5563")).WithAxisSplitLineColor(charts.ColorFromHex("#d1d5db"))
-	darkChart = charts.GetTheme(charts.ThemeDark).WithBackgroundColor(charts.Color{}).
-			WithSeriesColors([]charts.Color{charts.ColorFromHex("#4ade80"), charts.ColorFromHex("#fb923c")}).
-			WithTextColor(charts.ColorFromHex("#c7ccd6")).WithAxisSplitLineColor(charts.ColorFromHex("#3a4150"))
+	lightTheme = theme(charts.ThemeLight, "#15803d", "#c2570c", "#4b5563", "#d1d5db")
+	darkTheme  = theme(charts.ThemeDark, "#4ade80", "#fb923c", "#c7ccd6", "#3a4150")
 )
 
+func theme(base, processed, skipped, text, line string) charts.ColorPalette {
+	series := []charts.Color{charts.ColorFromHex(processed), charts.ColorFromHex(skipped)}
+	return charts.GetTheme(base).WithBackgroundColor(charts.Color{}).WithSeriesColors(series).
+		WithTextColor(charts.ColorFromHex(text)).WithAxisSplitLineColor(charts.ColorFromHex(line))
+}
+
+// drawing guards the fonts, which all charts share.
+var drawing sync.Mutex
+
 // drawChart draws the last seconds of a service as SVG.
-func drawChart(r rates, theme charts.ColorPalette) template.HTML {
+func drawChart(r rates, colours charts.ColorPalette) (template.HTML, error) {
+	drawing.Lock()
+	defer drawing.Unlock()
+
 	painter := charts.NewPainter(charts.PainterOptions{OutputFormat: charts.ChartOutputSVG, Width: 720, Height: 400})
 	chart := charts.NewLineChartOptionWithData([][]float64{r.OK[:], r.Skipped[:]})
-	chart.Theme = theme
+	chart.Theme = colours
 	chart.Symbol = charts.Symbol{Shape: charts.SymbolNone}
 	chart.LineStrokeWidth = 4
 	chart.FillArea = charts.Ptr(true)
@@ -30,10 +39,7 @@ func drawChart(r rates, theme charts.ColorPalette) template.HTML {
 	chart.Padding = charts.Box{Top: 16, Left: 8, Right: 24, Bottom: 4, IsSet: true}
 
 	// The axis ends at 10 or higher, so that low rates look low.
-	highest := 10.0
-	for i := range seconds {
-		highest = max(highest, r.OK[i], r.Skipped[i])
-	}
+	highest := max(10, slices.Max(r.OK[:]), slices.Max(r.Skipped[:]))
 	chart.YAxis[0].Min, chart.YAxis[0].Max = charts.Ptr(0.0), charts.Ptr(niceAbove(highest))
 	chart.YAxis[0].LabelCount = 3
 	chart.YAxis[0].LabelFontStyle = charts.NewFontStyleWithSize(18)
@@ -42,12 +48,12 @@ func drawChart(r rates, theme charts.ColorPalette) template.HTML {
 	chart.XAxis.Labels[0] = strconv.Itoa(seconds) + " s ago"
 	chart.XAxis.Labels[seconds-1] = "now"
 	chart.XAxis.LabelCount = 2
-	err := painter.LineChart(chart)
-	svg, err2 := painter.Bytes()
-	if err = errors.Join(err, err2); err != nil {
-		return template.HTML(template.HTMLEscapeString(err.Error()))
+
+	if err := painter.LineChart(chart); err != nil {
+		return "", err
 	}
-	return template.HTML(svg)
+	svg, err := painter.Bytes()
+	return template.HTML(svg), err
 }
 
 // niceAbove returns the lowest of 10, 20, 50, 100, ... that is not below v.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -9,6 +11,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 // mainVar names the environment variable that makes this test binary run the demo.
@@ -47,7 +51,7 @@ func TestRun(t *testing.T) {
 	look.wants(amqpURL, d.counters())
 
 	d.interrupt()
-	d.wantEnd(allPassed)
+	d.wantEnd(0)
 	for _, line := range d.lines {
 		if n := utf8.RuneCountInString(line); n > columns || strings.Contains(line, "\x1b") {
 			t.Errorf("a line has %d columns or an escape sequence: %q", n, line)
@@ -71,7 +75,7 @@ func TestInterrupt(t *testing.T) {
 			d.await(at)
 			d.interrupt()
 			d.interrupt() // a second one changes nothing
-			d.wantEnd(isInterrupted)
+			d.wantEnd(130)
 		})
 	}
 }
@@ -79,40 +83,59 @@ func TestInterrupt(t *testing.T) {
 // A scene whose checks fail ends the run. The output shows the wrong numbers.
 func TestSceneFails(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	broken := options{scene: 3, vars: []string{"ENABLE_ETCD=false"}}
-	status := runInTest(t, broken, &out, false)
-	if status != oneFailed {
-		t.Errorf("the exit status is %d, want %d", status, oneFailed)
-	}
-	for _, want := range []string{
+	wantFailure(t, options{scene: 3, vars: []string{"ENABLE_ETCD=false"}},
 		"✗ orders ok, with etcd: 10, want 1", "✗ orders skipped, with etcd: 0, want 9",
-		"✗ notify ok, restarted: 10, want 0", "Scene 3 failed: Idempotency.", "orders: time=",
-	} {
-		if !strings.Contains(out.String(), want) {
-			t.Errorf("no %q in:\n%s", want, &out)
-		}
-	}
+		"✗ notify ok, restarted: 10, want 0", "Scene 3 failed: Idempotency.", "orders: time=")
 }
 
 // A scene ends at the first step that fails. The output shows the end of the services'
-// logs.
+// logs. -pause does not wait for an Enter that cannot come.
 func TestBreaksOff(t *testing.T) {
 	t.Parallel()
-	var out bytes.Buffer
-	status := runInTest(t, options{scene: 1, vars: []string{"PREFETCH=0"}}, &out, false)
-	if status != oneFailed {
-		t.Errorf("the exit status is %d, want %d", status, oneFailed)
+	out := wantFailure(t, options{scene: 1, pause: true, vars: []string{"PREFETCH=0"}},
+		"Enter plays scene 1: Consume and produce",
+		"Scene 1 broke off: start orders: it ended with 0 of 1 lines", "Scene 1 failed: Consume and produce.", `orders: PREFETCH="0"`)
+	if strings.Contains(out, "> One event") || strings.Contains(out, "✗") {
+		t.Errorf("the scene went on:\n%s", out)
 	}
-	for _, want := range []string{
-		"Scene 1 broke off: start orders: it ended with 0 of 1 lines", "Scene 1 failed: Consume and produce.", `orders: PREFETCH="0"`,
-	} {
+}
+
+// wantFailure runs the demo in this process, with options that main does not offer. It
+// checks that a scene fails and that the output contains some texts.
+func wantFailure(t *testing.T, opts options, wants ...string) (output string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	var out bytes.Buffer
+	if status := run(ctx, opts, &screen{out: &out}, strings.NewReader("")); status != 1 {
+		t.Errorf("the exit status is %d, want 1", status)
+	}
+	for _, want := range wants {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in:\n%s", want, &out)
 		}
 	}
-	if strings.Contains(out.String(), "> One event") || strings.Contains(out.String(), "✗") {
-		t.Errorf("the scene went on:\n%s", &out)
+	return out.String()
+}
+
+func TestExitStatus(t *testing.T) {
+	interrupted, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, tt := range []struct {
+		ctx  context.Context
+		err  error
+		want int
+	}{
+		{t.Context(), nil, 0},
+		{interrupted, nil, 0}, // ctrl-c ends -hold
+		{t.Context(), errFailed, 1},
+		{t.Context(), errors.New("cannot build"), 1},
+		{t.Context(), fmt.Errorf("start: %w", stack.ErrNoRabbit), 2},
+		{interrupted, interrupted.Err(), 130},
+	} {
+		if got := exitStatus(tt.ctx, tt.err); got != tt.want {
+			t.Errorf("the exit status after %v is %d, want %d", tt.err, got, tt.want)
+		}
 	}
 }
 

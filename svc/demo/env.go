@@ -1,13 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -20,25 +20,22 @@ import (
 type env struct {
 	opts    options
 	screen  *screen
+	input   *bufio.Reader // for Enter with -pause
 	status  *status
 	pageURL string
 	dir     string // everything on the disk: the built commands, the servers' data
-	tag     string // part of this run's ids, because etcd may still have those of an earlier run
 
 	servers   harness.Addresses // for the services
-	rabbit    *stack.Rabbit     // nil with -compose
-	etcd      *stack.Etcd       // nil with -compose
+	rabbit    *stack.Rabbit
+	etcd      *stack.Etcd
 	statsd    *stack.Statsd
-	publisher harness.Publisher // used by the scenes
+	publisher *harness.Publisher // used by the scenes
 
-	mu      sync.Mutex // guards closers, because servers start at the same time
 	closers []func() error
 }
 
 // closeLater makes close call f, before the functions of earlier calls.
 func (s *env) closeLater(f func() error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.closers = append(s.closers, f)
 }
 
@@ -52,10 +49,9 @@ func (s *env) close() error {
 	return errors.Join(errs...)
 }
 
-// open builds the service and starts the servers that it needs.
+// open prepares everything that the scenes need.
 func (s *env) open(ctx context.Context) (err error) {
 	s.every(s.screen.interval(), s.screen.refresh)
-	s.tag = strconv.FormatInt(time.Now().Unix(), 36)
 	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
@@ -64,77 +60,74 @@ func (s *env) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.closeLater(s.statsd.Close)
-	s.servers.Statsd = s.statsd.Addr()
 	s.status = newStatus(s.statsd)
-	page, err := startPage(s.status)
+	page, url, err := startPage(s.status)
 	if err != nil {
 		return err
 	}
 	s.closeLater(page.Close)
-	s.pageURL = page.url
+	s.pageURL = url
 	s.screen.note("Live page: " + s.pageURL)
 
-	s.screen.wait("Building the service, starting RabbitMQ and etcd")
-	starting, ctx := errgroup.WithContext(ctx)
-	step := func(did string, f func(context.Context) error) {
-		starting.Go(func() error {
-			began := time.Now()
-			if err := f(ctx); err != nil {
-				return err
-			}
-			s.screen.note(fmt.Sprintf("%s (%.1f s)", did, time.Since(began).Seconds()))
-			return nil
-		})
-	}
-	if s.opts.compose {
-		step("The servers of docker-compose.yaml answer.", s.useCompose)
-	} else {
-		step("RabbitMQ is ready.", s.startRabbit)
-		step("etcd is ready.", s.startEtcd)
-	}
-	step("The service is built.", func(ctx context.Context) error {
-		return harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"})
-	})
-	err = starting.Wait()
-	s.screen.below(nil)
-	if err != nil {
+	if err := s.startServers(ctx); err != nil {
 		return err
 	}
-	s.publisher = harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
-	s.closeLater(func() error { s.publisher.Close(); return nil })
+	s.servers = harness.Addresses{AMQP: s.rabbit.URL(), Etcd: s.etcd.Endpoint(), Statsd: s.statsd.Addr()}
+	s.publisher = s.newPublisher()
 	s.startMonitor()
 	s.screen.count(s.status.current)
 	return nil
 }
 
-func (s *env) startRabbit(ctx context.Context) (err error) {
-	if s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{}); err == nil {
-		s.servers.AMQP = s.rabbit.URL()
+// startServers builds the commands and starts RabbitMQ and etcd, all at the same time.
+func (s *env) startServers(ctx context.Context) error {
+	s.screen.wait("Building the service, starting RabbitMQ and etcd")
+	began := time.Now()
+	ready := func(what string, err error) error {
+		if err == nil {
+			s.screen.note(fmt.Sprintf("%s (%.1f s)", what, time.Since(began).Seconds()))
+		}
+		return err
+	}
+	starting, ctx := errgroup.WithContext(ctx)
+	starting.Go(func() (err error) {
+		s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{})
+		return ready("RabbitMQ is ready.", err)
+	})
+	starting.Go(func() (err error) {
+		s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{})
+		return ready("etcd is ready.", err)
+	})
+	starting.Go(func() error {
+		return ready("The service is built.", harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"}))
+	})
+	err := starting.Wait()
+	s.screen.below(nil)
+	if s.rabbit != nil {
 		s.closeLater(s.rabbit.Close)
 	}
-	return err
-}
-
-func (s *env) startEtcd(ctx context.Context) (err error) {
-	if s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{}); err == nil {
-		s.servers.Etcd = s.etcd.Endpoint()
+	if s.etcd != nil {
 		s.closeLater(s.etcd.Close)
 	}
 	return err
 }
 
-// dialTimeout is short, so that the demo soon notices that the broker, which it has
-// killed, is reachable again.
-const dialTimeout = 2 * time.Second
+// newPublisher returns a publisher, which close closes.
+func (s *env) newPublisher() *harness.Publisher {
+	// The timeout is short, so that the demo soon notices that the broker, which it has
+	// killed, is reachable again.
+	p := &harness.Publisher{URL: s.servers.AMQP, DialTimeout: 2 * time.Second}
+	s.closeLater(func() error { p.Close(); return nil })
+	return p
+}
 
 // startMonitor updates the rates and the depths of the queues until close.
 func (s *env) startMonitor() {
 	s.every(time.Second, s.status.sampleRates)
-	broker := harness.Publisher{URL: s.servers.AMQP, DialTimeout: dialTimeout}
-	s.closeLater(func() error { broker.Close(); return nil })
+	broker := s.newPublisher()
 	s.every(250*time.Millisecond, func() {
 		for i, role := range roles {
-			ready, _, err := broker.Inspect(role + "-queue")
+			ready, err := broker.Ready(role + "-queue")
 			if err != nil {
 				ready = -1
 			}
@@ -145,22 +138,22 @@ func (s *env) startMonitor() {
 
 // every calls f at each interval until close.
 func (s *env) every(interval time.Duration, f func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	tick := time.NewTicker(interval)
+	stop := make(chan struct{})
 	var calling sync.WaitGroup
 	calling.Go(func() {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
 		for {
 			select {
 			case <-tick.C:
 				f()
-			case <-ctx.Done():
+			case <-stop:
 				return
 			}
 		}
 	})
 	s.closeLater(func() error {
-		tick.Stop()
-		cancel()
+		close(stop)
 		calling.Wait()
 		return nil
 	})

@@ -27,5 +27,5 @@ func (s *env) hold(ctx context.Context) error {
 		"  statsd    "+s.servers.Statsd,
 	)
 	<-ctx.Done()
-	return errHeld
+	return nil
 }

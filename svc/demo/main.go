@@ -1,18 +1,16 @@
 // Demo plays the talk's demos and more scenes with the real services on private servers,
 // and checks the outcome of each scene:
 //
-//	go run ./svc/demo [-list] [-scene n] [-pause] [-hold] [-compose]
+//	go run ./svc/demo [-list] [-scene n] [-pause] [-hold]
 //
 //	-list      list the scenes
 //	-scene n   play scene n only
 //	-pause     wait for Enter before each scene, for a live talk
 //	-hold      keep everything running at the end, to publish by hand
-//	-compose   use the servers of docker-compose.yaml on their default ports, and
-//	           watch Graphite; scenes that break a server are left out
 //
 // RabbitMQ must be installed; nothing needs to be running. While the demo plays, a page
-// on http://localhost:8080, or the next free port, shows the curves that Graphite would
-// show.
+// on http://localhost:8080, or on another port if that one is in use, shows the curves
+// that Graphite would show.
 //
 // The demo exits with 0 if every scene passes, 1 if one fails, 2 if it cannot begin, and
 // 130 if it is interrupted. In every case it leaves no process and no folder behind.
@@ -25,26 +23,22 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
-
-	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
 // options are the command-line flags, and settings that only tests change.
 type options struct {
-	list, pause, hold, compose bool
-	scene                      int // 0: all of them
+	list, pause, hold bool
+	scene             int // 0: all of them
 
-	composeServers harness.Addresses
-	vars           []string // last variables of all services; a test makes a scene fail with them
+	vars []string // last variables of all services; a test makes a scene fail with them
 }
 
 func main() {
-	opts := options{composeServers: composeServers}
+	var opts options
 	flag.BoolVar(&opts.list, "list", false, "list the scenes")
 	flag.IntVar(&opts.scene, "scene", 0, "play only the scene of this `number`")
 	flag.BoolVar(&opts.pause, "pause", false, "wait for Enter before each scene")
 	flag.BoolVar(&opts.hold, "hold", false, "keep everything running at the end, to publish by hand")
-	flag.BoolVar(&opts.compose, "compose", false, "use the servers of docker-compose.yaml on their default ports")
 	flag.Usage = func() {
 		fmt.Fprintln(flag.CommandLine.Output(), "usage: go run ./svc/demo [flags]")
 		flag.PrintDefaults()

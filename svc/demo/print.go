@@ -107,12 +107,7 @@ func (s *screen) wait(what string) {
 
 // count shows the counters of the current view from now on.
 func (s *screen) count(current func() view) {
-	s.below(func() []string {
-		if s.live {
-			return s.counters(current())
-		}
-		return counterLines(current())
-	})
+	s.below(func() []string { return s.counters(current()) })
 }
 
 // prompt asks for Enter. It hides the counters until the next call of count, so that
@@ -125,13 +120,16 @@ func (s *screen) prompt(question string) {
 	io.WriteString(s.out, s.paint(bold, question))
 }
 
-// counters returns the lines that are drawn below the text on a terminal.
+// counters returns the lines that are drawn below the text.
 func (s *screen) counters(v view) []string {
+	if !s.live {
+		return counterLines(v)
+	}
 	lines := []string{""}
 	for _, service := range v.Services {
 		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
 			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
-			s.paint(cyan, queued(service.Queued, "%6s"))))
+			s.paint(cyan, fmt.Sprintf("%6s", queued(service.Queued)))))
 	}
 	if v.Outage != "" {
 		return append(lines, s.paint(red, "  "+v.Outage+" is down"))
@@ -140,26 +138,22 @@ func (s *screen) counters(v view) []string {
 }
 
 // counterLines returns the counters of both services, on one line if they fit.
-func counterLines(v view) (lines []string) {
+func counterLines(v view) []string {
+	var parts []string
 	for _, service := range v.Services {
-		part := fmt.Sprintf("%s ok %d skipped %d queued %s",
-			service.Name, service.OK, service.Skipped, queued(service.Queued, "%s"))
-		if n := len(lines); n > 0 && len(lines[n-1])+3+len(part) <= columns {
-			lines[n-1] += " | " + part
-		} else {
-			lines = append(lines, "  "+part)
-		}
+		parts = append(parts, fmt.Sprintf("%s ok %d skipped %d queued %s",
+			service.Name, service.OK, service.Skipped, queued(service.Queued)))
 	}
-	return lines
+	return wrap("  ", strings.Join(parts, " | "))
 }
 
 // queued formats the depth of a queue. A negative depth is unknown, because the broker
 // is unreachable.
-func queued(n int64, format string) string {
+func queued(n int64) string {
 	if n < 0 {
-		return fmt.Sprintf(format, "?")
+		return "?"
 	}
-	return fmt.Sprintf(format, fmt.Sprint(n))
+	return fmt.Sprint(n)
 }
 
 // paragraph writes a text in lines that fit the screen.

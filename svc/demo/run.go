@@ -13,21 +13,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// Exit statuses.
-const (
-	allPassed     = 0
-	oneFailed     = 1
-	cannotBegin   = 2
-	isInterrupted = 130 // as in shells after SIGINT
-)
-
-var (
-	errFailed = errors.New("a scene failed")    // the screen shows the reason
-	errHeld   = errors.New("all scenes passed") // ctrl-c ended -hold
-)
-
-// beginError is a reason outside the demo for which it cannot begin.
-type beginError struct{ error }
+// errFailed is returned for a scene that did not pass. The screen shows the reason.
+var errFailed = errors.New("a scene failed")
 
 // run runs the whole demo and returns its exit status.
 func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
@@ -35,55 +22,50 @@ func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
 	screen.title("Reliability Nirvana: the demo")
 	screen.note("Lines with $ show how to do the same by hand, with docker compose and plumber.")
 
-	s := &env{opts: opts, screen: screen}
+	s := &env{opts: opts, screen: screen, input: bufio.NewReader(in)}
 	err := s.open(ctx)
 	if err == nil {
-		err = s.play(ctx, began, lines(in))
+		err = s.play(ctx, began)
 	}
-	interrupted := ctx.Err() != nil
-	if interrupted {
+	if ctx.Err() != nil {
 		screen.note("Stopping everything ...")
 	}
-	held := errors.Is(err, errHeld)
 	if closed := s.close(); closed != nil {
 		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
 	}
-	var begin *beginError
-	switch {
-	case held, err == nil && !interrupted:
-		return allPassed
-	case interrupted:
-		return isInterrupted
-	case errors.Is(err, errFailed):
-		return oneFailed
+
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errFailed) {
+		fmt.Fprintln(os.Stderr, err)
 	}
-	fmt.Fprintln(os.Stderr, err)
-	if errors.Is(err, stack.ErrNoRabbit) || errors.As(err, &begin) {
-		return cannotBegin
-	}
-	return oneFailed
+	return exitStatus(ctx, err)
 }
 
-// play plays the scenes that were asked for.
-func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) error {
+// exitStatus returns the exit status of a run that ended with err.
+func exitStatus(ctx context.Context, err error) int {
+	switch {
+	case err == nil:
+		return 0
+	case ctx.Err() != nil:
+		return 130 // as in shells after SIGINT
+	case errors.Is(err, stack.ErrNoRabbit):
+		return 2
+	}
+	return 1
+}
+
+// play plays the scenes that were asked for. With -hold it then waits for ctrl-c, which
+// is not an error.
+func (s *env) play(ctx context.Context, began time.Time) error {
 	played := 0
 	for i, scene := range scenes {
 		number := i + 1
 		if s.opts.scene != 0 && s.opts.scene != number {
 			continue
 		}
-		if s.opts.compose && scene.breaks {
-			s.screen.scene(number, scene)
-			s.screen.note("Left out: it kills servers, and the demo kills only its own.")
-			s.status.update(func(v *view) { v.Verdicts[i] = "left out" })
-			continue
-		}
 		if s.opts.pause {
 			s.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
-			select {
-			case <-enter:
-			case <-ctx.Done():
-				return ctx.Err()
+			if err := s.awaitEnter(ctx); err != nil {
+				return err
 			}
 			s.screen.count(s.status.current)
 		}
@@ -92,20 +74,33 @@ func (s *env) play(ctx context.Context, began time.Time, enter <-chan struct{}) 
 		}
 		played++
 	}
-	if played > 0 {
-		s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
+	s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
+	if s.opts.hold {
+		return s.hold(ctx)
 	}
-	if !s.opts.hold {
+	return nil
+}
+
+// awaitEnter waits for a line of input, or for the end of the input.
+func (s *env) awaitEnter(ctx context.Context) error {
+	entered := make(chan struct{})
+	go func() { // ctx does not stop it, because reading a terminal cannot be stopped
+		defer close(entered)
+		s.input.ReadString('\n')
+	}()
+	select {
+	case <-entered:
 		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	return s.hold(ctx)
 }
 
 // playScene plays one scene, waits until its services have stopped, and reports
 // its checks.
 func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	began := time.Now()
-	s.status.begin(number, scene)
+	s.status.begin(number)
 	s.screen.scene(number, scene)
 	p := s.newScript(ctx)
 	defer p.end()
@@ -129,20 +124,6 @@ func (s *env) playScene(ctx context.Context, number int, scene scene) error {
 	}
 	s.screen.good(fmt.Sprintf("Scene %d passed (%.1f s).", number, time.Since(began).Seconds()))
 	return nil
-}
-
-// lines returns a channel that receives a value for each line of input. It is closed at
-// the end of the input, so that -pause does not wait for an Enter that cannot come.
-func lines(in io.Reader) <-chan struct{} {
-	enter := make(chan struct{})
-	go func() {
-		// Nothing waits for this goroutine, because reading a terminal cannot be stopped.
-		defer close(enter)
-		for input := bufio.NewScanner(in); input.Scan(); {
-			enter <- struct{}{}
-		}
-	}()
-	return enter
 }
 
 // list writes the table of scenes.

@@ -101,14 +101,6 @@ func (d *demo) wantEnd(status int) {
 	}
 }
 
-// runInTest runs the demo in this process, with options that main does not offer.
-func runInTest(t *testing.T, opts options, out io.Writer, live bool) (status int) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	return run(ctx, opts, &screen{out: out, live: live}, strings.NewReader(""))
-}
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

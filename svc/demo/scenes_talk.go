@@ -9,9 +9,11 @@ func consumeAndProduce(s *script) {
 	const n = 60
 	s.startBoth()
 	s.say("One event is published.")
-	ids := s.ids("produce", 0, n)
+	ids := newIDs("produce", 0, n)
 	s.publish(ids[0])
-	s.waitBoth(1)
+	for _, role := range roles {
+		s.waitCounted(role, 1)
+	}
 	s.say("Both have processed it. And %d more, at 30 a second.", n-1)
 	s.publishAt(30, ids[1:])
 	s.expectBoth("", n, 0)
@@ -22,7 +24,7 @@ func recovery(s *script) {
 	const n, missed = 60, 40
 	s.start("orders")
 	notify := s.start("notify")
-	ids := s.ids("recovery", 0, n)
+	ids := newIDs("recovery", 0, n)
 	s.say("Both run, and get %d events.", n-missed)
 	s.publishAt(40, ids[missed:])
 	s.waitCounted("notify", n-missed)
@@ -45,7 +47,7 @@ func idempotency(s *script) {
 	const n = 10
 	s.startBoth()
 	s.say("No etcd. The same event, %d times.", n)
-	s.publishAt(10, slices.Repeat(s.ids("plain", 0, 1), n))
+	s.publishAt(10, slices.Repeat(newIDs("plain", 0, 1), n))
 	s.expectBoth(", no etcd", n, 0)
 
 	s.say("Processed %d times. Both are started again, with ENABLE_ETCD=true.", n)
@@ -53,7 +55,7 @@ func idempotency(s *script) {
 	s.startBoth("ENABLE_ETCD=true")
 	s.countFromHere()
 	s.say("Another event, %d times.", n)
-	same := slices.Repeat(s.ids("etcd", 0, 1), n)
+	same := slices.Repeat(newIDs("etcd", 0, 1), n)
 	s.publishAt(10, same)
 	s.expectBoth(", with etcd", 1, n-1)
 

@@ -50,7 +50,11 @@ func (s *screen) below(lower func() []string) {
 func (s *screen) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if lines := s.lowerLines(); !slices.Equal(lines, s.drawn) && (s.live || lines != nil) {
+	var lines []string
+	if s.lower != nil {
+		lines = s.lower()
+	}
+	if !slices.Equal(lines, s.drawn) && (s.live || lines != nil) {
 		s.draw(nil, lines)
 	}
 }
@@ -60,19 +64,12 @@ func (s *screen) write(lines ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live {
-		s.draw(lines, s.lowerLines())
+		s.draw(lines, s.drawn)
 		return
 	}
 	for _, line := range lines {
 		fmt.Fprintln(s.out, line)
 	}
-}
-
-func (s *screen) lowerLines() []string {
-	if s.lower == nil {
-		return nil
-	}
-	return s.lower()
 }
 
 // draw writes lines of text and then the lower lines. On a terminal they replace the

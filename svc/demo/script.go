@@ -2,20 +2,21 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
+	"golang.org/x/sync/errgroup"
 )
 
-// maxWait bounds waits for events that should take a moment.
-const maxWait = 20 * time.Second
+const (
+	maxStep = 90 * time.Second // bounds each step, which should take seconds
+	maxWait = time.Minute      // bounds a wait for counters
+)
 
 // script is one run of a scene. A scene calls its steps without checking for errors: the
 // first step that fails ends sceneCtx, and all later steps do nothing.
@@ -42,12 +43,14 @@ func (s *script) end() {
 	}
 }
 
-// step calls f unless an earlier step has failed.
+// step calls f, with a deadline, unless an earlier step has failed.
 func (s *script) step(f func(ctx context.Context) error) {
 	if s.sceneCtx.Err() != nil {
 		return
 	}
-	if err := f(s.sceneCtx); err != nil {
+	ctx, cancel := context.WithTimeout(s.sceneCtx, maxStep)
+	defer cancel()
+	if err := f(ctx); err != nil {
 		s.fail(err)
 	}
 }
@@ -82,7 +85,7 @@ func (s *script) start(role string, vars ...string) (p *harness.Process) {
 	s.step(func(ctx context.Context) (err error) {
 		cmd := exec.Command(filepath.Join(s.dir, "svc"))
 		cmd.Env = s.servers.Env(slices.Concat([]string{"SERVICE_NAME=" + role}, vars, s.opts.vars)...)
-		p, _, err = s.launch(role, cmd, "msg=consuming")
+		p, _, err = s.launch(ctx, role, cmd, "msg=consuming")
 		if p != nil {
 			s.services = append(s.services, p)
 		}
@@ -93,13 +96,11 @@ func (s *script) start(role string, vars ...string) (p *harness.Process) {
 
 // launch starts a process and waits for a line in its log that contains text. The end of
 // the scene kills the process. p is nil if the process could not be started.
-func (s *script) launch(name string, cmd *exec.Cmd, text string) (p *harness.Process, line string, err error) {
+func (s *script) launch(ctx context.Context, name string, cmd *exec.Cmd, text string) (p *harness.Process, line string, err error) {
 	if p, err = harness.Start(name, cmd); err != nil {
 		return nil, "", err
 	}
 	s.atEnd = append(s.atEnd, p.Kill)
-	ctx, cancel := context.WithTimeout(s.sceneCtx, maxWait)
-	defer cancel()
 	if line, err = p.Log.Wait(ctx, 1, text); err != nil {
 		err = fmt.Errorf("start %s: %w", name, err)
 	}
@@ -121,15 +122,11 @@ func (s *script) kill(p *harness.Process) {
 // stop stops services at the same time, as ctrl-c does.
 func (s *script) stop(services ...*harness.Process) {
 	s.step(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, maxWait)
-		defer cancel()
-		errs := make([]error, len(services))
-		var stopping sync.WaitGroup
-		for i, p := range services {
-			stopping.Go(func() { errs[i] = p.Stop(ctx) })
+		var stopping errgroup.Group
+		for _, p := range services {
+			stopping.Go(func() error { return p.Stop(ctx) })
 		}
-		stopping.Wait()
-		return errors.Join(errs...)
+		return stopping.Wait()
 	})
 }
 

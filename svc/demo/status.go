@@ -15,12 +15,11 @@ var roles = [...]string{"orders", "notify"}
 type view struct {
 	Number   int // of the scene; 0: no scene has begun, or -hold
 	Title    string
-	Promise  string
 	Text     string
 	Step     string // the present line of narration
 	Outage   string // the server that is down, if any
 	Services [len(roles)]serviceView
-	Verdicts []string // of each scene: "", "passed", "failed", "left out", "now"
+	Verdicts []string // of each scene: "", "now", "passed", "failed"
 }
 
 // serviceView holds the counters of a service in this scene. Queued is the number of
@@ -90,10 +89,11 @@ func (s *status) countFromHere() {
 	s.update(func(*view) { s.before = s.statsd.Counts() })
 }
 
-func (s *status) begin(number int, scene scene) {
+func (s *status) begin(number int) {
 	s.countFromHere()
+	scene := scenes[number-1]
 	s.update(func(v *view) {
-		v.Number, v.Title, v.Promise, v.Text, v.Step = number, scene.title, scene.promise, scene.text, ""
+		v.Number, v.Title, v.Text, v.Step = number, scene.title, scene.text, ""
 		v.Verdicts[number-1] = "now"
 	})
 }
@@ -101,8 +101,9 @@ func (s *status) begin(number int, scene scene) {
 func (s *status) finish(number int, passed bool) {
 	s.update(func(v *view) {
 		v.Outage = ""
-		v.Verdicts[number-1], v.Step = "passed", "This scene passed: "+v.Promise+"."
-		if !passed {
+		if passed {
+			v.Verdicts[number-1], v.Step = "passed", "This scene passed: "+scenes[number-1].promise+"."
+		} else {
 			v.Verdicts[number-1], v.Step = "failed", "This scene failed."
 		}
 	})

@@ -13,9 +13,6 @@ import (
 
 // This file contains the steps that publish events and check their outcomes.
 
-// outageLimit bounds the time in which the broker may be unreachable.
-const outageLimit = time.Minute
-
 // check is a number that decides whether the scene passes.
 type check struct {
 	what      string
@@ -24,11 +21,11 @@ type check struct {
 
 func (c check) failed() bool { return c.got != c.want }
 
-// ids returns n event ids that no other scene or run uses, numbered from first.
-func (s *env) ids(name string, first, n int) []string {
+// newIDs returns n event ids, numbered from first. Each scene uses names of its own.
+func newIDs(name string, first, n int) []string {
 	ids := make([]string, n)
 	for i := range ids {
-		ids[i] = fmt.Sprintf("%s-%s-%d", s.tag, name, first+i)
+		ids[i] = fmt.Sprintf("%s-%d", name, first+i)
 	}
 	return ids
 }
@@ -39,8 +36,6 @@ func event(id string) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"
 // events again: the services skip the duplicates.
 func (s *script) publish(ids ...string) {
 	s.step(func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, outageLimit)
-		defer cancel()
 		messages := make([]amqp.Publishing, len(ids))
 		for i, id := range ids {
 			messages[i] = harness.Message(event(id))
@@ -73,7 +68,7 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 	var ids []string
 	publishing.Go(func() {
 		for ctx.Err() == nil {
-			part := s.ids(name, len(ids), perSecond/10)
+			part := newIDs(name, len(ids), perSecond/10)
 			s.publishAt(perSecond, part)
 			ids = append(ids, part...)
 		}
@@ -82,13 +77,6 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 		cancel()
 		publishing.Wait()
 		return ids
-	}
-}
-
-// waitBoth is waitCounted for both services.
-func (s *script) waitBoth(events int64) {
-	for _, role := range roles {
-		s.waitCounted(role, events)
 	}
 }
 
@@ -154,7 +142,7 @@ func (s *script) expectEmptyQueues() {
 // ready returns how many messages are ready in a queue.
 func (s *script) ready(queue string) (n int64) {
 	s.step(func(context.Context) (err error) {
-		n, _, err = s.publisher.Inspect(queue)
+		n, err = s.publisher.Ready(queue)
 		return err
 	})
 	return n

@@ -126,19 +126,19 @@ func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing
 	return nil
 }
 
-// Inspect returns how many messages are ready in a queue, and how many consumers
-// it has. For a queue that does not exist it returns 0 and 0.
-func (p *Publisher) Inspect(queue string) (ready, consumers int64, err error) {
+// Ready returns how many messages are ready in a queue. For a queue that does not exist
+// it returns 0.
+func (p *Publisher) Ready(queue string) (n int64, err error) {
 	if err := p.Open(); err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	q, err := p.channel.QueueInspect(queue)
 	if err == nil {
-		return int64(q.Messages), int64(q.Consumers), nil
+		return int64(q.Messages), nil
 	}
 	p.Close() // the broker has closed the channel
 	if refused := (*amqp.Error)(nil); errors.As(err, &refused) && refused.Code == amqp.NotFound {
-		return 0, 0, nil
+		return 0, nil
 	}
-	return 0, 0, fmt.Errorf("inspect %s: %w", queue, err)
+	return 0, fmt.Errorf("inspect %s: %w", queue, err)
 }
