@@ -10,8 +10,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/health"
 )
 
-// openClaims connects to etcd, reads the ids that it remembers, and runs the claims of
-// this process until etcdCtx ends or they are closed.
+// openClaims connects to etcd, reads the ids that it remembers, and begins to claim and
+// record, until etcdCtx ends or the returned function is called. It gives up when stop ends.
 func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := claim.Dial(stop, claim.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,

@@ -47,12 +47,6 @@ type stats struct {
 	claims   atomic.Pointer[claim.Etcd] // nil: without etcd, or not yet
 }
 
-// begin counts a delivery as being processed until the function that it returns is called.
-func (s *stats) begin() (end func()) {
-	s.inFlight.Add(1)
-	return func() { s.inFlight.Add(-1) }
-}
-
 // totals returns what was counted, how many events are being processed, how many ids are
 // remembered, and how far back that reaches; 0 if nothing is forgotten.
 func (s *stats) totals() map[string]int64 {

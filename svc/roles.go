@@ -28,7 +28,7 @@ var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
 // consume.Permanent dead-letters at once, consume.Unavailable retries without counting,
 // consume.Unknown says that the work may have taken effect. Return soon after ctx ends.
 func processOrder(ctx context.Context, job consume.Job) error {
-	return nil // the log line of the pipeline is all that happens
+	return nil // the pipeline logs the event
 }
 
 // notifyCustomer is the work of notify. Put your own code here.

@@ -59,6 +59,11 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 	}
 	unanswered := 0
 	for attempt := 1; ; {
+		if c.Held.Err() != nil {
+			if err := p.Claims.Reclaim(ctx, c); err != nil {
+				return err
+			}
+		}
 		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
 		if err == nil {
 			return nil
@@ -70,21 +75,22 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-
-		var pause time.Duration
+		if c.Held.Err() != nil {
+			continue // the suspension cancelled the attempt, which does not count
+		}
 		unavailable, outage := errors.AsType[*unavailableError](err)
 		_, permanent := errors.AsType[*permanentError](err)
 		switch {
-		case c.Held.Err() != nil: // its end has cancelled the attempt, which does not count
-		case outage: // which does not count
-			pause = max(wait.NextBackOff(), unavailable.wait)
+		case outage: // the attempt does not count
 			if unknown {
 				unanswered++
 				p.warnUnanswered(e, unanswered, err)
 			}
+			sleep(ctx, c.Held, max(wait.NextBackOff(), unavailable.wait))
 		case attempt == p.MaxAttempts || permanent:
 			// Only the owner dead-letters: another process may have done the work meanwhile.
-			// A claim that is lost while the broker is slow to confirm goes unnoticed.
+			// If the claim is lost while the broker is slow to confirm, the event is
+			// dead-lettered all the same.
 			if check := p.Claims.Check(ctx, c); check == nil {
 				return &Failure{ReasonFailed, err, attempt}
 			} else if !errors.Is(check, claim.ErrSuspended) {
@@ -92,16 +98,7 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 			}
 		default:
 			attempt++
-			pause = wait.NextBackOff()
-		}
-
-		switch err := sleep(ctx, c.Held, pause); {
-		case errors.Is(err, claim.ErrSuspended):
-			if err := p.Claims.Reclaim(ctx, c); err != nil {
-				return err
-			}
-		case err != nil:
-			return err
+			sleep(ctx, c.Held, wait.NextBackOff())
 		}
 	}
 }
@@ -133,21 +130,21 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 	return handler(attempt, job)
 }
 
-// warnUnanswered logs the 10th, 100th, … retry of an event whose outcome is
-// unknown: nothing else would show that it crashes its receiver.
+// warnUnanswered logs the 10th, 100th, … retry of an event without an answer: the event may
+// crash its receiver each time.
 func (p *Pipeline) warnUnanswered(e event.Event, times int, err error) {
 	power := 10
 	for power < times {
 		power *= 10
 	}
 	if times == power {
-		p.Log.Warn("event retried without an answer", "type", e.Type, "id", e.ID, "times", times, "error", truncate(err.Error()),
+		p.Log.Warn("event retried without an answer", "type", truncate(e.Type), "id", e.ID, "times", times, "error", truncate(err.Error()),
 			"hint", "if other events are processed, this one may crash its receiver: fix the receiver or remove the event from the queue")
 	}
 }
 
 // sleep waits for d, or until ctx or held ends.
-func sleep(ctx, held context.Context, d time.Duration) error {
+func sleep(ctx, held context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
@@ -155,5 +152,4 @@ func sleep(ctx, held context.Context, d time.Duration) error {
 	case <-held.Done():
 	case <-timer.C:
 	}
-	return cmp.Or(context.Cause(ctx), context.Cause(held))
 }

@@ -27,8 +27,8 @@ import (
 // be called when the channel that brought it is gone.
 type Delivery interface {
 	Body() []byte
-	// Ack lets the broker forget the message. Without the channel that brought
-	// it nothing happens: the broker delivers it again.
+	// Ack acknowledges the message. If the channel that brought it has closed, Ack
+	// does nothing, and the broker redelivers the message.
 	Ack()
 	// DeadLetter puts a copy of the message into the dead queue. It returns
 	// when the broker has confirmed that, or fails when ctx ends.
@@ -48,7 +48,7 @@ func (f *Failure) Error() string {
 
 const (
 	ReasonMalformed = "malformed" // the message is not an event
-	ReasonFailed    = "failed"    // the last attempt has failed, or one for good
+	ReasonFailed    = "failed"    // the last attempt has failed, or an error was Permanent
 )
 
 // Claimer grants each id to one delivery at a time, among all processes.
@@ -91,31 +91,30 @@ type Pipeline struct {
 // Semaphore has a slot for each handler that may run at once.
 type Semaphore chan struct{}
 
-// Handle processes one delivery until it is acknowledged or given up. It takes two
-// contexts. ctx is the delivery's: it ends when its channel closes or the service stops,
-// and after that no attempt begins, except the retries after an Unknown error. handlerCtx
-// ends no earlier, at the end of a shutdown's grace period, and cancels the handlers.
-// Finished work is recorded in either case.
+// Handle processes one delivery until it is acknowledged or given up. ctx ends when the
+// delivery's channel closes or the service stops. After that no attempt begins, except to
+// learn the outcome of an Unknown one. handlerCtx ends no earlier, with the grace period of
+// a shutdown, and cancels running handlers. Finished work is recorded in either case.
 func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	e, err := event.Parse(d.Body())
 	noID := errors.Is(err, event.ErrNoID)
 	handler, handled := p.Handlers[e.Type]
 	switch {
-	case !handled && (err == nil || noID):
+	case err != nil && !noID, noID && handled && p.RequireID:
+		p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
+	case !handled:
 		p.finish(d, e, "ignored", "ignored")
-	case err != nil && (p.RequireID || !noID):
-		p.deadLetter(ctx, d, event.Event{}, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 	default:
 		switch err := p.process(ctx, handlerCtx, d, e, handler); {
 		case errors.Is(err, claim.ErrDone):
 			p.finish(d, e, "skipped", e.Type+"_skipped")
-		case errors.Is(err, claim.ErrInvalidID):
+		case errors.Is(err, claim.ErrInvalidID): // of claims that take less than event.MaxID
 			p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
-		}
+		} // any other error interrupts the delivery: it is redelivered
 	}
 }
 
-// process is the rule: claim, work, complete, acknowledge.
+// process follows the rule: claim, work, complete, acknowledge.
 func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.Event, handler Handler) error {
 	c, err := p.Claims.Claim(ctx, e.ID)
 	if err != nil {
@@ -125,8 +124,8 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	if err := p.work(ctx, handlerCtx, c, e, handler); err != nil {
 		return p.notDone(ctx, d, c, e, err)
 	}
-	// A crash here: the work is done again. With the idempotency key and the token the
-	// receiver of its effect can tell.
+	// A crash here: the work is done again. By the idempotency key and the token the
+	// receiver of its effect can detect that.
 	if err := p.Claims.Complete(c); err != nil {
 		return err
 	}
@@ -142,9 +141,9 @@ func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {
 	d.Ack()
 }
 
-// notDone ends the claim of an event whose work was not done. One whose handler has
-// given up is dead-lettered; the failure is not remembered, so another copy of the event
-// is tried anew.
+// notDone releases the claim of an event whose work was not done, and dead-letters the
+// event if its attempts failed. The failure is not remembered: another copy of the event is
+// tried anew.
 func (p *Pipeline) notDone(ctx context.Context, d Delivery, c *claim.Claim, e event.Event, err error) error {
 	defer p.Claims.Release(c)
 	if failure, ok := errors.AsType[*Failure](err); ok {

@@ -56,7 +56,7 @@ func TestOutcome(t *testing.T) {
 		},
 		"another type with an empty id": {
 			body: `{"type":"refund","id":""}`,
-			want: malformed(`"id" is empty`),
+			want: malformed("", `"id" is empty`),
 		},
 		"failed": {
 			body: `{"type":"new_order","id":"1"}`, fails: true,
@@ -72,17 +72,17 @@ func TestOutcome(t *testing.T) {
 		},
 		"not an event": {
 			body: `new_order 1`,
-			want: malformed(`body is not a JSON event: invalid character 'e' in literal null (expecting 'u')`),
+			want: malformed("", `body is not a JSON event: invalid character 'e' in literal null (expecting 'u')`),
 		},
 		"not an event, without etcd": {
 			body: `[]`, withoutEtcd: true,
-			want: malformed(`body is not a JSON event: not an object`),
+			want: malformed("", `body is not a JSON event: not an object`),
 		},
-		"without a type": {body: `{"id":"1"}`, want: malformed(`"type" is missing`)},
-		"empty id":       {body: `{"type":"new_order","id":""}`, want: malformed(`"id" is empty`)},
+		"without a type": {body: `{"id":"1"}`, want: malformed("", `"type" is missing`)},
+		"empty id":       {body: `{"type":"new_order","id":""}`, want: malformed("", `"id" is empty`)},
 		"without an id": {
 			body: `{"type":"new_order"}`,
-			want: malformed(`"id" is missing: nothing could tell this event from another`),
+			want: malformed("new_order", `"id" is missing: nothing could tell this event from another`),
 		},
 		"without an id and etcd": {
 			body: `{"type":"new_order"}`, withoutEtcd: true,
@@ -115,10 +115,13 @@ func TestOutcome(t *testing.T) {
 }
 
 // malformed returns the journal of a body that is not an event.
-func malformed(reason string) []string {
+func malformed(typ, reason string) []string {
 	quoted := fmt.Sprintf("%q", reason)
+	if typ == "" {
+		typ = `""`
+	}
 	return []string{"dead-letter malformed after 0: " + reason, "count malformed",
-		`msg=dead-lettered type="" id="" reason=malformed error=` + quoted, "ack"}
+		"msg=dead-lettered type=" + typ + ` id="" reason=malformed error=` + quoted, "ack"}
 }
 
 // complete claims and records an id in a process.

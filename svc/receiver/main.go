@@ -22,6 +22,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -53,9 +54,9 @@ func main() {
 }
 
 func open(path string) (*bolt.DB, error) {
-	store, err := bolt.Open(path, 0o600, nil)
+	store, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open %s, unless another receiver has it open: %w", path, err)
 	}
 	return store, store.Update(func(tx *bolt.Tx) error {
 		_, err1 := tx.CreateBucketIfNotExists(keys)
