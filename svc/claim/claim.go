@@ -69,8 +69,8 @@ var (
 // with Release; a Release after Complete does nothing.
 type Claim struct {
 	ID string
-	// Token is the fencing token, an etcd revision: it grows with each new owner
-	// of the id. It is 0 without etcd.
+	// Token is the fencing token, an etcd revision: it grows with each new session that
+	// owns the id. Two deliveries of one process may have the same. It is 0 without etcd.
 	Token int64
 	// Held ends with the cause ErrSuspended when the claim may have been lost, and
 	// with ErrClosed when the process stops.

@@ -23,7 +23,7 @@ type Handler func(ctx context.Context, job Job) error
 // Job is one attempt of the work.
 type Job struct {
 	event.Event
-	Token   int64 // the claim's fencing token: grows with each new owner of the id; 0 without etcd
+	Token   int64 // the claim's fencing token: grows with each new session that owns the id; 0 without etcd
 	Attempt int   // from 1
 }
 

@@ -8,8 +8,10 @@
 //
 // The rule: perform the effect and store the Idempotency-Key in one transaction; answer
 // a repeated key as it was answered the first time; refuse a token below one seen before,
-// since its sender has lost the claim. The store is bbolt. Any database with
-// transactions serves as well, if it is the one that the effect goes to.
+// since its sender has lost the claim. The key alone makes this effect happen once. The
+// token tells a sender that it has lost the claim, and would keep it from an effect that
+// cannot be part of the transaction. The store is bbolt. Any database with transactions
+// serves as well, if it is the one that the effect goes to.
 package main
 
 import (
