@@ -18,10 +18,12 @@ func TestAckOrder(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			b, prefetch := newBroker(t), 1+rnd.IntN(50)
 			slow := rnd.IntN(10) // of ten deliveries
-			var order ackOrder
+			order := ackOrder{missing: make(map[uint64]bool)}
 			look := func(overdue bool, tags ...uint64) {
 				b.finish(tags...)
-				order.add(tags)
+				for _, tag := range tags {
+					order.add(tag)
+				}
 				if tag, ok := order.prefix(); ok {
 					b.ack(tag, true)
 				}
@@ -64,14 +66,16 @@ func TestAckOrder(t *testing.T) {
 // grow with the number of later deliveries.
 func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	const rounds, prefetch = 300, 1000
-	var order ackOrder
+	order := ackOrder{missing: make(map[uint64]bool)}
 	tags := make([]uint64, 0, prefetch)
 	look := func(first uint64) {
 		tags = tags[:0]
 		for tag := first; tag < first+prefetch-1; tag++ {
 			tags = append(tags, tag)
 		}
-		order.add(tags)
+		for _, tag := range tags {
+			order.add(tag)
+		}
 		if tag, ok := order.prefix(); ok {
 			t.Fatalf("tag 1 is acknowledged with %d", tag)
 		}
@@ -92,7 +96,7 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	if grown := heap() - before; grown > 256<<10 {
 		t.Errorf("%d deliveries that were acknowledged long ago take %d KiB", next-2, grown>>10)
 	}
-	order.add([]uint64{1})
+	order.add(1)
 	if tag, ok := order.prefix(); !ok || tag != 1 {
 		t.Errorf("the last acknowledgement is %d, %v; want 1", tag, ok)
 	}

@@ -52,7 +52,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
-	acker := newAcker(ch)
+	acker := newAcker(ch.Ack, prefetch)
 	alive, cancel := context.WithCancel(ctx)
 	defer cancel()
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
