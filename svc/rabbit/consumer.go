@@ -88,7 +88,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		switch {
 		case c.consumed:
-		case errors.As(err, new(*mismatch)):
+		case errors.Is(err, errMismatch):
 			return err
 		case denials == maxDenials:
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)

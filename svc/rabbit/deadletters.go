@@ -133,18 +133,7 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
 	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
 	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
-		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", refusalHint(err))
-}
-
-// refusalHint says what to do about a dead letter that the broker refuses.
-func refusalHint(err error) string {
-	switch {
-	case errors.Is(err, errNacked):
-		return "make room in the dead queue, or raise its max-length"
-	case denied(err):
-		return checkAccess + ": dead letters go through the exchange amq.default"
-	}
-	return Hint(err)
+		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.

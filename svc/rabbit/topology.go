@@ -50,7 +50,7 @@ func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 func declareError(err error, kind, name string) error {
 	var e *amqp.Error
 	if errors.As(err, &e) && e.Code == amqp.PreconditionFailed && strings.Contains(e.Reason, "inequivalent arg") {
-		return &mismatch{kind, name, err}
+		return fmt.Errorf("the %s %s %w: %w", kind, name, errMismatch, err)
 	}
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
 }
