@@ -37,11 +37,12 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	if c.oneByOne > 0 {
 		prefetch = 1
 	}
+	alive, end := context.WithCancelCause(ctx) // until the channel ends
+	defer end(nil)
 	var ch *amqp.Channel
 	var deliveries <-chan amqp.Delivery
-	var closed <-chan error
 	if err := conn.within(ctx, func() (err error) {
-		ch, deliveries, closed, err = c.open(conn, prefetch)
+		ch, deliveries, err = c.open(conn, prefetch, end)
 		return err
 	}); err != nil {
 		// A node that is cut off from its cluster accepts logins, and nothing more.
@@ -53,15 +54,13 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
 	acker := newAcker(ch.Ack, prefetch)
-	alive, cancel := context.WithCancel(ctx)
-	defer cancel()
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
-	progress, err = c.dispatch(alive, deliveries, closed, acker)
+	progress, err = c.dispatch(alive, deliveries, acker)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errStopping)
 		c.drain(ch, deliveries)
 	}
-	cancel()
+	end(err)
 	force := time.AfterFunc(c.Server.CloseTimeout, func() { conn.raw.Close() })
 	defer force.Stop()
 	acker.close()
@@ -77,50 +76,41 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 
 const consumerTag = "svc"
 
-// open sets up a channel that consumes. Why the channel ended, whatever the
-// cause, is received from closed.
-func (c *Consumer) open(conn *connection, prefetch int) (*amqp.Channel, <-chan amqp.Delivery, <-chan error, error) {
+// open sets up a channel that consumes. When it ends, end is called.
+func (c *Consumer) open(conn *connection, prefetch int, end context.CancelCauseFunc) (*amqp.Channel, <-chan amqp.Delivery, error) {
 	ch, err := conn.Channel()
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("open a channel: %w", err)
+		return nil, nil, fmt.Errorf("open a channel: %w", err)
 	}
-	closed := c.watch(ch)
+	c.watch(ch, end)
 	if err := c.Topology.declare(ch); err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+		return nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
 	}
 	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+		return nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
 	}
-	return ch, deliveries, closed, nil
+	return ch, deliveries, nil
 }
 
-// watch receives the library's notice of a channel's end. The library sends it
-// while it holds its locks, so something must always receive.
-func (c *Consumer) watch(ch *amqp.Channel) <-chan error {
-	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
-	cancels := ch.NotifyCancel(make(chan string, 1))
-	closed := make(chan error, 2)
+// watch has end called with the reason when the broker cancels the consumer or
+// the channel ends. The library sends while it holds its locks, so something must
+// always receive.
+func (c *Consumer) watch(ch *amqp.Channel, end context.CancelCauseFunc) {
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
+	cancelled := ch.NotifyCancel(make(chan string, 1))
 	c.watching.Go(func() {
-		for closes != nil || cancels != nil {
-			select {
-			case err, ok := <-closes:
-				if ok {
-					closed <- err
-				}
-				closes = nil
-			case _, ok := <-cancels:
-				if ok {
-					closed <- errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
-				}
-				cancels = nil
-			}
+		for range cancelled { // until the channel has ended
+			end(errors.New("the broker cancelled the consumer: its queue was deleted or has moved"))
 		}
+		if err, ok := <-closed; ok {
+			end(err)
+		}
+		end(errors.New("the channel was closed"))
 	})
-	return closed
 }
 
 // drain stops taking deliveries and waits for the handlers that run. Deliveries
