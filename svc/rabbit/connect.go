@@ -163,9 +163,14 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 
 // close ends the connection, politely if that is quick.
 func (c *connection) close() {
-	force := time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
-	defer force.Stop()
+	defer c.closeSoon().Stop()
 	c.Connection.Close() // its error does not matter any more
+}
+
+// closeSoon ends the connection in closeTimeout, under whatever waits for the
+// broker.
+func (c *connection) closeSoon() *time.Timer {
+	return time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
 }
 
 // deadlineConn bounds each write: the library sets no deadline for them, and

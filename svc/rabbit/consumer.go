@@ -53,13 +53,6 @@ const (
 	PartDeadLetters = "dead_letters"
 )
 
-// newBackoff paces connections.
-func newBackoff() *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{
-		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
-	}
-}
-
 // Run consumes until ctx ends; then it returns nil when all handlers have
 // returned and the finished deliveries are acknowledged. It returns an error
 // only before it has ever consumed and when retrying cannot help: the broker
@@ -69,7 +62,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.semaphore = make(chan struct{}, c.MaxInFlight)
 	defer c.watching.Wait()
 	defer c.handling.Wait()
-	wait, denials := newBackoff(), 0
+	wait, denials := newBackoff(minPause, maxPause), 0
 	for {
 		progress, err := c.session(ctx)
 		if ctx.Err() != nil {
@@ -95,9 +88,23 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		pause := wait.NextBackOff()
 		c.Log.Warn("no connection to the broker", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+		sleep(ctx, pause)
+	}
+}
+
+// The pauses between connections.
+const minPause, maxPause = 100 * time.Millisecond, 3 * time.Second
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: first, Multiplier: 2, MaxInterval: most, RandomizationFactor: 0.5}
+}
+
+// sleep waits, and reports whether ctx has not ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

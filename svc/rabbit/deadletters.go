@@ -47,7 +47,7 @@ func NewDeadLetters(server Server, topology Topology, prefetch int, status Statu
 	d := &DeadLetters{
 		prefetch: prefetch, status: status, log: log,
 		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
-		turn:   make(chan struct{}, 1), wait: newBackoff(),
+		turn:   make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
 	d.publisher = publisher{server: server, topology: topology, onBlocked: d.setBlocked}
 	status.Set(PartDeadLetters, nil)
@@ -60,27 +60,24 @@ func (d *DeadLetters) Close() { d.publisher.close() }
 // publish returns when the broker has confirmed that the message is in the dead
 // queue. It fails only when ctx ends.
 func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
-	pace := &backoff.ExponentialBackOff{
-		InitialInterval: minRefused, Multiplier: 2, MaxInterval: maxRefused, RandomizationFactor: 0.5,
-	}
 	// One of several brokers may be cut off from those that would store the
 	// message, so each gets to answer once.
-	others := len(d.publisher.server.URLs) - 1
-	for first := true; ; first, others = false, 0 {
-		err := d.publishInTurn(ctx, msg, others)
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		if first {
-			d.logRefused(msg, err)
-			d.addRefused(1, err)
-			defer d.addRefused(-1, err)
-		}
-		select {
-		case <-time.After(pace.NextBackOff()):
-		case <-ctx.Done():
+	err := d.publishInTurn(ctx, msg, len(d.publisher.server.URLs)-1)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
+	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
+		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
+	d.addRefused(1, err)
+	defer d.addRefused(-1, err)
+	pace := newBackoff(minRefused, maxRefused)
+	for sleep(ctx, pace.NextBackOff()) {
+		if err := d.publishInTurn(ctx, msg, 0); err == nil {
+			return nil
 		}
 	}
+	return context.Cause(ctx)
 }
 
 // publishInTurn publishes while no other message is being published. It waits
@@ -95,45 +92,23 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 	}
 	defer d.setDown(nil)
 	for returned := false; ctx.Err() == nil; {
-		began := time.Now()
-		err := d.publisher.connect(ctx)
-		if err == nil {
-			err = d.publisher.publish(ctx, msg)
-			switch {
-			case err == nil:
-				d.wait.Reset()
-				d.outage.Answered(time.Now())
-				return nil
-			case errors.Is(err, errReturned) && !returned:
-				returned = true // the next channel declares the queue
-				continue
-			case refuses(err) && others > 0:
-				others--
-				d.publisher.close()
-				continue
-			case refuses(err):
-				d.outage.Answered(time.Now())
-				return err
-			}
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		d.outage.Failed(began, err, Hint(err))
-		d.setDown(err)
-		select {
-		case <-time.After(d.wait.NextBackOff()):
-		case <-ctx.Done():
+		err := d.publisher.publish(ctx, msg)
+		switch {
+		case errors.Is(err, errReturned) && !returned:
+			returned = true // the next channel declares the queue
+		case refuses(err) && others > 0:
+			others--
+			d.publisher.close() // the next connection is to another broker
+		case err == nil || refuses(err):
+			d.wait.Reset()
+			d.outage.Answered(time.Now())
+			return err
+		case ctx.Err() == nil:
+			d.setDown(err)
+			sleep(ctx, d.wait.NextBackOff())
 		}
 	}
 	return fmt.Errorf("dead-letter to %s: %w", d.publisher.topology.DeadQueue(), context.Cause(ctx))
-}
-
-// logRefused logs the broker's answer to a message.
-func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
-	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
-	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
-		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.
@@ -151,15 +126,17 @@ func (d *DeadLetters) addRefused(n int, err error) {
 
 // setBlocked notes that the broker takes no messages, or takes them again.
 func (d *DeadLetters) setBlocked(why error) {
-	if why != nil {
-		d.outage.Failed(time.Now(), why, "")
-	} else {
+	if why == nil {
 		d.outage.Answered(time.Now())
 	}
 	d.setDown(why)
 }
 
+// setDown notes why nothing can be published.
 func (d *DeadLetters) setDown(err error) {
+	if err != nil {
+		d.outage.Failed(time.Now(), err, Hint(err))
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.down = err

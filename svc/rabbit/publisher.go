@@ -87,30 +87,29 @@ func (p *publisher) listen(blockings <-chan amqp.Blocking) {
 	}
 }
 
-// publish publishes on the connection and returns the broker's answer. It ends
-// the connection when the broker is silent. When ctx ends it still waits up to
-// CloseTimeout for the confirm of a message that is on its way: that message would be
-// delivered again, and stored twice.
+// publish publishes, over a new connection if there is none, and returns the
+// broker's answer. It ends the connection when the broker is silent. When ctx
+// ends it still waits up to CloseTimeout for the confirm of a message that is on
+// its way: that message would be delivered again, and stored twice.
 func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
+	if err := p.connect(ctx); err != nil {
+		return err
+	}
 	answer := make(chan error, 1)
 	go func() { answer <- p.send(msg) }()
-	timeout := time.NewTimer(confirmTimeout)
-	defer timeout.Stop()
-	ended := ctx.Done()
 	for {
 		select {
 		case err := <-answer:
 			return err
-		case <-ended:
-			ended = nil
-			timeout.Reset(p.server.CloseTimeout)
-		case <-timeout.C:
-			if ended != nil && p.blocked.Load() {
-				timeout.Reset(confirmTimeout)
+		case <-ctx.Done():
+			defer p.conn.closeSoon().Stop()
+			return <-answer
+		case <-time.After(confirmTimeout):
+			if p.blocked.Load() {
 				continue
 			}
 			p.conn.raw.Close()
-			if err := <-answer; err == nil {
+			if <-answer == nil {
 				return nil
 			}
 			return errSilent
@@ -118,18 +117,25 @@ func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
 	}
 }
 
-// send publishes and waits for the broker's answer.
-func (p *publisher) send(msg amqp.Publishing) error {
-	if err := p.openChannel(); err != nil {
-		return err
+// send publishes and waits for the broker's answer. A channel is used until one
+// is an error.
+func (p *publisher) send(msg amqp.Publishing) (err error) {
+	if p.ch == nil {
+		if err := p.openChannel(); err != nil {
+			return err
+		}
 	}
+	defer func() {
+		if err != nil {
+			p.ch.Close()
+			p.ch = nil
+		}
+	}()
 	if err := p.ch.Publish("", p.topology.DeadQueue(), true, false, trimHeaders(msg, p.conn.Config.FrameSize)); err != nil {
-		p.ch = nil
 		return fmt.Errorf("publish to %s: %w", p.topology.DeadQueue(), err)
 	}
 	confirm, ok := <-p.confirmed
 	if !ok { // the channel is closed
-		p.ch = nil
 		if err, ok := <-p.closed; ok {
 			return err
 		}
@@ -137,8 +143,6 @@ func (p *publisher) send(msg amqp.Publishing) error {
 	}
 	select {
 	case <-p.returned: // the broker sends it before the confirm
-		p.ch.Close()
-		p.ch = nil
 		return errReturned
 	default:
 	}
@@ -148,13 +152,10 @@ func (p *publisher) send(msg amqp.Publishing) error {
 	return nil
 }
 
-// openChannel opens a channel if there is none. It declares the dead queue each
-// time, which may have been deleted. All that the library tells of one message
-// fits into the buffers, so nothing has to receive it in between.
+// openChannel opens a channel. It declares the dead queue each time, which may
+// have been deleted. All that the library tells of one message fits into the
+// buffers, so nothing has to receive it in between.
 func (p *publisher) openChannel() error {
-	if p.ch != nil {
-		return nil
-	}
 	ch, err := p.conn.Channel()
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)

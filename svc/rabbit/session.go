@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/streadway/amqp"
 )
@@ -61,8 +60,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		c.drain(ch, deliveries)
 	}
 	end(err)
-	force := time.AfterFunc(c.Server.CloseTimeout, func() { conn.raw.Close() })
-	defer force.Stop()
+	defer conn.closeSoon().Stop()
 	acker.close()
 	if unreadable(err) && prefetch == 1 {
 		c.oneByOne = pastHead
