@@ -46,7 +46,7 @@ func (a *acker) close() {
 
 func (a *acker) run() {
 	defer close(a.done)
-	order := ackOrder{missing: make(map[uint64]bool)}
+	var order ackOrder
 	var late <-chan time.Time // nil: nothing is held back
 	for quit := false; !quit; {
 		overdue := false
@@ -81,29 +81,27 @@ func (a *acker) run() {
 // one is acknowledged twice. One delivery may take as long as millions behind
 // it, so what is kept is bounded by the prefetch.
 type ackOrder struct {
-	first   uint64          // every tag up to this one is finished
-	last    uint64          // the latest tag that is finished
-	missing map[uint64]bool // the tags between them that are not
-	open    []uint64        // finished and not acknowledged
+	last    uint64   // the latest tag that is finished
+	missing []uint64 // the tags before it that are not, in their order
+	open    []uint64 // finished and not acknowledged
 }
 
 func (o *ackOrder) add(tag uint64) {
 	for o.last < tag {
 		o.last++
-		o.missing[o.last] = true
+		o.missing = append(o.missing, o.last)
 	}
-	delete(o.missing, tag)
+	if i, found := slices.BinarySearch(o.missing, tag); found {
+		o.missing = slices.Delete(o.missing, i, i+1)
+	}
 	o.open = append(o.open, tag)
 }
 
 // prefix returns the latest tag that can be acknowledged together with all
 // before it, if there is one.
 func (o *ackOrder) prefix() (tag uint64, ok bool) {
-	for o.first < o.last && !o.missing[o.first+1] {
-		o.first++
-	}
 	o.open = slices.DeleteFunc(o.open, func(open uint64) bool {
-		if open > o.first {
+		if len(o.missing) > 0 && o.missing[0] < open {
 			return false
 		}
 		tag = max(tag, open)

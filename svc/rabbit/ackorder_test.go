@@ -18,7 +18,7 @@ func TestAckOrder(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			b, prefetch := newBroker(t), 1+rnd.IntN(50)
 			slow := rnd.IntN(10) // of ten deliveries
-			order := ackOrder{missing: make(map[uint64]bool)}
+			var order ackOrder
 			look := func(overdue bool, tags ...uint64) {
 				b.finish(tags...)
 				for _, tag := range tags {
@@ -66,7 +66,7 @@ func TestAckOrder(t *testing.T) {
 // grow with the number of later deliveries.
 func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	const rounds, prefetch = 300, 1000
-	order := ackOrder{missing: make(map[uint64]bool)}
+	var order ackOrder
 	tags := make([]uint64, 0, prefetch)
 	look := func(first uint64) {
 		tags = tags[:0]
