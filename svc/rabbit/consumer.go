@@ -38,6 +38,7 @@ type Consumer struct {
 	consumed  bool // ever
 	from      int  // the URL to try first
 	oneByOne  int  // deliveries to take one at a time, see session
+	wait      *backoff.ExponentialBackOff
 }
 
 // Status is told whether the consumer has a connection (PartBroker), whether it
@@ -62,9 +63,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.semaphore = make(chan struct{}, c.MaxInFlight)
 	defer c.watching.Wait()
 	defer c.handling.Wait()
-	wait, denials := newBackoff(minPause, maxPause), 0
-	for {
-		progress, err := c.session(ctx)
+	c.wait = newBackoff(minPause, maxPause)
+	for denials := 0; ; {
+		err := c.session(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -73,9 +74,6 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		c.Status.Set(PartBroker, err)
 		c.Status.Set(PartConsumer, err)
-		if progress && !unreadable(err) {
-			wait.Reset()
-		}
 		if denials++; !denied(err) {
 			denials = 0
 		}
@@ -86,7 +84,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		case denials == maxDenials:
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
-		pause := wait.NextBackOff()
+		pause := c.wait.NextBackOff()
 		c.Log.Warn("no connection to the broker", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
 		sleep(ctx, pause)
 	}

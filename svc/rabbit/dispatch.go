@@ -8,7 +8,7 @@ import (
 
 // dispatch hands each delivery to a handler until ctx ends, and returns why it
 // ended.
-func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, acker *acker) (progress bool, err error) {
+func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, acker *acker) error {
 	work := make(chan *Delivery)
 	defer close(work)
 	single := c.oneByOne > 0
@@ -21,17 +21,16 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 		}
 		if !ok {
 			<-ctx.Done() // the deliveries end only with the channel
-			return progress, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
-		progress = true
 		if single && c.oneByOne == 0 { // with prefetch 1 no other delivery is open
-			return progress, errPastUnreadable
+			return errPastUnreadable
 		}
 		c.oneByOne = max(c.oneByOne-1, 0)
 		select {
 		case c.semaphore <- struct{}{}:
 		case <-ctx.Done():
-			return progress, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 		select {
 		case work <- d:

@@ -18,17 +18,16 @@ var (
 // until it counts as gone. Another replica may have it for a moment.
 const pastHead = 10
 
-// session is one connection, from dialing to its end. It reports whether any
-// delivery came, and why it ended.
+// session is one connection, from dialing to its end. It returns why it ended.
 //
 // A message that the library cannot read ends the connection, and all that were
 // prefetched with it come again. From then on they come one at a time: those
 // before it are finished and acknowledged, and when the connection ends again
 // the unreadable one is at the head of the queue.
-func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
+func (c *Consumer) session(ctx context.Context) error {
 	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer", writeTimeout, c.from)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer conn.close()
 	c.Status.Set(PartBroker, nil)
@@ -46,18 +45,21 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 	}); err != nil {
 		// A node that is cut off from its cluster accepts logins, and nothing more.
 		c.from = conn.next
-		return false, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+		return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 	}
 	c.consumed, c.from = true, 0
+	if c.oneByOne == 0 { // else it may end at the same message again
+		c.wait.Reset()
+	}
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
 	acker := newAcker(ch.Ack, prefetch)
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
-	progress, err = c.dispatch(alive, deliveries, acker)
+	err = c.dispatch(alive, deliveries, acker)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errStopping)
-		c.drain(ch, deliveries)
+		c.drain(ch)
 	}
 	end(err)
 	defer conn.closeSoon().Stop()
@@ -69,7 +71,7 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		c.oneByOne = prefetch
 		err = fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", prefetch, err)
 	}
-	return progress, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+	return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 }
 
 const consumerTag = "svc"
@@ -115,11 +117,7 @@ func (c *Consumer) watch(ch *amqp.Channel, end context.CancelCauseFunc) {
 // that were not begun are delivered again. The broker may answer the
 // cancellation late, with a full prefetch on its way: nothing waits for that
 // answer, and the connection stays open for the acknowledgements.
-func (c *Consumer) drain(ch *amqp.Channel, deliveries <-chan amqp.Delivery) {
-	c.watching.Go(func() { ch.Cancel(consumerTag, false) })
-	c.watching.Go(func() {
-		for range deliveries {
-		}
-	})
+func (c *Consumer) drain(ch *amqp.Channel) {
+	c.watching.Go(func() { ch.Cancel(consumerTag, true) })
 	c.handling.Wait()
 }
