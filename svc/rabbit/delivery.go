@@ -42,22 +42,21 @@ const directReplyTo = "amq.rabbitmq.reply-to"
 func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publishing {
 	headers := make(amqp.Table, len(msg.Headers)+6)
 	maps.Copy(headers, msg.Headers)
-	moveAside := func(name string, value any, set bool) {
-		if set {
-			headers["x-original-"+name] = value
-		}
+	if msg.UserId != "" {
+		headers["x-original-user_id"] = msg.UserId
 	}
-	moveAside("user_id", msg.UserId, msg.UserId != "")
-	moveAside("expiration", msg.Expiration, msg.Expiration != "")
-	replyTo := msg.ReplyTo
-	if replyTo == directReplyTo {
-		moveAside("reply_to", replyTo, true)
-		replyTo = ""
+	if msg.Expiration != "" {
+		headers["x-original-expiration"] = msg.Expiration
+	}
+	if msg.ReplyTo == directReplyTo {
+		headers["x-original-reply_to"] = msg.ReplyTo
+		msg.ReplyTo = ""
 	}
 	for _, name := range []string{"CC", "BCC"} {
-		value, set := headers[name]
-		moveAside(name, value, set)
-		delete(headers, name)
+		if value, set := headers[name]; set {
+			headers["x-original-"+name] = value
+			delete(headers, name)
+		}
 	}
 	// A dead letter that was published again keeps where it came from first.
 	if headers["x-failed-at"] == nil || headers["x-exchange"] == nil || headers["x-routing-key"] == nil {
@@ -71,7 +70,7 @@ func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publis
 	return amqp.Publishing{
 		Headers: headers, Body: msg.Body, DeliveryMode: amqp.Persistent,
 		ContentType: msg.ContentType, ContentEncoding: msg.ContentEncoding, Priority: msg.Priority,
-		CorrelationId: msg.CorrelationId, ReplyTo: replyTo, MessageId: msg.MessageId,
+		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
 		Timestamp: msg.Timestamp, Type: msg.Type, AppId: msg.AppId,
 	}
 }
@@ -79,11 +78,5 @@ func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publis
 // truncate makes at most n bytes of valid UTF-8 of s, which may quote anything.
 func truncate(s string, n int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && s[n]&0xC0 == 0x80 { // in the middle of a character
-		n--
-	}
-	return s[:n]
+	return strings.ToValidUTF8(s[:min(n, len(s))], "") // without half a character at the end
 }
