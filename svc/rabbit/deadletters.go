@@ -125,11 +125,13 @@ func (d *DeadLetters) addRefused(n int, err error) {
 }
 
 // setBlocked notes that the broker takes no messages, or takes them again.
-func (d *DeadLetters) setBlocked(why error) {
-	if why == nil {
-		d.outage.Answered(time.Now())
+func (d *DeadLetters) setBlocked(b amqp.Blocking) {
+	if b.Active {
+		d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+		return
 	}
-	d.setDown(why)
+	d.outage.Answered(time.Now())
+	d.setDown(nil)
 }
 
 // setDown notes why nothing can be published.

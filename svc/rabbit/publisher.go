@@ -19,9 +19,9 @@ const confirmTimeout = 30 * time.Second
 type publisher struct {
 	server   Server
 	topology Topology
-	// onBlocked is told from another goroutine when the broker stops reading
-	// (why) and when it reads again (nil).
-	onBlocked func(why error)
+	// onBlocked is called from another goroutine when the broker stops reading,
+	// and when it reads again.
+	onBlocked func(amqp.Blocking)
 
 	conn      *connection   // nil: none
 	ch        *amqp.Channel // nil: none
@@ -76,15 +76,11 @@ func (p *publisher) close() {
 
 // listen notes whether the broker reads, until the connection ends.
 func (p *publisher) listen(blockings <-chan amqp.Blocking) {
-	defer p.blocked.Store(false)
 	for b := range blockings {
 		p.blocked.Store(b.Active)
-		if b.Active {
-			p.onBlocked(fmt.Errorf("the broker takes no messages: %s", b.Reason))
-		} else {
-			p.onBlocked(nil)
-		}
+		p.onBlocked(b)
 	}
+	p.blocked.Store(false)
 }
 
 // publish publishes, over a new connection if there is none, and returns the
