@@ -2,13 +2,14 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 
 	"github.com/streadway/amqp"
 )
 
-// dispatch hands each delivery to a handler until ctx ends, and returns why it
-// ended.
-func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, acker *acker) error {
+// dispatch hands each delivery to a handler until the channel or ctx ends, and
+// returns why it ended.
+func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, closed <-chan *amqp.Error, acker *acker) error {
 	work := make(chan *Delivery)
 	defer close(work)
 	single := c.oneByOne > 0
@@ -18,10 +19,15 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 		select {
 		case d.msg, ok = <-deliveries:
 		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 		if !ok {
-			<-ctx.Done() // the deliveries end only with the channel
-			return context.Cause(ctx)
+			select {
+			case err := <-closed: // sent before the deliveries end
+				return err
+			default:
+				return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
+			}
 		}
 		if single && c.oneByOne == 0 { // with prefetch 1 no other delivery is open
 			return errPastUnreadable
@@ -29,6 +35,8 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 		c.oneByOne = max(c.oneByOne-1, 0)
 		select {
 		case c.semaphore <- struct{}{}:
+		case err := <-closed:
+			return err
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

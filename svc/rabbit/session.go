@@ -35,12 +35,11 @@ func (c *Consumer) session(ctx context.Context) error {
 	if c.oneByOne > 0 {
 		prefetch = 1
 	}
-	alive, end := context.WithCancelCause(ctx) // until the channel ends
-	defer end(nil)
 	var ch *amqp.Channel
+	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
 	if err := conn.within(ctx, func() (err error) {
-		ch, deliveries, err = c.open(conn, prefetch, end)
+		ch, closed, deliveries, err = c.open(conn, prefetch)
 		return err
 	}); err != nil {
 		// A node that is cut off from its cluster accepts logins, and nothing more.
@@ -55,13 +54,19 @@ func (c *Consumer) session(ctx context.Context) error {
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
 	acker := newAcker(ch.Ack, prefetch)
+	alive, end := context.WithCancel(ctx)
+	defer end()
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
-	err = c.dispatch(alive, deliveries, acker)
+	err = c.dispatch(alive, deliveries, closed, acker)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errStopping)
-		c.drain(ch)
+		// Deliveries that were not begun are delivered again. The broker may answer the
+		// cancellation late, with a full prefetch on its way: nothing waits for that
+		// answer, and the connection stays open for the acknowledgements.
+		c.watching.Go(func() { ch.Cancel(consumerTag, true) })
+		c.handling.Wait()
 	}
-	end(err)
+	end()
 	defer conn.closeSoon().Stop()
 	acker.close()
 	if unreadable(err) && prefetch == 1 {
@@ -76,48 +81,21 @@ func (c *Consumer) session(ctx context.Context) error {
 
 const consumerTag = "svc"
 
-// open sets up a channel that consumes. When it ends, end is called.
-func (c *Consumer) open(conn *connection, prefetch int, end context.CancelCauseFunc) (*amqp.Channel, <-chan amqp.Delivery, error) {
-	ch, err := conn.Channel()
-	if err != nil {
-		return nil, nil, fmt.Errorf("open a channel: %w", err)
+// open sets up a channel that consumes. Why the channel ended is received from
+// closed.
+func (c *Consumer) open(conn *connection, prefetch int) (ch *amqp.Channel, closed <-chan *amqp.Error, deliveries <-chan amqp.Delivery, err error) {
+	if ch, err = conn.Channel(); err != nil {
+		return nil, nil, nil, fmt.Errorf("open a channel: %w", err)
 	}
-	c.watch(ch, end)
+	closed = ch.NotifyClose(make(chan *amqp.Error, 1)) // one is sent at most
 	if err := c.Topology.declare(ch); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+		return nil, nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
 	}
-	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
-	if err != nil {
-		return nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+	if deliveries, err = ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil); err != nil {
+		return nil, nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
 	}
-	return ch, deliveries, nil
-}
-
-// watch has end called with the reason when the broker cancels the consumer or
-// the channel ends. The library sends while it holds its locks, so something must
-// always receive.
-func (c *Consumer) watch(ch *amqp.Channel, end context.CancelCauseFunc) {
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	cancelled := ch.NotifyCancel(make(chan string, 1))
-	c.watching.Go(func() {
-		for range cancelled { // until the channel has ended
-			end(errors.New("the broker cancelled the consumer: its queue was deleted or has moved"))
-		}
-		if err, ok := <-closed; ok {
-			end(err)
-		}
-		end(errors.New("the channel was closed"))
-	})
-}
-
-// drain stops taking deliveries and waits for the handlers that run. Deliveries
-// that were not begun are delivered again. The broker may answer the
-// cancellation late, with a full prefetch on its way: nothing waits for that
-// answer, and the connection stays open for the acknowledgements.
-func (c *Consumer) drain(ch *amqp.Channel) {
-	c.watching.Go(func() { ch.Cancel(consumerTag, true) })
-	c.handling.Wait()
+	return ch, closed, deliveries, nil
 }
