@@ -42,7 +42,8 @@ func (c *handshakeConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// The methods that end a handshake: class and method id.
+// The methods that end a handshake: class and method id. Nothing else in it
+// contains these bytes.
 var (
 	methodOpenOk = []byte{0, 10, 0, 41}
 	methodClose  = []byte{0, 10, 0, 50}
@@ -57,14 +58,12 @@ var (
 func (c *handshakeConn) explain(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for payload, rest, ok := cutFrame(c.received); ok; payload, rest, ok = cutFrame(rest) {
-		if bytes.HasPrefix(payload, methodOpenOk) {
-			return err
-		}
-		if args, found := bytes.CutPrefix(payload, methodClose); found {
-			if reason := parseClose(args); reason != nil {
-				return reason
-			}
+	if bytes.Contains(c.received, methodOpenOk) {
+		return err
+	}
+	if _, args, found := bytes.Cut(c.received, methodClose); found {
+		if reason := parseClose(args); reason != nil {
+			return reason
 		}
 	}
 	switch {
@@ -80,20 +79,6 @@ func (c *handshakeConn) explain(err error) error {
 		return errors.New("the login was broken off")
 	}
 	return err
-}
-
-// cutFrame cuts the payload of the first frame off b. It is not ok if b holds
-// less than one frame.
-func cutFrame(b []byte) (payload, rest []byte, ok bool) {
-	const head, end = 7, 1 // type, channel, size; the end of the frame
-	if len(b) < head {
-		return nil, b, false
-	}
-	size := uint64(binary.BigEndian.Uint32(b[3:head]))
-	if uint64(len(b)) < head+size+end {
-		return nil, b, false
-	}
-	return b[head : head+size], b[head+size+end:], true
 }
 
 // parseClose reads the arguments of connection.close. It returns nil if they
