@@ -101,10 +101,9 @@ func heartbeatOf(rawURL string) time.Duration {
 
 // login performs AMQP's handshake. With TLS, the first write performs that of TLS.
 func (c *connection) login(tlsConfig *tls.Config, uri amqp.URI, heartbeat time.Duration, name string, writeTimeout time.Duration) error {
-	// The library clears the deadline when the handshake is over.
-	if err := c.raw.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
-		return err
-	}
+	// This fails only on a closed connection, on which the handshake fails, too. The
+	// library clears the deadline when the handshake is over.
+	c.raw.SetDeadline(time.Now().Add(dialTimeout))
 	conn := c.raw
 	if uri.Scheme == "amqps" {
 		cfg := cmp.Or(tlsConfig, &tls.Config{}).Clone()
@@ -164,9 +163,7 @@ type deadlineConn struct {
 
 func (c deadlineConn) Write(b []byte) (int, error) {
 	if c.timeout > 0 {
-		if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-			return 0, err
-		}
+		c.SetWriteDeadline(time.Now().Add(c.timeout)) // fails only if the write does, too
 	}
 	return c.Conn.Write(b)
 }

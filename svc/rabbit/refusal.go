@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"errors"
+	"regexp"
 	"strings"
 
 	"github.com/streadway/amqp"
@@ -13,18 +14,10 @@ import (
 // another consumer's exclusive use of the queue; only the text tells.
 func denied(err error) bool {
 	var e *amqp.Error
-	if !errors.As(err, &e) || !e.Server {
-		return false
-	}
-	right := strings.Contains(e.Reason, "refused for user '") && strings.HasSuffix(e.Reason, "'")
-	switch e.Code {
-	case amqp.AccessRefused:
-		return right || strings.Contains(e.Reason, "Login was refused")
-	case amqp.NotAllowed:
-		return right || strings.Contains(e.Reason, "vhost") && strings.HasSuffix(e.Reason, "not found")
-	}
-	return false
+	return errors.As(err, &e) && e.Server && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) && denial.MatchString(e.Reason)
 }
+
+var denial = regexp.MustCompile(`Login was refused|refused for user '.*'$|vhost .* not found$`)
 
 // unreadable reports whether the library has met a message that it cannot read.
 // It ends the connection before anyone sees the delivery.
