@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -26,14 +27,24 @@ const minRefused, maxRefused = time.Second, 30 * time.Second
 // while the broker is short of memory or disk it stops reading from connections
 // that publish, and acknowledgements must still get through.
 type DeadLetters struct {
+	server   Server
+	topology Topology
 	prefetch int
 	status   Status
 	log      *slog.Logger
 	outage   *outage.Log
 
 	turn      chan struct{} // held while using the following
-	publisher publisher
+	conn      *connection   // nil: none
+	from      int           // the URL to try first
+	ch        *amqp.Channel // nil: none
+	closed    chan *amqp.Error
+	returned  chan amqp.Return
+	confirmed chan amqp.Confirmation
 	wait      *backoff.ExponentialBackOff
+
+	listening sync.WaitGroup
+	blocked   atomic.Bool // by the broker, which does not read
 
 	mu      sync.Mutex
 	refused int   // messages that wait because the broker refuses them
@@ -44,25 +55,23 @@ type DeadLetters struct {
 // NewDeadLetters connects to nothing yet. prefetch is the consumer's: that many
 // refused messages stop it.
 func NewDeadLetters(server Server, topology Topology, prefetch int, status Status, log *slog.Logger) *DeadLetters {
-	d := &DeadLetters{
-		prefetch: prefetch, status: status, log: log,
+	status.Set(PartDeadLetters, nil)
+	return &DeadLetters{
+		server: server, topology: topology, prefetch: prefetch, status: status, log: log,
 		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
 		turn:   make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
-	d.publisher = publisher{server: server, topology: topology, onBlocked: d.setBlocked}
-	status.Set(PartDeadLetters, nil)
-	return d
 }
 
 // Close closes the connection. No publish may be under way or follow.
-func (d *DeadLetters) Close() { d.publisher.close() }
+func (d *DeadLetters) Close() { d.disconnect() }
 
 // publish returns when the broker has confirmed that the message is in the dead
 // queue. It fails only when ctx ends.
 func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	// One of several brokers may be cut off from those that would store the
 	// message, so each gets to answer once.
-	err := d.publishInTurn(ctx, msg, len(d.publisher.server.URLs)-1)
+	err := d.publishInTurn(ctx, msg, len(d.server.URLs)-1)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -92,13 +101,13 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 	}
 	defer d.setDown(nil)
 	for returned := false; ctx.Err() == nil; {
-		err := d.publisher.publish(ctx, msg)
+		err := d.publishOnce(ctx, msg)
 		switch {
 		case errors.Is(err, errReturned) && !returned:
 			returned = true // the next channel declares the queue
 		case refuses(err) && others > 0:
 			others--
-			d.publisher.close() // the next connection is to another broker
+			d.disconnect() // the next connection is to another broker
 		case err == nil || refuses(err):
 			d.wait.Reset()
 			d.outage.Answered(time.Now())
@@ -108,7 +117,7 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 			sleep(ctx, d.wait.NextBackOff())
 		}
 	}
-	return fmt.Errorf("dead-letter to %s: %w", d.publisher.topology.DeadQueue(), context.Cause(ctx))
+	return fmt.Errorf("dead-letter to %s: %w", d.topology.DeadQueue(), context.Cause(ctx))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.
@@ -122,16 +131,6 @@ func (d *DeadLetters) addRefused(n int, err error) {
 		d.log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",
 			"prefetch", d.prefetch, "hint", "see the refused dead letters for the cause; a higher PREFETCH lets events through until then")
 	}
-}
-
-// setBlocked notes that the broker takes no messages, or takes them again.
-func (d *DeadLetters) setBlocked(b amqp.Blocking) {
-	if b.Active {
-		d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
-		return
-	}
-	d.outage.Answered(time.Now())
-	d.setDown(nil)
 }
 
 // setDown notes why nothing can be published.
