@@ -2,7 +2,6 @@ package rabbit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -100,11 +99,9 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 		return context.Cause(ctx)
 	}
 	defer d.setDown(nil)
-	for returned := false; ctx.Err() == nil; {
+	for ctx.Err() == nil {
 		err := d.publishOnce(ctx, msg)
 		switch {
-		case errors.Is(err, errReturned) && !returned:
-			returned = true // the next channel declares the queue
 		case refuses(err) && others > 0:
 			others--
 			d.disconnect() // the next connection is to another broker

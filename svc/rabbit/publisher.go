@@ -23,7 +23,7 @@ var (
 // the connection.
 func refuses(err error) bool {
 	var e *amqp.Error
-	return errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
+	return errors.Is(err, errNacked) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
 }
 
 // connect connects if there is no connection.
@@ -124,7 +124,7 @@ func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 	}
 	select {
 	case <-d.returned: // the broker sends it before the confirm
-		return errReturned
+		return errReturned // the next channel declares the queue
 	default:
 	}
 	if !confirm.Ack {
