@@ -28,8 +28,8 @@ func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 
 // DeadLetter publishes a copy to the dead queue and waits for the broker's
 // confirmation.
-func (d *Delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
-	return d.deadLetters.publish(ctx, deadLetter(d.msg, l, time.Now()))
+func (d *Delivery) DeadLetter(ctx context.Context, f consume.Failure) error {
+	return d.deadLetters.publish(ctx, deadLetter(d.msg, f, time.Now()))
 }
 
 // directReplyTo stands for the publisher's own channel, which must consume from
@@ -39,7 +39,7 @@ const directReplyTo = "amq.rabbitmq.reply-to"
 // deadLetter returns the message unchanged but for the headers that say why it
 // is dead. It is persistent, and what would make the broker refuse, copy or drop
 // it is moved to headers x-original-….
-func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publishing {
+func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publishing {
 	headers := make(amqp.Table, len(msg.Headers)+6)
 	maps.Copy(headers, msg.Headers)
 	if msg.UserId != "" {
@@ -63,9 +63,9 @@ func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publis
 		headers["x-exchange"] = msg.Exchange
 		headers["x-routing-key"] = msg.RoutingKey
 	}
-	headers["x-reason"] = l.Reason
-	headers["x-error"] = truncate(l.Err.Error(), maxErrorLen)
-	headers["x-attempts"] = int32(l.Attempts)
+	headers["x-reason"] = f.Reason
+	headers["x-error"] = truncate(f.Err.Error(), maxErrorLen)
+	headers["x-attempts"] = int32(f.Attempts)
 	headers["x-failed-at"] = now.UTC().Format(time.RFC3339Nano)
 	return amqp.Publishing{
 		Headers: headers, Body: msg.Body, DeliveryMode: amqp.Persistent,

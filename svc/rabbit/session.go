@@ -39,7 +39,11 @@ func (c *Consumer) session(ctx context.Context) error {
 	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
 	if err := conn.within(ctx, func() (err error) {
-		ch, closed, deliveries, err = c.open(conn, prefetch)
+		if ch, err = conn.Channel(); err != nil {
+			return fmt.Errorf("open a channel: %w", err)
+		}
+		closed = ch.NotifyClose(make(chan *amqp.Error, 1)) // gets one error at most
+		deliveries, err = c.consume(ch, prefetch)
 		return err
 	}); err != nil {
 		// A node that is cut off from its cluster accepts logins, and nothing more.
@@ -81,21 +85,68 @@ func (c *Consumer) session(ctx context.Context) error {
 
 const consumerTag = "svc"
 
-// open sets up a channel that consumes. Why the channel ended is received from
-// closed.
-func (c *Consumer) open(conn *connection, prefetch int) (ch *amqp.Channel, closed <-chan *amqp.Error, deliveries <-chan amqp.Delivery, err error) {
-	if ch, err = conn.Channel(); err != nil {
-		return nil, nil, nil, fmt.Errorf("open a channel: %w", err)
-	}
-	closed = ch.NotifyClose(make(chan *amqp.Error, 1)) // one is sent at most
+// consume declares the topology and begins to consume.
+func (c *Consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {
 	if err := c.Topology.declare(ch); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+		return nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
 	}
-	if deliveries, err = ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil); err != nil {
-		return nil, nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
+	if err != nil {
+		return nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
 	}
-	return ch, closed, deliveries, nil
+	return deliveries, nil
+}
+
+// dispatch hands each delivery to a handler until the channel or ctx ends, and
+// returns why it ended.
+func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, closed <-chan *amqp.Error, acker *acker) error {
+	work := make(chan *Delivery)
+	defer close(work)
+	single := c.oneByOne > 0
+	for {
+		d := &Delivery{acker: acker, deadLetters: c.DeadLetters}
+		var ok bool
+		select {
+		case d.msg, ok = <-deliveries:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if !ok {
+			select {
+			case err := <-closed: // sent before the deliveries end
+				return err
+			default:
+				return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
+			}
+		}
+		if single && c.oneByOne == 0 { // with prefetch 1 no other delivery is open
+			return errPastUnreadable
+		}
+		c.oneByOne = max(c.oneByOne-1, 0)
+		select {
+		case c.semaphore <- struct{}{}:
+		case err := <-closed:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		select {
+		case work <- d:
+		default:
+			c.handling.Go(func() { c.handle(ctx, d, work) })
+		}
+	}
+}
+
+// handle handles d, and then what else comes while it waits: a goroutine that
+// has grown its stack is cheaper than a new one.
+func (c *Consumer) handle(ctx context.Context, d *Delivery, work <-chan *Delivery) {
+	for more := true; more; {
+		c.Handle(ctx, d)
+		<-c.semaphore
+		d, more = <-work
+	}
 }
