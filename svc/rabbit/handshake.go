@@ -58,7 +58,7 @@ var (
 func (c *handshakeConn) explain(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if bytes.Contains(c.received, methodOpenOk) {
+	if bytes.Contains(c.received, methodOpenOk) { // the login had succeeded
 		return err
 	}
 	if _, args, found := bytes.Cut(c.received, methodClose); found {

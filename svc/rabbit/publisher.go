@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (d *DeadLetters) connect(ctx context.Context) error {
 		return nil
 	}
 	d.disconnect()
-	// No limit to a write: a broker under an alarm does not read. See publish.
+	// No limit to a write: a broker under an alarm does not read. See publishOnce.
 	conn, err := d.server.dial(ctx, d.topology.DeadQueue()+" publisher", 0, d.from)
 	if err != nil {
 		return err
@@ -117,17 +118,12 @@ func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 	}
 	confirm, ok := <-d.confirmed
 	if !ok { // the channel is closed
-		if err, ok := <-d.closed; ok {
-			return err
-		}
-		return amqp.ErrClosed
+		return cmp.Or(<-d.closed, amqp.ErrClosed)
 	}
-	select {
-	case <-d.returned: // the broker sends it before the confirm
+	switch {
+	case len(d.returned) > 0: // the broker sends it before the confirm
 		return errReturned // the next channel declares the queue
-	default:
-	}
-	if !confirm.Ack {
+	case !confirm.Ack:
 		return errNacked
 	}
 	return nil
