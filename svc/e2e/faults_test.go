@@ -271,7 +271,7 @@ func TestReconnectsLeakNothing(t *testing.T) {
 		p.cut()
 		p.reconnect()
 		s.waitLogs(i+2, "msg=consuming")
-		// A connection that delivers an event resets the backoff.
+		// A connection that consumes resets the backoff.
 		e.publishBodies(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
 		s.waitLogs(i+1, "msg=processed")
 	}

@@ -2,10 +2,8 @@ package rabbit
 
 import (
 	"runtime"
-	"sync"
+	"slices"
 	"time"
-
-	"github.com/streadway/amqp"
 )
 
 // ackDelay is how long an out-of-order acknowledgement waits to be covered by a
@@ -14,32 +12,29 @@ const ackDelay = 10 * time.Millisecond
 
 // acker acknowledges the deliveries of one channel. It alone acknowledges there.
 type acker struct {
-	ack  func(tag uint64, multiple bool) error
-	wake chan struct{}
-	quit chan struct{}
-	done chan struct{}
-
-	mu   sync.Mutex
-	tags []uint64 // finished since the last look
+	ack      func(tag uint64, multiple bool) error
+	finished chan uint64
+	quit     chan struct{}
+	done     chan struct{}
 }
 
-func newAcker(ch *amqp.Channel) *acker {
+// newAcker returns an acker for a channel on which no more than prefetch
+// deliveries are unacknowledged.
+func newAcker(ack func(tag uint64, multiple bool) error, prefetch int) *acker {
 	a := &acker{
-		ack: ch.Ack, wake: make(chan struct{}, 1),
+		ack: ack, finished: make(chan uint64, prefetch),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	go a.run()
 	return a
 }
 
-// finish has a delivery acknowledged soon. It never blocks.
+// finish has a delivery acknowledged soon. It does not block: there is space for
+// all deliveries that are not acknowledged.
 func (a *acker) finish(tag uint64) {
-	a.mu.Lock()
-	a.tags = append(a.tags, tag)
-	a.mu.Unlock()
 	select {
-	case a.wake <- struct{}{}:
-	default:
+	case a.finished <- tag:
+	case <-a.done: // so is the channel, and the broker delivers it again
 	}
 }
 
@@ -56,17 +51,17 @@ func (a *acker) run() {
 	for quit := false; !quit; {
 		overdue := false
 		select {
-		case <-a.wake:
+		case tag := <-a.finished:
+			order.add(tag)
 		case <-late:
 			overdue, late = true, nil
 		case <-a.quit:
 			overdue, quit = true, true
 		}
 		runtime.Gosched() // let other deliveries that are about to finish join this frame
-		a.mu.Lock()
-		order.add(a.tags)
-		a.tags = a.tags[:0]
-		a.mu.Unlock()
+		for range len(a.finished) {
+			order.add(<-a.finished)
+		}
 
 		if tag, ok := order.prefix(); ok {
 			a.ack(tag, true) // fails only with the channel, which is noticed elsewhere
@@ -86,45 +81,33 @@ func (a *acker) run() {
 // one is acknowledged twice. One delivery may take as long as millions behind
 // it, so what is kept is bounded by the prefetch.
 type ackOrder struct {
-	first   uint64              // every tag up to this one is finished
-	last    uint64              // the latest tag that is finished
-	missing map[uint64]struct{} // the tags between them that are not
-	open    []uint64            // finished and not acknowledged
+	last    uint64   // the latest tag that is finished
+	missing []uint64 // the tags before it that are not, in their order
+	open    []uint64 // finished and not acknowledged
 }
 
-func (o *ackOrder) add(tags []uint64) {
-	if o.missing == nil {
-		o.missing = make(map[uint64]struct{})
+func (o *ackOrder) add(tag uint64) {
+	for o.last < tag {
+		o.last++
+		o.missing = append(o.missing, o.last)
 	}
-	for _, tag := range tags {
-		for o.last < tag {
-			o.last++
-			o.missing[o.last] = struct{}{}
-		}
-		delete(o.missing, tag)
+	if i, found := slices.BinarySearch(o.missing, tag); found {
+		o.missing = slices.Delete(o.missing, i, i+1)
 	}
-	o.open = append(o.open, tags...)
+	o.open = append(o.open, tag)
 }
 
 // prefix returns the latest tag that can be acknowledged together with all
 // before it, if there is one.
 func (o *ackOrder) prefix() (tag uint64, ok bool) {
-	for o.first < o.last {
-		if _, missing := o.missing[o.first+1]; missing {
-			break
+	o.open = slices.DeleteFunc(o.open, func(open uint64) bool {
+		if len(o.missing) > 0 && o.missing[0] < open {
+			return false
 		}
-		o.first++
-	}
-	behind := o.open[:0]
-	for _, t := range o.open {
-		if t <= o.first {
-			tag, ok = max(tag, t), true
-		} else {
-			behind = append(behind, t)
-		}
-	}
-	o.open = behind
-	return tag, ok
+		tag = max(tag, open)
+		return true
+	})
+	return tag, tag > 0 // the first tag is 1
 }
 
 // outOfOrder returns the finished tags behind one that is not.

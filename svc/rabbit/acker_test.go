@@ -13,17 +13,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// startAcker returns an acker that acknowledges with ack.
-func startAcker(ack func(uint64, bool) error) *acker {
-	s := &acker{ack: ack, wake: make(chan struct{}, 1), quit: make(chan struct{}), done: make(chan struct{})}
-	go s.run()
-	return s
-}
-
 func TestAckerAcknowledgesTheContiguousAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
-		s := startAcker(b.ack)
+		s := newAcker(b.ack, 1000)
 		defer s.close()
 		b.deliver(1000)
 		var wg sync.WaitGroup
@@ -44,7 +37,7 @@ func TestAckerAcknowledgesTheContiguousAtOnce(t *testing.T) {
 func TestAckerAcknowledgesWhatIsBehindOneThatWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
-		s := startAcker(b.ack)
+		s := newAcker(b.ack, 10)
 		defer s.close()
 		b.deliver(10)
 		finish := func(tags ...uint64) {
@@ -93,7 +86,7 @@ func TestAckerCloseFlushes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBroker(t)
-				s := startAcker(b.ack)
+				s := newAcker(b.ack, 6)
 				b.deliver(6)
 				b.finish(tags...)
 				for _, tag := range tags {
@@ -116,10 +109,10 @@ func TestFinishNeverBlocks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBroker(t)
 		reads := make(chan struct{})
-		s := startAcker(func(tag uint64, multiple bool) error {
+		s := newAcker(func(tag uint64, multiple bool) error {
 			<-reads
 			return b.ack(tag, multiple)
-		})
+		}, 1000)
 		b.deliver(1000)
 		for tag := range uint64(1000) {
 			b.finish(tag + 1)

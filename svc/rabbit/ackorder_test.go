@@ -21,7 +21,9 @@ func TestAckOrder(t *testing.T) {
 			var order ackOrder
 			look := func(overdue bool, tags ...uint64) {
 				b.finish(tags...)
-				order.add(tags)
+				for _, tag := range tags {
+					order.add(tag)
+				}
 				if tag, ok := order.prefix(); ok {
 					b.ack(tag, true)
 				}
@@ -71,7 +73,9 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 		for tag := first; tag < first+prefetch-1; tag++ {
 			tags = append(tags, tag)
 		}
-		order.add(tags)
+		for _, tag := range tags {
+			order.add(tag)
+		}
 		if tag, ok := order.prefix(); ok {
 			t.Fatalf("tag 1 is acknowledged with %d", tag)
 		}
@@ -92,7 +96,7 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	if grown := heap() - before; grown > 256<<10 {
 		t.Errorf("%d deliveries that were acknowledged long ago take %d KiB", next-2, grown>>10)
 	}
-	order.add([]uint64{1})
+	order.add(1)
 	if tag, ok := order.prefix(); !ok || tag != 1 {
 		t.Errorf("the last acknowledgement is %d, %v; want 1", tag, ok)
 	}

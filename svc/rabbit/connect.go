@@ -49,7 +49,6 @@ type connection struct {
 	next         int    // the URL to try first when this broker cannot serve us
 	raw          net.Conn
 	closeTimeout time.Duration
-	writeTimeout time.Duration
 }
 
 // dial connects to the first URL that answers, beginning with number from. Its
@@ -77,8 +76,14 @@ func (s Server) dialURL(ctx context.Context, rawURL, name string, writeTimeout t
 		return nil, errors.New("parse the broker's URL") // without the password that is in it
 	}
 	addr := net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port))
-	c := &connection{addr: addr, broker: fmt.Sprintf("%s, virtual host %q", addr, uri.Vhost), closeTimeout: s.CloseTimeout, writeTimeout: writeTimeout}
-	if err := c.open(ctx, s.TLS, uri, heartbeatOf(rawURL), name); err != nil {
+	c := &connection{addr: addr, broker: fmt.Sprintf("%s, virtual host %q", addr, uri.Vhost), closeTimeout: s.CloseTimeout}
+	dialer := net.Dialer{Timeout: dialTimeout}
+	if c.raw, err = dialer.DialContext(ctx, "tcp", addr); err == nil {
+		err = c.until(ctx, func() error {
+			return c.login(s.TLS, uri, heartbeatOf(rawURL), name, writeTimeout)
+		})
+	}
+	if err != nil {
 		return nil, fmt.Errorf("connect to the broker at %s as %q: %w", c.broker, uri.Username, err)
 	}
 	return c, nil
@@ -86,56 +91,26 @@ func (s Server) dialURL(ctx context.Context, rawURL, name string, writeTimeout t
 
 // heartbeatOf returns the heartbeat that a URL asks for.
 func heartbeatOf(rawURL string) time.Duration {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return defaultHeartbeat
+	if u, err := url.Parse(rawURL); err == nil {
+		if seconds, err := strconv.ParseUint(u.Query().Get("heartbeat"), 10, 16); err == nil {
+			return time.Duration(seconds) * time.Second
+		}
 	}
-	seconds, err := strconv.ParseUint(u.Query().Get("heartbeat"), 10, 16)
-	if err != nil {
-		return defaultHeartbeat
-	}
-	return time.Duration(seconds) * time.Second
+	return defaultHeartbeat
 }
 
-// open connects and logs in, until ctx ends.
-func (c *connection) open(ctx context.Context, tlsConfig *tls.Config, uri amqp.URI, heartbeat time.Duration, name string) error {
-	dialer := net.Dialer{Timeout: dialTimeout}
-	tcp, err := dialer.DialContext(ctx, "tcp", c.addr)
-	if err != nil {
-		return err
-	}
-	c.raw = tcp
-	stop := context.AfterFunc(ctx, func() { tcp.Close() })
-	err = c.login(ctx, tlsConfig, uri, heartbeat, name)
-	if !stop() {
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		tcp.Close()
-	}
-	return err
-}
-
-// login performs the TLS handshake, if there is one, and AMQP's.
-func (c *connection) login(ctx context.Context, tlsConfig *tls.Config, uri amqp.URI, heartbeat time.Duration, name string) error {
-	// The library clears the deadline when the handshake is over.
-	if err := c.raw.SetDeadline(time.Now().Add(dialTimeout)); err != nil {
-		return err
-	}
+// login performs AMQP's handshake. With TLS, the first write performs that of TLS.
+func (c *connection) login(tlsConfig *tls.Config, uri amqp.URI, heartbeat time.Duration, name string, writeTimeout time.Duration) error {
+	// This fails only on a closed connection, on which the handshake fails, too. The
+	// library clears the deadline when the handshake is over.
+	c.raw.SetDeadline(time.Now().Add(dialTimeout))
 	conn := c.raw
 	if uri.Scheme == "amqps" {
-		cfg := &tls.Config{}
-		if tlsConfig != nil {
-			cfg = tlsConfig.Clone()
-		}
+		cfg := cmp.Or(tlsConfig, &tls.Config{}).Clone()
 		cfg.ServerName = cmp.Or(cfg.ServerName, uri.Host)
-		client := tls.Client(conn, cfg)
-		if err := client.HandshakeContext(ctx); err != nil {
-			return err
-		}
-		conn = client
+		conn = tls.Client(conn, cfg)
 	}
-	handshake := &handshakeConn{Conn: deadlineConn{conn, c.writeTimeout}}
+	handshake := &handshakeConn{Conn: deadlineConn{conn, writeTimeout}}
 	properties := amqp.Table{"product": "gophercon2021", "connection_name": name}
 	var err error
 	c.Connection, err = amqp.Open(handshake, amqp.Config{
@@ -143,16 +118,15 @@ func (c *connection) login(ctx context.Context, tlsConfig *tls.Config, uri amqp.
 		Vhost: uri.Vhost, Heartbeat: heartbeat, Locale: "en_US", Properties: properties,
 	})
 	if err != nil {
-		return handshake.explain(err)
+		err = handshake.explain(err)
+		c.raw.Close()
 	}
-	return nil
+	return err
 }
 
-// within calls f, which waits for the broker, and ends the connection under it
-// if no answer comes in dialTimeout, or ctx ends.
-func (c *connection) within(ctx context.Context, f func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errors.New("the broker did not answer in time"))
-	defer cancel()
+// until calls f, which waits for the broker, and ends the connection under it when
+// ctx ends.
+func (c *connection) until(ctx context.Context, f func() error) error {
 	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
 	err := f()
 	if !stop() {
@@ -161,11 +135,23 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 	return err
 }
 
+// within is until, for no longer than dialTimeout.
+func (c *connection) within(ctx context.Context, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errors.New("the broker did not answer in time"))
+	defer cancel()
+	return c.until(ctx, f)
+}
+
 // close ends the connection, politely if that is quick.
 func (c *connection) close() {
-	force := time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
-	defer force.Stop()
+	defer c.closeSoon().Stop()
 	c.Connection.Close() // its error does not matter any more
+}
+
+// closeSoon ends the connection in closeTimeout, under whatever waits for the
+// broker.
+func (c *connection) closeSoon() *time.Timer {
+	return time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
 }
 
 // deadlineConn bounds each write: the library sets no deadline for them, and
@@ -177,9 +163,7 @@ type deadlineConn struct {
 
 func (c deadlineConn) Write(b []byte) (int, error) {
 	if c.timeout > 0 {
-		if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
-			return 0, err
-		}
+		c.SetWriteDeadline(time.Now().Add(c.timeout)) // fails only if the write does, too
 	}
 	return c.Conn.Write(b)
 }

@@ -38,6 +38,7 @@ type Consumer struct {
 	consumed  bool // ever
 	from      int  // the URL to try first
 	oneByOne  int  // deliveries to take one at a time, see session
+	wait      *backoff.ExponentialBackOff
 }
 
 // Status is told whether the consumer has a connection (PartBroker), whether it
@@ -53,13 +54,6 @@ const (
 	PartDeadLetters = "dead_letters"
 )
 
-// newBackoff paces connections.
-func newBackoff() *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{
-		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
-	}
-}
-
 // Run consumes until ctx ends; then it returns nil when all handlers have
 // returned and the finished deliveries are acknowledged. It returns an error
 // only before it has ever consumed and when retrying cannot help: the broker
@@ -69,9 +63,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.semaphore = make(chan struct{}, c.MaxInFlight)
 	defer c.watching.Wait()
 	defer c.handling.Wait()
-	wait, denials := newBackoff(), 0
-	for {
-		progress, err := c.session(ctx)
+	c.wait = newBackoff(minPause, maxPause)
+	for denials := 0; ; {
+		err := c.session(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -80,24 +74,35 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		c.Status.Set(PartBroker, err)
 		c.Status.Set(PartConsumer, err)
-		if progress && !unreadable(err) {
-			wait.Reset()
-		}
 		if denials++; !denied(err) {
 			denials = 0
 		}
 		switch {
 		case c.consumed:
-		case errors.As(err, new(*mismatch)):
+		case errors.Is(err, errMismatch):
 			return err
 		case denials == maxDenials:
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
-		pause := wait.NextBackOff()
+		pause := c.wait.NextBackOff()
 		c.Log.Warn("no connection to the broker", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+		sleep(ctx, pause)
+	}
+}
+
+// The pauses between connections.
+const minPause, maxPause = 100 * time.Millisecond, 3 * time.Second
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: first, Multiplier: 2, MaxInterval: most, RandomizationFactor: 0.5}
+}
+
+// sleep waits, and reports whether ctx has not ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }

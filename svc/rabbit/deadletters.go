@@ -2,10 +2,10 @@ package rabbit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -26,14 +26,24 @@ const minRefused, maxRefused = time.Second, 30 * time.Second
 // while the broker is short of memory or disk it stops reading from connections
 // that publish, and acknowledgements must still get through.
 type DeadLetters struct {
+	server   Server
+	topology Topology
 	prefetch int
 	status   Status
 	log      *slog.Logger
 	outage   *outage.Log
 
 	turn      chan struct{} // held while using the following
-	publisher publisher
+	conn      *connection   // nil: none
+	from      int           // the URL to try first
+	ch        *amqp.Channel // nil: none
+	closed    chan *amqp.Error
+	returned  chan amqp.Return
+	confirmed chan amqp.Confirmation
 	wait      *backoff.ExponentialBackOff
+
+	listening sync.WaitGroup
+	blocked   atomic.Bool // by the broker, which does not read
 
 	mu      sync.Mutex
 	refused int   // messages that wait because the broker refuses them
@@ -44,43 +54,38 @@ type DeadLetters struct {
 // NewDeadLetters connects to nothing yet. prefetch is the consumer's: that many
 // refused messages stop it.
 func NewDeadLetters(server Server, topology Topology, prefetch int, status Status, log *slog.Logger) *DeadLetters {
-	d := &DeadLetters{
-		prefetch: prefetch, status: status, log: log,
-		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
-		turn:   make(chan struct{}, 1), wait: newBackoff(),
-	}
-	d.publisher = publisher{server: server, topology: topology, onBlocked: d.setBlocked}
 	status.Set(PartDeadLetters, nil)
-	return d
+	return &DeadLetters{
+		server: server, topology: topology, prefetch: prefetch, status: status, log: log,
+		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
+		turn:   make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
+	}
 }
 
 // Close closes the connection. No publish may be under way or follow.
-func (d *DeadLetters) Close() { d.publisher.close() }
+func (d *DeadLetters) Close() { d.disconnect() }
 
 // publish returns when the broker has confirmed that the message is in the dead
 // queue. It fails only when ctx ends.
 func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
-	pace := &backoff.ExponentialBackOff{
-		InitialInterval: minRefused, Multiplier: 2, MaxInterval: maxRefused, RandomizationFactor: 0.5,
-	}
 	// One of several brokers may be cut off from those that would store the
 	// message, so each gets to answer once.
-	others := len(d.publisher.server.URLs) - 1
-	for first := true; ; first, others = false, 0 {
-		err := d.publishInTurn(ctx, msg, others)
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		if first {
-			d.logRefused(msg, err)
-			d.addRefused(1, err)
-			defer d.addRefused(-1, err)
-		}
-		select {
-		case <-time.After(pace.NextBackOff()):
-		case <-ctx.Done():
+	err := d.publishInTurn(ctx, msg, len(d.server.URLs)-1)
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
+	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
+		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
+	d.addRefused(1, err)
+	defer d.addRefused(-1, err)
+	pace := newBackoff(minRefused, maxRefused)
+	for sleep(ctx, pace.NextBackOff()) {
+		if err := d.publishInTurn(ctx, msg, 0); err == nil {
+			return nil
 		}
 	}
+	return context.Cause(ctx)
 }
 
 // publishInTurn publishes while no other message is being published. It waits
@@ -94,57 +99,22 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 		return context.Cause(ctx)
 	}
 	defer d.setDown(nil)
-	for returned := false; ctx.Err() == nil; {
-		began := time.Now()
-		err := d.publisher.connect(ctx)
-		if err == nil {
-			err = d.publisher.publish(ctx, msg)
-			switch {
-			case err == nil:
-				d.wait.Reset()
-				d.outage.Answered(time.Now())
-				return nil
-			case errors.Is(err, errReturned) && !returned:
-				returned = true // the next channel declares the queue
-				continue
-			case refuses(err) && others > 0:
-				others--
-				d.publisher.close()
-				continue
-			case refuses(err):
-				d.outage.Answered(time.Now())
-				return err
-			}
-		}
-		if ctx.Err() != nil {
-			break
-		}
-		d.outage.Failed(began, err, Hint(err))
-		d.setDown(err)
-		select {
-		case <-time.After(d.wait.NextBackOff()):
-		case <-ctx.Done():
+	for ctx.Err() == nil {
+		err := d.publishOnce(ctx, msg)
+		switch {
+		case refuses(err) && others > 0:
+			others--
+			d.disconnect() // the next connection is to another broker
+		case err == nil || refuses(err):
+			d.wait.Reset()
+			d.outage.Answered(time.Now())
+			return err
+		case ctx.Err() == nil:
+			d.setDown(err)
+			sleep(ctx, d.wait.NextBackOff())
 		}
 	}
-	return fmt.Errorf("dead-letter to %s: %w", d.publisher.topology.DeadQueue(), context.Cause(ctx))
-}
-
-// logRefused logs the broker's answer to a message.
-func (d *DeadLetters) logRefused(msg amqp.Publishing, err error) {
-	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
-	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
-		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", refusalHint(err))
-}
-
-// refusalHint says what to do about a dead letter that the broker refuses.
-func refusalHint(err error) string {
-	switch {
-	case errors.Is(err, errNacked):
-		return "make room in the dead queue, or raise its max-length"
-	case denied(err):
-		return checkAccess + ": dead letters go through the exchange amq.default"
-	}
-	return Hint(err)
+	return fmt.Errorf("dead-letter to %s: %w", d.topology.DeadQueue(), context.Cause(ctx))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.
@@ -160,17 +130,11 @@ func (d *DeadLetters) addRefused(n int, err error) {
 	}
 }
 
-// setBlocked notes that the broker takes no messages, or takes them again.
-func (d *DeadLetters) setBlocked(why error) {
-	if why != nil {
-		d.outage.Failed(time.Now(), why, "")
-	} else {
-		d.outage.Answered(time.Now())
-	}
-	d.setDown(why)
-}
-
+// setDown notes why nothing can be published.
 func (d *DeadLetters) setDown(err error) {
+	if err != nil {
+		d.outage.Failed(time.Now(), err, Hint(err))
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.down = err

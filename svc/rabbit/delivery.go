@@ -28,8 +28,8 @@ func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 
 // DeadLetter publishes a copy to the dead queue and waits for the broker's
 // confirmation.
-func (d *Delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
-	return d.deadLetters.publish(ctx, deadLetter(d.msg, l, time.Now()))
+func (d *Delivery) DeadLetter(ctx context.Context, f consume.Failure) error {
+	return d.deadLetters.publish(ctx, deadLetter(d.msg, f, time.Now()))
 }
 
 // directReplyTo stands for the publisher's own channel, which must consume from
@@ -39,39 +39,38 @@ const directReplyTo = "amq.rabbitmq.reply-to"
 // deadLetter returns the message unchanged but for the headers that say why it
 // is dead. It is persistent, and what would make the broker refuse, copy or drop
 // it is moved to headers x-original-….
-func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publishing {
+func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publishing {
 	headers := make(amqp.Table, len(msg.Headers)+6)
 	maps.Copy(headers, msg.Headers)
-	moveAside := func(name string, value any, set bool) {
-		if set {
-			headers["x-original-"+name] = value
-		}
+	if msg.UserId != "" {
+		headers["x-original-user_id"] = msg.UserId
 	}
-	moveAside("user_id", msg.UserId, msg.UserId != "")
-	moveAside("expiration", msg.Expiration, msg.Expiration != "")
-	replyTo := msg.ReplyTo
-	if replyTo == directReplyTo {
-		moveAside("reply_to", replyTo, true)
-		replyTo = ""
+	if msg.Expiration != "" {
+		headers["x-original-expiration"] = msg.Expiration
+	}
+	if msg.ReplyTo == directReplyTo {
+		headers["x-original-reply_to"] = msg.ReplyTo
+		msg.ReplyTo = ""
 	}
 	for _, name := range []string{"CC", "BCC"} {
-		value, set := headers[name]
-		moveAside(name, value, set)
-		delete(headers, name)
+		if value, set := headers[name]; set {
+			headers["x-original-"+name] = value
+			delete(headers, name)
+		}
 	}
 	// A dead letter that was published again keeps where it came from first.
 	if headers["x-failed-at"] == nil || headers["x-exchange"] == nil || headers["x-routing-key"] == nil {
 		headers["x-exchange"] = msg.Exchange
 		headers["x-routing-key"] = msg.RoutingKey
 	}
-	headers["x-reason"] = l.Reason
-	headers["x-error"] = truncate(l.Err.Error(), maxErrorLen)
-	headers["x-attempts"] = int32(l.Attempts)
+	headers["x-reason"] = f.Reason
+	headers["x-error"] = truncate(f.Err.Error(), maxErrorLen)
+	headers["x-attempts"] = int32(f.Attempts)
 	headers["x-failed-at"] = now.UTC().Format(time.RFC3339Nano)
 	return amqp.Publishing{
 		Headers: headers, Body: msg.Body, DeliveryMode: amqp.Persistent,
 		ContentType: msg.ContentType, ContentEncoding: msg.ContentEncoding, Priority: msg.Priority,
-		CorrelationId: msg.CorrelationId, ReplyTo: replyTo, MessageId: msg.MessageId,
+		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
 		Timestamp: msg.Timestamp, Type: msg.Type, AppId: msg.AppId,
 	}
 }
@@ -79,11 +78,5 @@ func deadLetter(msg amqp.Delivery, l consume.Failure, now time.Time) amqp.Publis
 // truncate makes at most n bytes of valid UTF-8 of s, which may quote anything.
 func truncate(s string, n int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
-	if len(s) <= n {
-		return s
-	}
-	for n > 0 && s[n]&0xC0 == 0x80 { // in the middle of a character
-		n--
-	}
-	return s[:n]
+	return strings.ToValidUTF8(s[:min(n, len(s))], "") // without half a character at the end
 }

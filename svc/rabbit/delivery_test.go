@@ -200,13 +200,13 @@ func errorHeader(t *testing.T, text string) string {
 }
 
 func TestDeliveryFinishesItsTag(t *testing.T) {
-	s := &acker{wake: make(chan struct{}, 1)}
+	s := &acker{finished: make(chan uint64, 1)}
 	d := &Delivery{msg: amqp.Delivery{DeliveryTag: 42, Body: []byte("body")}, acker: s}
 	if string(d.Body()) != "body" {
 		t.Errorf("body is %q", d.Body())
 	}
 	d.Ack()
-	if diff := cmp.Diff([]uint64{42}, s.tags); diff != "" {
-		t.Errorf("finished (-want +got):\n%s", diff)
+	if tag := <-s.finished; tag != 42 {
+		t.Errorf("delivery %d is finished, want 42", tag)
 	}
 }

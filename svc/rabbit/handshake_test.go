@@ -80,8 +80,8 @@ func FuzzHandshake(f *testing.F) {
 		if got, err := io.ReadAll(struct{ io.Reader }{c}); err != nil || string(got) != string(sent) {
 			t.Errorf("%q became %q (%v)", sent, got, err)
 		}
-		if len(c.unread) > maxHandshake {
-			t.Errorf("%d bytes are kept", len(c.unread))
+		if len(c.received) > maxHandshake {
+			t.Errorf("%d bytes are kept", len(c.received))
 		}
 		if c.explain(amqp.ErrVhost) == nil {
 			t.Error("explain returns no reason")

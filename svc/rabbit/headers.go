@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"cmp"
+	"encoding/binary"
 	"maps"
 	"slices"
 	"strings"
@@ -60,35 +61,30 @@ func headerSize(name string, value any) int { return 1 + len(name) + fieldSize(v
 
 // fieldSize is how many bytes a value takes in AMQP, with its type.
 func fieldSize(value any) int {
+	const kind, length = 1, 4
 	switch v := value.(type) {
 	case nil:
-		return 1
-	case bool, byte:
-		return 1 + 1
-	case int16:
-		return 1 + 2
-	case int, int32, float32:
-		return 1 + 4
-	case amqp.Decimal:
-		return 1 + 5
-	case int64, float64, time.Time:
-		return 1 + 8
+		return kind
 	case string:
-		return 1 + 4 + len(v)
+		return kind + length + len(v)
 	case []byte:
-		return 1 + 4 + len(v)
+		return kind + length + len(v)
+	case time.Time:
+		return kind + 8
+	case int:
+		return kind + 4
 	case []any:
-		size := 1 + 4
+		size := kind + length
 		for _, v := range v {
 			size += fieldSize(v)
 		}
 		return size
 	case amqp.Table:
-		size := 1 + 4
+		size := kind + length
 		for name, v := range v {
 			size += headerSize(name, v)
 		}
 		return size
 	}
-	return 0 // there are no others
+	return kind + binary.Size(value) // of fixed size
 }

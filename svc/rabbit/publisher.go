@@ -1,11 +1,10 @@
 package rabbit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -14,24 +13,6 @@ import (
 // confirmTimeout bounds the wait for a confirm while the broker has not said
 // that it is short of memory or disk.
 const confirmTimeout = 30 * time.Second
-
-// publisher publishes to a dead queue. One goroutine at a time may use it.
-type publisher struct {
-	server   Server
-	topology Topology
-	// onBlocked is told from another goroutine when the broker stops reading
-	// (why) and when it reads again (nil).
-	onBlocked func(why error)
-
-	conn      *connection   // nil: none
-	ch        *amqp.Channel // nil: none
-	closed    chan *amqp.Error
-	returned  chan amqp.Return
-	confirmed chan amqp.Confirmation
-	from      int // the URL to try first
-	blocked   atomic.Bool
-	listening sync.WaitGroup
-}
 
 var (
 	errReturned = errors.New("the dead queue is gone")
@@ -43,74 +24,74 @@ var (
 // the connection.
 func refuses(err error) bool {
 	var e *amqp.Error
-	return errors.Is(err, errNacked) || errors.Is(err, errReturned) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
+	return errors.Is(err, errNacked) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
 }
 
 // connect connects if there is no connection.
-func (p *publisher) connect(ctx context.Context) error {
-	if p.conn != nil && !p.conn.IsClosed() {
+func (d *DeadLetters) connect(ctx context.Context) error {
+	if d.conn != nil && !d.conn.IsClosed() {
 		return nil
 	}
-	p.close()
-	// No limit to a write: a broker under an alarm does not read. See publish.
-	conn, err := p.server.dial(ctx, p.topology.DeadQueue()+" publisher", 0, p.from)
+	d.disconnect()
+	// No limit to a write: a broker under an alarm does not read. See publishOnce.
+	conn, err := d.server.dial(ctx, d.topology.DeadQueue()+" publisher", 0, d.from)
 	if err != nil {
 		return err
 	}
-	p.conn = conn
+	d.conn = conn
 	blockings := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	p.listening.Go(func() { p.listen(blockings) })
+	d.listening.Go(func() { d.listen(blockings) })
 	return nil
 }
 
-// close closes the connection. The next one is to another broker, if there are
-// several.
-func (p *publisher) close() {
-	if p.conn != nil {
-		p.from = p.conn.next
-		p.conn.close()
-		p.listening.Wait()
+// disconnect closes the connection. The next one is to another broker, if there
+// are several.
+func (d *DeadLetters) disconnect() {
+	if d.conn != nil {
+		d.from = d.conn.next
+		d.conn.close()
+		d.listening.Wait()
 	}
-	p.conn, p.ch = nil, nil
+	d.conn, d.ch = nil, nil
 }
 
-// listen notes whether the broker reads, until the connection ends.
-func (p *publisher) listen(blockings <-chan amqp.Blocking) {
-	defer p.blocked.Store(false)
+// listen notes whether the broker takes messages, until the connection ends.
+func (d *DeadLetters) listen(blockings <-chan amqp.Blocking) {
 	for b := range blockings {
-		p.blocked.Store(b.Active)
+		d.blocked.Store(b.Active)
 		if b.Active {
-			p.onBlocked(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+			d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
 		} else {
-			p.onBlocked(nil)
+			d.outage.Answered(time.Now())
+			d.setDown(nil)
 		}
 	}
+	d.blocked.Store(false)
 }
 
-// publish publishes on the connection and returns the broker's answer. It ends
-// the connection when the broker is silent. When ctx ends it still waits up to
-// CloseTimeout for the confirm of a message that is on its way: that message would be
-// delivered again, and stored twice.
-func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
+// publishOnce publishes, over a new connection if there is none, and returns the
+// broker's answer. It ends the connection when the broker is silent. When ctx
+// ends it still waits up to CloseTimeout for the confirm of a message that is on
+// its way: that message would be delivered again, and stored twice.
+func (d *DeadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) error {
+	if err := d.connect(ctx); err != nil {
+		return err
+	}
 	answer := make(chan error, 1)
-	go func() { answer <- p.send(msg) }()
-	timeout := time.NewTimer(confirmTimeout)
-	defer timeout.Stop()
-	ended := ctx.Done()
+	go func() { answer <- d.send(msg) }()
 	for {
 		select {
 		case err := <-answer:
 			return err
-		case <-ended:
-			ended = nil
-			timeout.Reset(p.server.CloseTimeout)
-		case <-timeout.C:
-			if ended != nil && p.blocked.Load() {
-				timeout.Reset(confirmTimeout)
+		case <-ctx.Done():
+			defer d.conn.closeSoon().Stop()
+			return <-answer
+		case <-time.After(confirmTimeout):
+			if d.blocked.Load() {
 				continue
 			}
-			p.conn.raw.Close()
-			if err := <-answer; err == nil {
+			d.conn.raw.Close()
+			if <-answer == nil {
 				return nil
 			}
 			return errSilent
@@ -118,56 +99,53 @@ func (p *publisher) publish(ctx context.Context, msg amqp.Publishing) error {
 	}
 }
 
-// send publishes and waits for the broker's answer.
-func (p *publisher) send(msg amqp.Publishing) error {
-	if err := p.openChannel(); err != nil {
-		return err
-	}
-	if err := p.ch.Publish("", p.topology.DeadQueue(), true, false, trimHeaders(msg, p.conn.Config.FrameSize)); err != nil {
-		p.ch = nil
-		return fmt.Errorf("publish to %s: %w", p.topology.DeadQueue(), err)
-	}
-	confirm, ok := <-p.confirmed
-	if !ok { // the channel is closed
-		p.ch = nil
-		if err, ok := <-p.closed; ok {
+// send publishes and waits for the broker's answer. A channel is used until one
+// is an error.
+func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
+	if d.ch == nil {
+		if err := d.openChannel(); err != nil {
 			return err
 		}
-		return amqp.ErrClosed
 	}
-	select {
-	case <-p.returned: // the broker sends it before the confirm
-		p.ch.Close()
-		p.ch = nil
-		return errReturned
-	default:
+	defer func() {
+		if err != nil {
+			d.ch.Close()
+			d.ch = nil
+		}
+	}()
+	if err := d.ch.Publish("", d.topology.DeadQueue(), true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
+		return fmt.Errorf("publish to %s: %w", d.topology.DeadQueue(), err)
 	}
-	if !confirm.Ack {
+	confirm, ok := <-d.confirmed
+	if !ok { // the channel is closed
+		return cmp.Or(<-d.closed, amqp.ErrClosed)
+	}
+	switch {
+	case len(d.returned) > 0: // the broker sends it before the confirm
+		return errReturned // the next channel declares the queue
+	case !confirm.Ack:
 		return errNacked
 	}
 	return nil
 }
 
-// openChannel opens a channel if there is none. It declares the dead queue each
-// time, which may have been deleted. All that the library tells of one message
-// fits into the buffers, so nothing has to receive it in between.
-func (p *publisher) openChannel() error {
-	if p.ch != nil {
-		return nil
-	}
-	ch, err := p.conn.Channel()
+// openChannel opens a channel. It declares the dead queue each time, which may
+// have been deleted. All that the library tells of one message fits into the
+// buffers, so nothing has to receive it in between.
+func (d *DeadLetters) openChannel() error {
+	ch, err := d.conn.Channel()
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
-	if err := p.topology.declareQueue(ch, p.topology.DeadQueue()); err != nil {
+	if err := d.topology.declareQueue(ch, d.topology.DeadQueue()); err != nil {
 		return err
 	}
 	if err := ch.Confirm(false); err != nil {
 		return fmt.Errorf("ask for confirms: %w", err)
 	}
-	p.ch = ch
-	p.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
-	p.returned = ch.NotifyReturn(make(chan amqp.Return, 1))
-	p.confirmed = ch.NotifyPublish(make(chan amqp.Confirmation, 1))
+	d.ch = ch
+	d.closed = ch.NotifyClose(make(chan *amqp.Error, 1))
+	d.returned = ch.NotifyReturn(make(chan amqp.Return, 1))
+	d.confirmed = ch.NotifyPublish(make(chan amqp.Confirmation, 1))
 	return nil
 }

@@ -2,7 +2,7 @@ package rabbit
 
 import (
 	"errors"
-	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/streadway/amqp"
@@ -14,18 +14,10 @@ import (
 // another consumer's exclusive use of the queue; only the text tells.
 func denied(err error) bool {
 	var e *amqp.Error
-	if !errors.As(err, &e) || !e.Server {
-		return false
-	}
-	right := strings.Contains(e.Reason, "refused for user '") && strings.HasSuffix(e.Reason, "'")
-	switch e.Code {
-	case amqp.AccessRefused:
-		return right || strings.Contains(e.Reason, "Login was refused")
-	case amqp.NotAllowed:
-		return right || strings.Contains(e.Reason, "vhost") && strings.HasSuffix(e.Reason, "not found")
-	}
-	return false
+	return errors.As(err, &e) && e.Server && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) && denial.MatchString(e.Reason)
 }
+
+var denial = regexp.MustCompile(`Login was refused|refused for user '.*'$|vhost .* not found$`)
 
 // unreadable reports whether the library has met a message that it cannot read.
 // It ends the connection before anyone sees the delivery.
@@ -37,36 +29,20 @@ func unreadable(err error) bool {
 // errUnreadableHead is a message that nothing can be consumed past.
 var errUnreadableHead = errors.New("the message at the head of the queue cannot be read by this client, probably for a header of an unusual type")
 
-// mismatch is a queue or exchange that exists, but is not as it was declared. It
-// stays so until someone deletes it.
-type mismatch struct {
-	kind, name string
-	err        error
-}
-
-func (m *mismatch) Error() string {
-	return fmt.Sprintf("the %s %s exists with other arguments: %v", m.kind, m.name, m.err)
-}
-
-func (m *mismatch) Unwrap() error { return m.err }
+// errMismatch is the error of a queue or exchange that is not as it was declared.
+// It stays so until someone deletes it.
+var errMismatch = errors.New("exists with other arguments")
 
 const checkAccess = "check the user, the password and the virtual host in AMQP_URL, and the user's permissions (rabbitmqctl list_permissions)"
 
 // Hint says what to do about an error that does not pass by itself; it is empty
 // for others.
 func Hint(err error) string {
-	var m *mismatch
-	switch {
-	case err == nil:
+	if err == nil {
 		return ""
-	case errors.As(err, &m) && m.kind == "queue":
-		return "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue " + m.name + " --if-empty)"
-	case errors.As(err, &m):
-		return "delete the exchange at the broker"
-	case denied(err):
+	}
+	if denied(err) {
 		return checkAccess
-	case errors.Is(err, errUnreadableHead):
-		return "remove it (management UI, Get messages) to let the others through"
 	}
 	for _, h := range hints {
 		if strings.Contains(err.Error(), h.text) {
@@ -78,6 +54,10 @@ func Hint(err error) string {
 
 // hints are what to do about errors that contain a text.
 var hints = []struct{ text, hint string }{
+	{"exchange " + exchange + " " + errMismatch.Error(), "delete the exchange at the broker"},
+	{errMismatch.Error(), "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue NAME --if-empty)"},
+	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
+	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
 	{"tls: ", checkTLS},
 	{"x509: ", checkTLS},
 	{amqp.ErrFrame.Reason, "check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/streadway/amqp"
 )
@@ -19,17 +18,16 @@ var (
 // until it counts as gone. Another replica may have it for a moment.
 const pastHead = 10
 
-// session is one connection, from dialing to its end. It reports whether any
-// delivery came, and why it ended.
+// session is one connection, from dialing to its end. It returns why it ended.
 //
 // A message that the library cannot read ends the connection, and all that were
 // prefetched with it come again. From then on they come one at a time: those
 // before it are finished and acknowledged, and when the connection ends again
 // the unreadable one is at the head of the queue.
-func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
+func (c *Consumer) session(ctx context.Context) error {
 	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer", writeTimeout, c.from)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer conn.close()
 	c.Status.Set(PartBroker, nil)
@@ -38,32 +36,42 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		prefetch = 1
 	}
 	var ch *amqp.Channel
+	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
-	var closed <-chan error
 	if err := conn.within(ctx, func() (err error) {
-		ch, deliveries, closed, err = c.open(conn, prefetch)
+		if ch, err = conn.Channel(); err != nil {
+			return fmt.Errorf("open a channel: %w", err)
+		}
+		closed = ch.NotifyClose(make(chan *amqp.Error, 1)) // gets one error at most
+		deliveries, err = c.consume(ch, prefetch)
 		return err
 	}); err != nil {
 		// A node that is cut off from its cluster accepts logins, and nothing more.
 		c.from = conn.next
-		return false, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+		return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 	}
 	c.consumed, c.from = true, 0
+	if c.oneByOne == 0 { // else it may end at the same message again
+		c.wait.Reset()
+	}
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
-	acker := newAcker(ch)
-	alive, cancel := context.WithCancel(ctx)
-	defer cancel()
+	acker := newAcker(ch.Ack, prefetch)
+	alive, end := context.WithCancel(ctx)
+	defer end()
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
-	progress, err = c.dispatch(alive, deliveries, closed, acker)
+	err = c.dispatch(alive, deliveries, closed, acker)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errStopping)
-		c.drain(ch, deliveries)
+		// Deliveries that were not begun are delivered again. The broker may answer the
+		// cancellation late, with a full prefetch on its way: nothing waits for that
+		// answer, and the connection stays open for the acknowledgements.
+		c.watching.Go(func() { ch.Cancel(consumerTag, true) })
+		c.handling.Wait()
 	}
-	cancel()
-	force := time.AfterFunc(c.Server.CloseTimeout, func() { conn.raw.Close() })
-	defer force.Stop()
+	end()
+	defer conn.closeSoon().Stop()
 	acker.close()
 	if unreadable(err) && prefetch == 1 {
 		c.oneByOne = pastHead
@@ -72,66 +80,73 @@ func (c *Consumer) session(ctx context.Context) (progress bool, err error) {
 		c.oneByOne = prefetch
 		err = fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", prefetch, err)
 	}
-	return progress, fmt.Errorf("the broker at %s: %w", conn.broker, err)
+	return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 }
 
 const consumerTag = "svc"
 
-// open sets up a channel that consumes. Why the channel ended, whatever the
-// cause, is received from closed.
-func (c *Consumer) open(conn *connection, prefetch int) (*amqp.Channel, <-chan amqp.Delivery, <-chan error, error) {
-	ch, err := conn.Channel()
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("open a channel: %w", err)
-	}
-	closed := c.watch(ch)
+// consume declares the topology and begins to consume.
+func (c *Consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {
 	if err := c.Topology.declare(ch); err != nil {
-		return nil, nil, nil, err
+		return nil, err
 	}
 	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, nil, nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+		return nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
 	}
 	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+		return nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
 	}
-	return ch, deliveries, closed, nil
+	return deliveries, nil
 }
 
-// watch receives the library's notice of a channel's end. The library sends it
-// while it holds its locks, so something must always receive.
-func (c *Consumer) watch(ch *amqp.Channel) <-chan error {
-	closes := ch.NotifyClose(make(chan *amqp.Error, 1))
-	cancels := ch.NotifyCancel(make(chan string, 1))
-	closed := make(chan error, 2)
-	c.watching.Go(func() {
-		for closes != nil || cancels != nil {
+// dispatch hands each delivery to a handler until the channel or ctx ends, and
+// returns why it ended.
+func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery, closed <-chan *amqp.Error, acker *acker) error {
+	work := make(chan *Delivery)
+	defer close(work)
+	single := c.oneByOne > 0
+	for {
+		d := &Delivery{acker: acker, deadLetters: c.DeadLetters}
+		var ok bool
+		select {
+		case d.msg, ok = <-deliveries:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if !ok {
 			select {
-			case err, ok := <-closes:
-				if ok {
-					closed <- err
-				}
-				closes = nil
-			case _, ok := <-cancels:
-				if ok {
-					closed <- errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
-				}
-				cancels = nil
+			case err := <-closed: // sent before the deliveries end
+				return err
+			default:
+				return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
 			}
 		}
-	})
-	return closed
+		if single && c.oneByOne == 0 { // with prefetch 1 no other delivery is open
+			return errPastUnreadable
+		}
+		c.oneByOne = max(c.oneByOne-1, 0)
+		select {
+		case c.semaphore <- struct{}{}:
+		case err := <-closed:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		select {
+		case work <- d:
+		default:
+			c.handling.Go(func() { c.handle(ctx, d, work) })
+		}
+	}
 }
 
-// drain stops taking deliveries and waits for the handlers that run. Deliveries
-// that were not begun are delivered again. The broker may answer the
-// cancellation late, with a full prefetch on its way: nothing waits for that
-// answer, and the connection stays open for the acknowledgements.
-func (c *Consumer) drain(ch *amqp.Channel, deliveries <-chan amqp.Delivery) {
-	c.watching.Go(func() { ch.Cancel(consumerTag, false) })
-	c.watching.Go(func() {
-		for range deliveries {
-		}
-	})
-	c.handling.Wait()
+// handle handles d, and then what else comes while it waits: a goroutine that
+// has grown its stack is cheaper than a new one.
+func (c *Consumer) handle(ctx context.Context, d *Delivery, work <-chan *Delivery) {
+	for more := true; more; {
+		c.Handle(ctx, d)
+		<-c.semaphore
+		d, more = <-work
+	}
 }

@@ -50,32 +50,33 @@ func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 func declareError(err error, kind, name string) error {
 	var e *amqp.Error
 	if errors.As(err, &e) && e.Code == amqp.PreconditionFailed && strings.Contains(e.Reason, "inequivalent arg") {
-		return &mismatch{kind, name, err}
+		return fmt.Errorf("the %s %s %w: %w", kind, name, errMismatch, err)
 	}
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
 }
 
-// verify declares everything again, on a channel of its own. It reports whether
-// the exchange was gone. A binding that was gone cannot be told from one that
-// was not: AMQP has no question for it, so it is simply bound again.
+// verify declares everything again. It reports whether the exchange was gone. A
+// binding that was gone cannot be told from one that was not: AMQP has no question
+// for it, so it is simply bound again.
 func (t Topology) verify(conn *amqp.Connection) (gone bool, err error) {
+	err = onChannel(conn, func(ch *amqp.Channel) error {
+		return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+	})
+	var e *amqp.Error
+	gone = errors.As(err, &e) && e.Code == amqp.NotFound
+	return gone, onChannel(conn, t.declare)
+}
+
+// onChannel calls f with a channel of its own, which an error of f has closed.
+func onChannel(conn *amqp.Connection, f func(*amqp.Channel) error) error {
 	ch, err := conn.Channel()
 	if err != nil {
-		return false, fmt.Errorf("open a channel: %w", err)
+		return fmt.Errorf("open a channel: %w", err)
 	}
-	var e *amqp.Error
-	err = ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-	if errors.As(err, &e) && e.Code == amqp.NotFound { // which has closed the channel
-		gone = true
-		ch, err = conn.Channel()
+	if err := f(ch); err != nil {
+		return err
 	}
-	if err != nil {
-		return gone, fmt.Errorf("look for exchange %s: %w", exchange, err)
-	}
-	if err := t.declare(ch); err != nil {
-		return gone, err
-	}
-	return gone, ch.Close()
+	return ch.Close()
 }
 
 const verifyEvery = 3 * time.Second
@@ -84,28 +85,20 @@ const verifyEvery = 3 * time.Second
 // binding is missing the broker drops every event without an error, and the
 // consumer does not notice.
 func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
-	tick := time.NewTicker(verifyEvery)
-	defer tick.Stop()
-	var failed error
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+	failed := false
+	for sleep(ctx, verifyEvery) {
 		gone, err := c.Topology.verify(conn.Connection) // waits as long as the connection lives
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
-		case err != nil && failed == nil:
+		case err != nil && !failed:
 			c.Log.Warn("the topology cannot be declared: new events may not arrive",
 				"error", fmt.Errorf("the broker at %s: %w", conn.broker, err), "hint", Hint(err))
-		case err == nil && (gone || failed != nil):
-			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
-		}
-		if (err == nil) != (failed == nil) {
 			c.Status.Set(PartConsumer, err)
+		case err == nil && (gone || failed):
+			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
+			c.Status.Set(PartConsumer, nil)
 		}
-		failed = err
+		failed = err != nil
 	}
 }
