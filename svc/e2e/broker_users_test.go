@@ -93,7 +93,7 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 		broker(t, tt.withdraw)
 		way.cut()
 		way.reconnect()
-		s.waitLogs(tt.lines, "no connection to the broker", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
+		s.waitLogs(tt.lines, "not consuming", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
 		s.alive()
 		broker(t, tt.giveBack)
 		s.waitLogs(i+2, "msg=consuming")

@@ -83,9 +83,9 @@ func (c *chaos) freeze(context.Context) error {
 // losePackets drops the broker's packets until a replica has missed its heartbeats.
 func (c *chaos) losePackets(context.Context) error {
 	s := c.replicas[0]
-	before := s.log.count("no connection to the broker")
+	before := s.log.count("not consuming")
 	c.toRabbit.blackhole()
-	_, err := s.log.wait(maxWait, before+1, []string{"no connection to the broker"})
+	_, err := s.log.wait(maxWait, before+1, []string{"not consuming"})
 	c.toRabbit.restore()
 	c.toRabbit.cut()
 	return errors.Join(err, c.toRabbit.reopen())

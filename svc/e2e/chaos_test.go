@@ -223,7 +223,7 @@ func TestAnswerLostBeforeReconnect(t *testing.T) {
 		t.Fatal("there is no sixth post")
 	}
 	b.toRabbit.cut()
-	s.waitLog("no connection to the broker")
+	s.waitLog("not consuming")
 	b.toRabbit.reconnect()
 	eventually(t, "it is done", func() error { return b.allDone("orders", 1) })
 	s.stop()

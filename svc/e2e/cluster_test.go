@@ -250,7 +250,7 @@ func (c *cluster) cutOff() {
 		c.t.Fatal(out, err)
 	}
 	s := c.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=quorum")
-	s.waitLog("no connection to the broker", fmt.Sprintf("127.0.0.1:%d", c.nodes[0].Port()))
+	s.waitLog("not consuming", fmt.Sprintf("127.0.0.1:%d", c.nodes[0].Port()))
 	s.waitLog("msg=consuming", fmt.Sprintf("broker=127.0.0.1:%d", c.nodes[1].Port()))
 	c.publishBodies(append(orders("c", 20), "poison")...)
 	s.waitLogs(20, "msg=processed")

@@ -33,7 +33,7 @@ func TestQueueDeleted(t *testing.T) {
 		_, err := ch.QueueDelete("orders-queue", false, false, false)
 		return err
 	})
-	s.waitLog("no connection to the broker", "cancelled the consumer")
+	s.waitLog("not consuming", "cancelled the consumer")
 	s.waitLogs(2, "msg=consuming")
 	e.publishBodies(orders("q", 1)...)
 	s.waitLog("msg=processed", "id=q0")
@@ -271,7 +271,7 @@ func TestReconnectsLeakNothing(t *testing.T) {
 		p.cut()
 		p.reconnect()
 		s.waitLogs(i+2, "msg=consuming")
-		// A connection that consumes resets the backoff.
+		// A delivery resets the backoff.
 		e.publishBodies(fmt.Sprintf(`{"type":"new_order","id":"%d"}`, i))
 		s.waitLogs(i+1, "msg=processed")
 	}

@@ -46,7 +46,7 @@ func TestRefusedForAWhile(t *testing.T) {
 			end := tt.refuse(t, e, vhost)
 			s := e.start("orders")
 			// A refusal for good would have ended the process after 5 in a row.
-			s.waitLogs(7, "no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
+			s.waitLogs(7, "not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
 			s.alive()
 			end()
 			s.waitLog("msg=consuming")
@@ -78,7 +78,7 @@ func TestLoginWithoutEnd(t *testing.T) {
 	e.amqpURL = strings.Replace(e.amqpURL, "guest:guest", "guest:wrong", 1) // a refusal would end the process
 	newRelay(e, time.Hour)
 	s := e.start("orders")
-	s.waitLog("no connection to the broker", fmt.Sprintf(`virtual host \"%s\"`, vhost), "retry_in=", "did not finish the login within 15s", "authentication backend")
+	s.waitLog("not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), "retry_in=", "did not finish the login within 15s", "authentication backend")
 	s.alive()
 	s.stop()
 }
@@ -102,7 +102,7 @@ func TestOtherArgumentsLater(t *testing.T) {
 		return err
 	})
 	way.reconnect()
-	s.waitLogs(3, "no connection to the broker", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	s.waitLogs(3, "not consuming", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
 	s.alive()
 	e.channel(remove)
 	s.waitLogs(2, "msg=consuming")

@@ -67,7 +67,7 @@ func TestCannotGoOnWithoutEtcd(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
-	s.waitLog("no connection to the broker")
+	s.waitLog("not consuming")
 	b.toEtcd.cut()
 	b.channel(func(ch *amqp.Channel) error {
 		if _, err := ch.QueueDelete("orders-queue", false, false, false); err != nil {

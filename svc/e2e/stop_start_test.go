@@ -18,9 +18,9 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 		silent string // the variable that gets the address of a silent listener
 		log    string // the log line before the stop; empty: stop after a connection to the silent listener
 	}{
-		"no broker":             {[]string{"AMQP_URL=amqp://" + unusedAddr + "/"}, "", "no connection to the broker"},
-		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + unusedAddr + "/", "ENABLE_ETCD=true"}, "", "no connection to the broker"},
-		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "no connection to the broker"},
+		"no broker":             {[]string{"AMQP_URL=amqp://" + unusedAddr + "/"}, "", "not consuming"},
+		"no broker, etcd":       {[]string{"AMQP_URL=amqp://" + unusedAddr + "/", "ENABLE_ETCD=true"}, "", "not consuming"},
+		"broker without a host": {[]string{"AMQP_URL=amqp://nowhere.invalid/"}, "", "not consuming"},
 		"silent broker":         {nil, "AMQP_URL", ""},
 		"silent broker, etcd":   {[]string{"ENABLE_ETCD=true"}, "AMQP_URL", ""},
 		"no etcd":               {[]string{"ETCD_ENDPOINTS=" + unusedAddr, "ENABLE_ETCD=true"}, "", "etcd is unreachable"},

@@ -105,7 +105,7 @@ func TestStopUnderLoad(t *testing.T) {
 // acknowledgement was lost is not.
 func TestStopDuringOutage(t *testing.T) {
 	const ids = 1000
-	broker := "no connection to the broker"
+	broker := "not consuming"
 	tests := map[string]struct {
 		begin, end func(*proxiedEnv)
 		noticed    string // the log line when the service notices; empty: it does not notice soon

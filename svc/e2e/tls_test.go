@@ -78,14 +78,14 @@ func TestTLS(t *testing.T) {
 		"etcd: another authority, users":           {append(vars(theirs.file, good), "ETCD_USERNAME=u", "ETCD_PASSWORD=s3cret"), []string{"etcd is unreachable", "unknown authority", etcdAdvice}},
 		"etcd: expired certificate":                {append(vars(ours.file, good), "ETCD_ENDPOINTS="+old.Endpoint()), []string{"etcd is unreachable", "expired", etcdAdvice}},
 		"etcd: certificate of another authority":   {vars(ours.file, foreign), []string{"etcd is unreachable", "tls: ", etcdAdvice}},
-		"broker: another authority":                {append(vars(theirs.file, good), plain...), []string{"no connection to the broker", "unknown authority", amqpAdvice}},
-		"broker: expired certificate":              {append(vars(ours.file, expired), plain...), []string{"no connection to the broker", "expired", amqpAdvice}},
-		"broker: certificate of another authority": {append(vars(ours.file, foreign), plain...), []string{"no connection to the broker", "tls: ", amqpAdvice}},
-		"broker: no certificate":                   {append(plain, "AMQP_CACERT="+ours.file), []string{"no connection to the broker", "certificate required", amqpAdvice}},
+		"broker: another authority":                {append(vars(theirs.file, good), plain...), []string{"not consuming", "unknown authority", amqpAdvice}},
+		"broker: expired certificate":              {append(vars(ours.file, expired), plain...), []string{"not consuming", "expired", amqpAdvice}},
+		"broker: certificate of another authority": {append(vars(ours.file, foreign), plain...), []string{"not consuming", "tls: ", amqpAdvice}},
+		"broker: no certificate":                   {append(plain, "AMQP_CACERT="+ours.file), []string{"not consuming", "certificate required", amqpAdvice}},
 		"broker: no TLS where there must be": {
-			append(plain, "AMQP_URL=amqp"+strings.TrimPrefix(rabbit.TLSURL(), "amqps")), []string{"no connection to the broker", "must begin with amqps://"}},
+			append(plain, "AMQP_URL=amqp"+strings.TrimPrefix(rabbit.TLSURL(), "amqps")), []string{"not consuming", "must begin with amqps://"}},
 		"broker: TLS where there is none": {
-			append(plain, "AMQP_CACERT="+ours.file, "AMQP_URL=amqps"+strings.TrimPrefix(rabbit.URL(), "amqp")), []string{"no connection to the broker", amqpAdvice, "port in AMQP_URL"}},
+			append(plain, "AMQP_CACERT="+ours.file, "AMQP_URL=amqps"+strings.TrimPrefix(rabbit.URL(), "amqp")), []string{"not consuming", amqpAdvice, "port in AMQP_URL"}},
 	}
 	t.Run("wrong", func(t *testing.T) {
 		for name, tt := range bad {
@@ -116,7 +116,7 @@ func TestTLS(t *testing.T) {
 	}
 	renew(time.Now().Add(-time.Minute))
 	s = e.start("orders", vars(ours.file, good)...)
-	t.Log(s.waitLog("no connection to the broker", "certificate has expired", amqpAdvice))
+	t.Log(s.waitLog("not consuming", "certificate has expired", amqpAdvice))
 	s.alive()
 	renew(time.Now().Add(time.Hour))
 	s.waitLog("msg=consuming")
@@ -128,7 +128,7 @@ func TestTLS(t *testing.T) {
 	client := ours.issue("client", time.Now().Add(-time.Minute))
 	toEtcd, toBroker := e.start("orders", vars(ours.file, client)...), e.start("notify", append(vars(ours.file, client), plain...)...)
 	toEtcd.waitLog("etcd is unreachable")
-	toBroker.waitLog("no connection to the broker", "expired")
+	toBroker.waitLog("not consuming", "expired")
 	ours.issue("client", time.Now().Add(time.Hour))
 	for _, s := range []*service{toEtcd, toBroker} {
 		s.waitLog("msg=consuming")

@@ -85,7 +85,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
 		pause := c.wait.NextBackOff()
-		c.Log.Warn("no connection to the broker", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
+		c.Log.Warn("not consuming", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
 		sleep(ctx, pause)
 	}
 }

@@ -122,7 +122,9 @@ func (d *DeadLetters) addRefused(n int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refused += n
-	d.last = err
+	if n > 0 {
+		d.last = err
+	}
 	d.report()
 	if n > 0 && d.refused == d.prefetch {
 		d.log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",

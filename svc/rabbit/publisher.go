@@ -57,16 +57,21 @@ func (d *DeadLetters) disconnect() {
 
 // listen notes whether the broker takes messages, until the connection ends.
 func (d *DeadLetters) listen(blockings <-chan amqp.Blocking) {
-	for b := range blockings {
-		d.blocked.Store(b.Active)
-		if b.Active {
-			d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
-		} else {
+	unblock := func() {
+		if d.blocked.Swap(false) {
 			d.outage.Answered(time.Now())
 			d.setDown(nil)
 		}
 	}
-	d.blocked.Store(false)
+	defer unblock()
+	for b := range blockings {
+		if !b.Active {
+			unblock()
+			continue
+		}
+		d.blocked.Store(true)
+		d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+	}
 }
 
 // publishOnce publishes, over a new connection if there is none, and returns the

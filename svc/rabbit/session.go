@@ -1,9 +1,11 @@
 package rabbit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/streadway/amqp"
 )
@@ -51,9 +53,6 @@ func (c *Consumer) session(ctx context.Context) error {
 		return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 	}
 	c.consumed, c.from = true, 0
-	if c.oneByOne == 0 { // else it may end at the same message again
-		c.wait.Reset()
-	}
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
@@ -61,7 +60,11 @@ func (c *Consumer) session(ctx context.Context) error {
 	alive, end := context.WithCancel(ctx)
 	defer end()
 	c.watching.Go(func() { c.verifyTopology(alive, conn) })
+	began := time.Now()
 	err = c.dispatch(alive, deliveries, closed, acker)
+	if time.Since(began) > stable {
+		c.wait.Reset()
+	}
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errStopping)
 		// Deliveries that were not begun are delivered again. The broker may answer the
@@ -83,7 +86,12 @@ func (c *Consumer) session(ctx context.Context) error {
 	return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 }
 
-const consumerTag = "svc"
+const (
+	consumerTag = "svc" // only within a channel
+	// stable is how long a connection has to last to reset the backoff, if it brings no
+	// deliveries.
+	stable = 10 * time.Second
+)
 
 // consume declares the topology and begins to consume.
 func (c *Consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {
@@ -114,22 +122,22 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		if !ok {
-			select {
-			case err := <-closed: // sent before the deliveries end
-				return err
-			default:
-				return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
-			}
-		}
-		if single && c.oneByOne == 0 { // with prefetch 1 no other delivery is open
+		switch {
+		case !ok && len(closed) > 0: // the library sends the error before the deliveries end
+			return <-closed
+		case !ok:
+			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
+		case single && c.oneByOne == 0: // with prefetch 1 no other delivery is open
 			return errPastUnreadable
+		case single:
+			c.oneByOne--
+		default: // a session that takes one at a time may end at the same message again
+			c.wait.Reset()
 		}
-		c.oneByOne = max(c.oneByOne-1, 0)
 		select {
 		case c.semaphore <- struct{}{}:
 		case err := <-closed:
-			return err
+			return cmp.Or(err, amqp.ErrClosed)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

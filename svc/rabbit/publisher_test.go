@@ -1,0 +1,32 @@
+package rabbit
+
+import (
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/streadway/amqp"
+)
+
+// statusLog is a Status that keeps what it was told.
+type statusLog []error
+
+func (s *statusLog) Set(_ string, err error) { *s = append(*s, err) }
+
+// An alarm is over when its connection is: the next one may be to another broker, and may
+// be needed only much later.
+func TestAlarmEndsWithTheConnection(t *testing.T) {
+	var log strings.Builder
+	var status statusLog
+	d := NewDeadLetters(Server{}, Topology{Queue: "q"}, 1, &status, slog.New(slog.NewTextHandler(&log, nil)))
+	blockings := make(chan amqp.Blocking, 1)
+	blockings <- amqp.Blocking{Active: true, Reason: "low on disk"}
+	close(blockings)
+	d.listen(blockings)
+	if len(status) != 3 || status[1] == nil || !strings.Contains(status[1].Error(), "low on disk") || status[2] != nil {
+		t.Errorf("the status was told %v", status)
+	}
+	if !strings.Contains(log.String(), "reachable again") {
+		t.Errorf("the log does not say that the alarm is over:\n%s", log.String())
+	}
+}
