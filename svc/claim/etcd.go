@@ -31,7 +31,7 @@ type Etcd struct {
 	*claimer
 	o      Options
 	prefix string // of all keys of the role
-	value  string // of the session's key, for people
+	value  string // of the session's key, for operators
 	client *clientv3.Client
 	calls  *caller
 

@@ -77,9 +77,9 @@ func (s *roleState) checkNoGap(changes []change) error {
 	return nil
 }
 
-// Apply applies the changes of one or more whole revisions, then calls changed for
-// each id that they may concern: no process sees a state within a revision. The error
-// names the keys that cannot be read; they list nothing.
+// Apply applies the changes of one or more whole revisions, then calls changed for each id
+// that they may concern: no process sees a part of a revision. The error names the keys
+// that cannot be read; they are ignored.
 func (s *roleState) Apply(changes []change, changed func(id string)) error {
 	var ids []string
 	var errs []error
@@ -114,7 +114,7 @@ func (s *roleState) apply(ch change) ([]string, error) {
 			s.done.begin(name, ch.Created)
 		}
 	case "done":
-		if ch.Deleted { // replaced by a merged record, or the window's own key goes as well
+		if ch.Deleted { // a merged record replaces it, or its window ends in the same revision
 			return nil, nil
 		}
 		window, _, _ := strings.Cut(name, "/")

@@ -25,7 +25,7 @@ type Log struct {
 	hint        string    // the last one logged
 }
 
-// New returns a Log for server, a name for people such as "etcd". Meanwhile is
+// New returns a Log for server, a name for the log such as "etcd". Meanwhile is
 // the effect of an outage, such as "events wait".
 func New(log *slog.Logger, server, meanwhile string) *Log {
 	return &Log{log: log, server: server, meanwhile: meanwhile}

@@ -29,12 +29,12 @@ func newAcker(ack func(tag uint64, multiple bool) error, prefetch int) *acker {
 	return a
 }
 
-// finish has a delivery acknowledged soon. It does not block: there is space for
-// all deliveries that are not acknowledged.
+// finish queues the acknowledgement of a delivery. It does not block: there is space
+// for all deliveries that are not acknowledged.
 func (a *acker) finish(tag uint64) {
 	select {
 	case a.finished <- tag:
-	case <-a.done: // so is the channel, and the broker delivers it again
+	case <-a.done: // with the channel: the broker delivers it again
 	}
 }
 

@@ -45,14 +45,14 @@ type Server struct {
 type connection struct {
 	*amqp.Connection
 	addr         string // host:port
-	broker       string // for people: the address and the virtual host
-	next         int    // the URL to try first when this broker cannot serve us
+	broker       string // for logs: the address and the virtual host
+	next         int    // the URL to try first when this broker does not let us consume
 	raw          net.Conn
 	closeTimeout time.Duration
 }
 
-// dial connects to the first URL that answers, beginning with number from. Its
-// error is one of denied access only if every broker denied it. A write to the
+// dial connects to the first URL that answers, beginning with number from. It
+// returns an error of denied access only if every broker denied it. A write to the
 // connection fails after writeTimeout; 0 is no limit.
 func (s Server) dial(ctx context.Context, name string, writeTimeout time.Duration, from int) (*connection, error) {
 	var last error
@@ -142,7 +142,8 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 	return c.until(ctx, f)
 }
 
-// close ends the connection, politely if that is quick.
+// close ends the connection, with an AMQP close if the broker answers it within
+// closeTimeout.
 func (c *connection) close() {
 	defer c.closeSoon().Stop()
 	c.Connection.Close() // its error does not matter any more

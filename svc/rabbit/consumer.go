@@ -12,9 +12,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// maxDenials is how many times in a row the broker has to deny access before
-// Run believes it: users and virtual hosts may be created after the broker has
-// started.
+// maxDenials is how many denials in a row make Run give up: users and virtual
+// hosts may be created after the broker has started.
 const maxDenials = 5
 
 // Consumer brings the deliveries of one queue to Handle. Set all fields.
@@ -74,7 +73,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		}
 		c.Status.Set(PartBroker, err)
 		c.Status.Set(PartConsumer, err)
-		if denials++; !denied(err) {
+		if denied(err) {
+			denials++
+		} else {
 			denials = 0
 		}
 		switch {

@@ -26,7 +26,7 @@ func unreadable(err error) bool {
 	return errors.As(err, &e) && e.Code == amqp.FrameError && !e.Server && e.Reason == amqp.ErrSyntax.Error()
 }
 
-// errUnreadableHead is a message that nothing can be consumed past.
+// errUnreadableHead means that the message at the head blocks the queue.
 var errUnreadableHead = errors.New("the message at the head of the queue cannot be read by this client, probably for a header of an unusual type")
 
 // errMismatch is the error of a queue or exchange that is not as it was declared.

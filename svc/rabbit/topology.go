@@ -22,7 +22,7 @@ type Topology struct {
 // DeadQueue is where the queue's dead letters go.
 func (t Topology) DeadQueue() string { return t.Queue + ".dead" }
 
-// declare makes what is not there yet. All of it is durable.
+// declare declares everything, durable. What exists is left as it is.
 func (t Topology) declare(ch *amqp.Channel) error {
 	if err := ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil); err != nil {
 		return declareError(err, "exchange", exchange)
