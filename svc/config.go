@@ -25,12 +25,12 @@ type Config struct {
 	Webhook       string   `env:"WEBHOOK_URL" allowed:"an http:// or https:// URL" secret:"url"`
 
 	Prefetch       int           `env:"PREFETCH" envDefault:"1000" allowed:"a whole number from 1 to 65535"`
-	Concurrency    int           `env:"CONCURRENCY" envDefault:"32" allowed:"a whole number, at least 1"`
-	MaxAttempts    int           `env:"MAX_ATTEMPTS" envDefault:"3" allowed:"a whole number, at least 1"`
+	Concurrency    int           `env:"CONCURRENCY" envDefault:"32" allowed:"a whole number from 1 to 2147483647"`
+	MaxAttempts    int           `env:"MAX_ATTEMPTS" envDefault:"3" allowed:"a whole number from 1 to 2147483647"`
 	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s" allowed:"a duration such as 30s, at least 1ms"`
 	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s" allowed:"a duration such as 10s, from 2s to 1h"`
 	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h" allowed:"0, or a duration such as 24h, from 1s to 87600h (10 years)"`
-	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000" allowed:"a whole number, at least 1"`
+	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000" allowed:"a whole number from 1 to 2147483647"`
 	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic" allowed:"classic or quorum"`
 	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s" allowed:"a duration such as 15s, at least 1s"`
 	HealthAddr     string        `env:"HEALTH_ADDR" allowed:"host:port or :port"`

@@ -24,7 +24,7 @@
 //	CACHE_SIZE        20000000            ids held in memory, 35 to 48 bytes each; beyond it the
 //	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
-//	SHUTDOWN_TIMEOUT  15s                 time to finish what has begun
+//	SHUTDOWN_TIMEOUT  15s                 time to finish what has begun; a second signal ends it
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
 //	                                      Certificates that are renewed are used without a restart
@@ -34,8 +34,8 @@
 //	LOG_FORMAT        text                or json
 //
 // It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go
-// on (the message says how to fix that), 2 when its configuration is bad. It
-// waits for servers that are not up yet.
+// on (the message says how to fix that), 2 when its configuration is bad; go run
+// says 1 for both failures. It waits for servers that are not up yet.
 package main
 
 import (
@@ -62,6 +62,10 @@ import (
 func main() {
 	// gRPC's log is for its developers. Its errors are returned, and logged by the callers.
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, io.Discard))
+	if len(os.Args) > 1 {
+		fmt.Fprintln(os.Stderr, "svc takes no arguments: all of its configuration is in the environment (go doc ./svc)")
+		os.Exit(2)
+	}
 	cfg, err := readConfig(os.Environ())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -73,7 +77,10 @@ func main() {
 	heapFloor := make([]byte, 32<<20)
 	defer runtime.KeepAlive(heapFloor)
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(stop, restore) // a second signal ends the process at once
+	context.AfterFunc(stop, func() {
+		restore()
+		log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
+	})
 	if err := run(stop, cfg, log); err != nil {
 		os.Exit(1) // run has logged it
 	}

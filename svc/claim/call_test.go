@@ -20,7 +20,7 @@ import (
 func newCaller() (*caller, *bytes.Buffer) {
 	var lines bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&lines, nil))
-	return &caller{outage: outage.New(log, "etcd", "events wait"), refusals: newRefusals(log)}, &lines
+	return &caller{outage: outage.New(log, "etcd", "events wait", ""), refusals: newRefusals(log)}, &lines
 }
 
 // An overloaded etcd is not taken for one that refuses.

@@ -57,7 +57,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 	detach := context.AfterFunc(ctx, end)
 	defer detach()
 	cfg.Context = alive
-	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed"), refusals: newRefusals(log)}
+	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed", checkEndpoints), refusals: newRefusals(log)}
 	defer calls.tries.Wait()
 	client, err := call(ctx, calls, noResend, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {

@@ -50,7 +50,7 @@ func NewEtcd(client *clientv3.Client, o Options) *Etcd {
 		claimer: newClaimer(newRoleState()), o: o, prefix: "/service/" + o.Role + "/",
 		value:  host + " " + strconv.Itoa(os.Getpid()),
 		client: client,
-		calls:  &caller{outage: outage.New(o.Log, "etcd", "events wait unacknowledged"), refusals: newRefusals(o.Log)},
+		calls:  &caller{outage: outage.New(o.Log, "etcd", "events wait unacknowledged", checkEndpoints), refusals: newRefusals(o.Log)},
 		reread: make(chan error, 1), full: make(chan struct{}, 1),
 	}
 }
@@ -87,7 +87,7 @@ func (s *Etcd) Run(ctx context.Context) {
 // record has an unknown outcome, may only expire.
 func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	if n := s.inUse(); n > 0 {
-		s.o.Log.Warn("stopped before the work was recorded: these ids are free when their claims expire", "claims", n, "within", s.o.TTL)
+		s.o.Log.Warn("stopped before the work was recorded: these events are done again when the claims expire", "claims", n, "within", s.o.TTL)
 		return
 	}
 	if last == clientv3.NoLease {

@@ -244,7 +244,7 @@ func TestStopRevokes(t *testing.T) {
 		if left := p.keys("claim/"); len(left) != 1 {
 			t.Errorf("claims: %v", left)
 		}
-		p.log.await("level=WARN", "free when their claims expire", "claims=1")
+		p.log.await("level=WARN", "done again when the claims expire", "claims=1")
 	})
 }
 

@@ -97,6 +97,8 @@ func isRefusal(err error) bool {
 	return false
 }
 
+const checkEndpoints = "check that etcd is up, and ETCD_ENDPOINTS"
+
 // Hint says how to fix what etcd does not recover from by itself.
 func Hint(err error) string {
 	switch {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"time"
@@ -42,11 +43,15 @@ func (s *Etcd) follow(ctx context.Context) {
 		}
 		// Until the new state is there, ids that are known to be done are skipped,
 		// and no newly claimed id is granted.
-		reading := time.Now()
+		reading, before := time.Now(), s.Remembered()
 		if s.Load(ctx) != nil {
 			return
 		}
-		s.o.Log.Info("view read again", "reason", err, "ids", s.Remembered(), "took", time.Since(reading).Round(time.Millisecond))
+		level := slog.LevelInfo
+		if s.Remembered() < before {
+			level = slog.LevelWarn
+		}
+		s.o.Log.Log(ctx, level, "view read again", "reason", err, "ids", s.Remembered(), "before", before, "took", time.Since(reading).Round(time.Millisecond))
 	}
 }
 

@@ -75,6 +75,7 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		p.Log.Debug("attempt failed", "type", truncate(e.Type), "id", e.ID, "attempt", attempt, "error", truncate(err.Error()))
 		if c.Held.Err() != nil {
 			continue // the suspension cancelled the attempt, which does not count
 		}

@@ -63,6 +63,9 @@ func (s *env) play(ctx context.Context, began time.Time) error {
 			continue
 		}
 		if s.opts.pause {
+			if played == 0 {
+				s.status.update(func(v *view) { v.Title, v.Text = "Ready", "Two services, one broker, one etcd." })
+			}
 			s.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
 			if err := s.awaitEnter(ctx); err != nil {
 				return err
@@ -74,7 +77,11 @@ func (s *env) play(ctx context.Context, began time.Time) error {
 		}
 		played++
 	}
-	s.screen.good(fmt.Sprintf("%d of %d scenes passed in %.0f s.", played, len(scenes), time.Since(began).Seconds()))
+	passed := fmt.Sprintf("%d of %d scenes", played, len(scenes))
+	if s.opts.scene != 0 {
+		passed = fmt.Sprintf("Scene %d", s.opts.scene)
+	}
+	s.screen.good(fmt.Sprintf("%s passed in %.0f s.", passed, time.Since(began).Seconds()))
 	if s.opts.hold {
 		return s.hold(ctx)
 	}

@@ -50,9 +50,11 @@ var scenes = []scene{
 		text:    "The work of orders is now a slow call to another server. We kill orders in the middle of it. Its claims expire, and then the restarted orders does the work.",
 		commands: []string{
 			"go build -o /tmp/svc ./svc",
-			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 /tmp/svc &   # a slow receiver",
+			"go run ./svc/receiver -delay 5s",
+			slowOrders,
 			plumber("126"),
 			"kill -9 $!",
+			slowOrders,
 		},
 		run: crash,
 	},
@@ -61,10 +63,12 @@ var scenes = []scene{
 		promise: "repeated work has one effect, if its receiver checks the idempotency key",
 		text:    "orders is killed after the work and before the record, so the work is repeated. A receiver that stores the idempotency key detects that; a plain one has the effect twice.",
 		commands: []string{
-			"go run ./svc/receiver",
-			"ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 /tmp/svc &",
+			"go run ./svc/receiver -delay 5s",
+			slowOrders,
 			plumber("127"),
-			"kill -9 $!",
+			"kill -9 $!                    # within 5 s",
+			slowOrders,
+			"curl localhost:8090           # the work was done twice, and had one effect",
 		},
 		run: crashWindow,
 	},
@@ -92,6 +96,9 @@ var scenes = []scene{
 		run: outage,
 	},
 }
+
+// slowOrders starts orders with the work done by a receiver.
+const slowOrders = "ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WEBHOOK_URL=http://localhost:8090 /tmp/svc &"
 
 func plumber(id string) string {
 	return "plumber write rabbit --exchange-name events --routing-key=foo \\\n" +

@@ -86,6 +86,17 @@ func TestValueIsRefused(t *testing.T) {
 	}
 }
 
+// An argument would have no effect, so it is refused.
+func TestArgumentIsRefused(t *testing.T) {
+	cmd := exec.Command(shared.bin, "-h")
+	cmd.Env = []string{"SERVICE_NAME=orders"}
+	s := startCommand(t, "argument", cmd)
+	s.wantExit(2)
+	if line := s.log.String(); !strings.Contains(line, "svc takes no arguments") {
+		t.Errorf("the log is %q", line)
+	}
+}
+
 // Values at the limits are accepted.
 func TestValueIsAllowed(t *testing.T) {
 	tests := [][]string{

@@ -11,15 +11,17 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// The service waits for a broker that is down at its start, and logs each attempt.
+// The service waits for a broker that is down at its start. It warns once, and logs further
+// attempts at level debug.
 func TestLateBroker(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
 	b.toRabbit.cut()
-	s := b.start("orders", "ENABLE_ETCD=true")
-	s.waitLogs(4, "level=WARN", "not consuming", "connection refused", "retry_in=")
+	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug")
+	s.waitLog("level=WARN", "not consuming", "connection refused", "retry_in=", "host and port in AMQP_URL")
+	s.waitLogs(3, "level=DEBUG", "not consuming", "connection refused", "retry_in=")
 	s.alive()
-	tries := s.log.count("level=WARN")
+	tries := s.log.count("not consuming")
 	b.toRabbit.reconnect()
 	back := time.Now()
 	s.waitLog("msg=consuming")
@@ -28,8 +30,11 @@ func TestLateBroker(t *testing.T) {
 		t.Errorf("the service consumes only %v after the broker became reachable", took)
 	}
 	s.waitLogs(3, "msg=processed")
-	if n := s.log.count("level=WARN"); n > tries+1 {
-		t.Errorf("%d warnings, %d of them before the broker became reachable", n, tries)
+	if n := s.log.count("not consuming"); n > tries+1 {
+		t.Errorf("%d failed tries, %d of them before the broker became reachable", n, tries)
+	}
+	if n := s.log.count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
 	}
 	t.Logf("%d tries, consuming %v after the broker came", tries, took.Round(time.Millisecond))
 	s.stop()
@@ -40,7 +45,7 @@ func TestLateBrokerOfTwo(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
 	b.toRabbit.cut()
-	s := b.start("orders")
+	s := b.start("orders", "LOG_LEVEL=debug")
 	s.waitLogs(2, "not consuming")
 	b.toRabbit.reconnect()
 	s.waitLog("msg=consuming", "broker="+b.toRabbit.Listen)
@@ -111,7 +116,7 @@ func TestLateEverything(t *testing.T) {
 	b.toRabbit.cut()
 	addr := b.statsd.Addr()
 	b.statsd.Close()
-	s := b.start("orders", "ENABLE_ETCD=true")
+	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug")
 	s.waitLog("etcd is unreachable")
 	b.toEtcd.reconnect()
 	s.waitLog(`msg="cache warmed"`)

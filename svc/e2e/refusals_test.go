@@ -44,7 +44,7 @@ func TestRefusedForAWhile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			e, vhost := newBroker(t)
 			end := tt.refuse(t, e, vhost)
-			s := e.start("orders")
+			s := e.start("orders", "LOG_LEVEL=debug")
 			// A refusal for good would have ended the process after 5 in a row.
 			s.waitLogs(7, "not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
 			s.alive()
@@ -89,7 +89,7 @@ func TestOtherArgumentsLater(t *testing.T) {
 	e, _ := newBroker(t)
 	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
 	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
-	s := e.start("orders")
+	s := e.start("orders", "LOG_LEVEL=debug")
 	s.waitLog("msg=consuming")
 	way.cut()
 	remove := func(ch *amqp.Channel) error {

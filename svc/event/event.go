@@ -74,7 +74,7 @@ func Parse(body []byte) (Event, error) {
 // valid reports what gjson does not check: the syntax, and that body is an object.
 func valid(body []byte) error {
 	if !json.Valid(body) {
-		return json.Unmarshal(body, &json.RawMessage{}) // the error names the offset
+		return json.Unmarshal(body, &json.RawMessage{}) // for its error
 	}
 	if bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
 		return errors.New("not an object")

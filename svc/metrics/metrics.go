@@ -52,7 +52,7 @@ type counter struct {
 func Report(addr, prefix string, names Names, log *slog.Logger) *Recorder {
 	r := &Recorder{
 		counts: make(map[string]*counter), timers: make(map[string]*timer),
-		addr: addr, outage: outage.New(log, "statsd", "counts are kept until it is found"),
+		addr: addr, outage: outage.New(log, "statsd", "counts are kept until it is found", "check STATSD_ADDR"),
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	for _, name := range names.Counters {
@@ -124,7 +124,7 @@ func (r *Recorder) connect() bool {
 	client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: r.addr, ResInterval: reresolve})
 	if err != nil {
 		r.tried = time.Now()
-		r.outage.Failed(began, err, "check STATSD_ADDR")
+		r.outage.Failed(began, err, "")
 		return false
 	}
 	r.outage.Answered(began)

@@ -3,6 +3,7 @@
 package outage
 
 import (
+	"cmp"
 	"log/slog"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ type Log struct {
 	log       *slog.Logger
 	server    string
 	meanwhile string
+	advice    string
 
 	mu          sync.Mutex
 	unreachable bool
@@ -25,10 +27,10 @@ type Log struct {
 	hint        string    // the last one logged
 }
 
-// New returns a Log for server, a name for the log such as "etcd". Meanwhile is
-// the effect of an outage, such as "events wait".
-func New(log *slog.Logger, server, meanwhile string) *Log {
-	return &Log{log: log, server: server, meanwhile: meanwhile}
+// New returns a Log for server, a name such as "etcd". Meanwhile is the effect of an
+// outage, such as "events wait". Advice is the hint of failures that have none of their own.
+func New(log *slog.Logger, server, meanwhile, advice string) *Log {
+	return &Log{log: log, server: server, meanwhile: meanwhile, advice: advice}
 }
 
 // Failed notes a failed call and logs the first of an outage. Hint, which may
@@ -45,7 +47,7 @@ func (l *Log) Failed(began time.Time, err error, hint string) {
 	}
 	l.hint = hint
 	args := []any{"error", err}
-	if hint != "" {
+	if hint = cmp.Or(hint, l.advice); hint != "" {
 		args = append(args, "hint", hint)
 	}
 	l.log.Warn(l.server+" is unreachable: "+l.meanwhile, args...)

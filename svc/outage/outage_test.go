@@ -14,7 +14,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-func newLog(name, meanwhile string) (*outage.Log, *bytes.Buffer) {
+func newLog(name, meanwhile, advice string) (*outage.Log, *bytes.Buffer) {
 	var lines bytes.Buffer
 	h := slog.NewTextHandler(&lines, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
@@ -22,7 +22,7 @@ func newLog(name, meanwhile string) (*outage.Log, *bytes.Buffer) {
 		}
 		return a
 	}})
-	return outage.New(slog.New(h), name, meanwhile), &lines
+	return outage.New(slog.New(h), name, meanwhile, advice), &lines
 }
 
 // call is one call of a test: it was answered, or failed with an error and a hint.
@@ -36,51 +36,58 @@ type call struct {
 
 func TestLog(t *testing.T) {
 	tests := map[string]struct {
-		calls []call
-		want  []string
+		calls  []call
+		want   []string
+		advice string
 	}{
-		"answered":      {[]call{{answered: true}, {answered: true}}, nil},
-		"the first try": {[]call{{err: "refused"}}, []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`}},
+		"answered":      {calls: []call{{answered: true}, {answered: true}}},
+		"the first try": {calls: []call{{err: "refused"}}, want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`}},
 		"one outage": {
-			[]call{{err: "refused"}, {err: "refused"}, {err: "timeout", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1.5s`},
+			calls: []call{{err: "refused"}, {err: "refused"}, {err: "timeout", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
+			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1.5s`},
 		},
 		"two outages": {
-			[]call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error=a`, `level=INFO msg="etcd is reachable again" after=1h0m0s`,
+			calls: []call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=a`, `level=INFO msg="etcd is reachable again" after=1h0m0s`,
 				`level=WARN msg="etcd is unreachable: events wait" error=b`, `level=INFO msg="etcd is reachable again" after=123ms`},
 		},
 		"an answer from before the outage": {
-			[]call{{err: "refused"}, {answered: true, took: 2 * time.Second, after: time.Second}, {answered: true, after: time.Second}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=2s`},
+			calls: []call{{err: "refused"}, {answered: true, took: 2 * time.Second, after: time.Second}, {answered: true, after: time.Second}},
+			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=2s`},
 		},
 		"a failure from before the end": {
-			[]call{{err: "refused"}, {answered: true, after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1s`,
+			calls: []call{{err: "refused"}, {answered: true, after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1s`,
 				`level=WARN msg="etcd is unreachable: events wait" error=refused`},
 		},
 		"with hint": {
-			[]call{{err: "no space", hint: "defrag"}, {err: "no space", hint: "defrag"}, {answered: true}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`},
+			calls: []call{{err: "no space", hint: "defrag"}, {err: "no space", hint: "defrag"}, {answered: true}},
+			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`},
+		},
+		"advice": {
+			calls: []call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused hint="check its address"`,
+				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
+			advice: "check its address",
 		},
 		"hint that comes later": {
-			[]call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}, {err: "no space", hint: "defrag"}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error=refused`,
+			calls: []call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}, {err: "no space", hint: "defrag"}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`,
 				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
 		"other hint": {
-			[]call{{err: "no space", hint: "defrag"}, {err: "denied", hint: "grant"}, {answered: true, after: time.Second}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`,
+			calls: []call{{err: "no space", hint: "defrag"}, {err: "denied", hint: "grant"}, {answered: true, after: time.Second}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`,
 				`level=WARN msg="etcd is unreachable: events wait" error=denied hint=grant`, `level=INFO msg="etcd is reachable again" after=1s`},
 		},
 		"the same hint in the next outage": {
-			[]call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "no space", hint: "defrag"}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
+			calls: []call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "no space", hint: "defrag"}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
 				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
 		"the same hint later in the next outage": {
-			[]call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", hint: "defrag"}},
-			[]string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
+			calls: []call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", hint: "defrag"}},
+			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
 				`level=WARN msg="etcd is unreachable: events wait" error=refused`,
 				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
 		},
@@ -88,7 +95,7 @@ func TestLog(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l, lines := newLog("etcd", "events wait")
+				l, lines := newLog("etcd", "events wait", tt.advice)
 				for _, c := range tt.calls {
 					if c.after > 0 {
 						<-time.After(c.after)
@@ -110,7 +117,7 @@ func TestLog(t *testing.T) {
 }
 
 func TestManyCallers(t *testing.T) {
-	l, lines := newLog("etcd", "events wait")
+	l, lines := newLog("etcd", "events wait", "")
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() { l.Failed(time.Now(), errors.New("refused"), "") })

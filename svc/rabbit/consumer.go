@@ -34,9 +34,10 @@ type Consumer struct {
 	handling  sync.WaitGroup // handlers
 	watching  sync.WaitGroup // goroutines that end with a connection
 	semaphore chan struct{}
-	consumed  bool // ever
-	from      int  // the URL to try first
-	oneByOne  int  // deliveries to take one at a time, see session
+	consumed  bool   // ever
+	from      int    // the URL to try first
+	oneByOne  int    // deliveries to take one at a time, see session
+	logged    string // the error that was logged last; "": it has consumed since
 	wait      *backoff.ExponentialBackOff
 }
 
@@ -86,7 +87,12 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
 		pause := c.wait.NextBackOff()
-		c.Log.Warn("not consuming", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
+		level := slog.LevelWarn
+		if err.Error() == c.logged {
+			level = slog.LevelDebug
+		}
+		c.logged = err.Error()
+		c.Log.Log(ctx, level, "not consuming", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
 		sleep(ctx, pause)
 	}
 }

@@ -57,7 +57,7 @@ func NewDeadLetters(server Server, topology Topology, prefetch int, status Statu
 	status.Set(PartDeadLetters, nil)
 	return &DeadLetters{
 		server: server, topology: topology, prefetch: prefetch, status: status, log: log,
-		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged"),
+		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged", ""),
 		turn:   make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
 }

@@ -51,6 +51,7 @@ var (
 
 var (
 	errSlowLogin = fmt.Errorf("the broker did not finish the login within %v", loginTimeout)
+	errNoAnswer  = fmt.Errorf("the broker did not answer within %v", dialTimeout)
 	errNoReason  = errors.New("the broker closed the connection during the login and gave no reason")
 )
 
@@ -70,7 +71,7 @@ func (c *handshakeConn) explain(err error) error {
 	case errors.Is(c.err, os.ErrDeadlineExceeded) && len(c.received) > 0:
 		return errSlowLogin
 	case errors.Is(c.err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("the broker did not answer within %v", dialTimeout)
+		return errNoAnswer
 	case errors.Is(c.err, io.EOF):
 		return errNoReason
 	case c.err != nil:

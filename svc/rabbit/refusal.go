@@ -55,7 +55,8 @@ func Hint(err error) string {
 // hints are what to do about errors that contain a text.
 var hints = []struct{ text, hint string }{
 	{"exchange " + exchange + " " + errMismatch.Error(), "delete the exchange at the broker"},
-	{errMismatch.Error(), "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue NAME --if-empty)"},
+	{"inequivalent arg 'x-queue-type'", "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue NAME --if-empty)"},
+	{errMismatch.Error(), "delete the queue when it is empty (rabbitmqctl delete_queue NAME --if-empty); give it other arguments by a policy"},
 	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
 	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
 	{"tls: ", checkTLS},
@@ -68,7 +69,12 @@ var hints = []struct{ text, hint string }{
 	{"message size", "raise max_message_size at the broker"},
 	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
 	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
+	{"connection refused", checkAddress},
+	{"no such host", checkAddress},
+	{errNoAnswer.Error(), checkAddress},
 	{errNoReason.Error(), "see the log of the broker, which may be down behind a proxy"},
 }
+
+const checkAddress = "check that RabbitMQ is up, and its host and port in AMQP_URL"
 
 const checkTLS = "check AMQP_CACERT, AMQP_CERT and AMQP_KEY, and the broker's certificate and its port in AMQP_URL"

@@ -52,7 +52,7 @@ func (c *Consumer) session(ctx context.Context) error {
 		c.from = conn.next
 		return fmt.Errorf("the broker at %s: %w", conn.broker, err)
 	}
-	c.consumed, c.from = true, 0
+	c.consumed, c.from, c.logged = true, 0, ""
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 

@@ -39,18 +39,19 @@ var errOldToken = errors.New("a newer token was seen")
 func main() {
 	addr := flag.String("addr", "localhost:8090", "where to listen")
 	path := flag.String("db", "receiver.db", "the file of the store")
+	delay := flag.Duration("delay", 0, "how long each answer takes, so that a service can be killed meanwhile")
 	flag.Parse()
 
-	store, err := open(*path)
-	if err != nil {
-		log.Fatal(err)
-	}
 	listener, err := net.Listen("tcp", *addr)
 	if err != nil {
 		log.Fatal(err)
 	}
+	store, err := open(*path)
+	if err != nil {
+		log.Fatal(err)
+	}
 	log.Printf("listening at http://%s", listener.Addr())
-	http.HandleFunc("POST /", receive(store))
+	http.HandleFunc("POST /", receive(store, *delay))
 	http.HandleFunc("GET /", count(store))
 	log.Fatal(http.Serve(listener, nil))
 }
@@ -67,9 +68,9 @@ func open(path string) (*bolt.DB, error) {
 	})
 }
 
-// receive answers posts: 200 once the effect of a key is durable, 412 to an old
-// token, 500 if the store fails.
-func receive(store *bolt.DB) http.HandlerFunc {
+// receive answers posts after a delay: 200 once the effect of a key is durable, 412 to an
+// old token, 500 if the store fails.
+func receive(store *bolt.DB, delay time.Duration) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		key := []byte(r.Header.Get("Idempotency-Key"))
 		token, err := strconv.ParseUint(r.Header.Get("X-Fencing-Token"), 10, 64)
@@ -94,6 +95,7 @@ func receive(store *bolt.DB) http.HandlerFunc {
 		})
 
 		log.Printf("%s token=%d repeated=%t error=%v", key, token, repeated, err)
+		time.Sleep(delay)
 		switch {
 		case errors.Is(err, errOldToken):
 			http.Error(w, err.Error(), http.StatusPreconditionFailed)

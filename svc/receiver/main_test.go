@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -37,7 +38,7 @@ func TestReceive(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := receive(store)
+	h := receive(store, 0)
 	for i, step := range []struct {
 		key, token    string
 		code, effects int
@@ -63,8 +64,13 @@ func TestReceive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	if code := post(receive(store), "orders/1", "9"); code != 200 || effects(t, store) != 2 {
+	const delay = 50 * time.Millisecond
+	began := time.Now()
+	if code := post(receive(store, delay), "orders/1", "9"); code != 200 || effects(t, store) != 2 {
 		t.Errorf("after a restart: answer %d with %d effects", code, effects(t, store))
+	}
+	if took := time.Since(began); took < delay {
+		t.Errorf("the answer took %v, want at least %v", took, delay)
 	}
 }
 
@@ -74,7 +80,7 @@ func TestReceiveManyAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	h := receive(store)
+	h := receive(store, 0)
 	var posts sync.WaitGroup
 	for i := range 40 {
 		posts.Go(func() {

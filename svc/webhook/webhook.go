@@ -48,7 +48,7 @@ func New(url, role string, maxPosts int, log *slog.Logger) *Poster {
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
 		url: url, role: role, transport: transport,
-		outages: outage.New(log, "the webhook", "events wait, claimed and unacknowledged"),
+		outages: outage.New(log, "the webhook", "events wait, claimed and unacknowledged", ""),
 	}
 }
 
