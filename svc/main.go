@@ -78,8 +78,10 @@ func main() {
 	defer runtime.KeepAlive(heapFloor)
 	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(stop, func() {
-		restore()
-		log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
+		restore() // a second signal ends the process at once
+		time.AfterFunc(time.Second, func() {
+			log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
+		})
 	})
 	if err := run(stop, cfg, log); err != nil {
 		os.Exit(1) // run has logged it

@@ -43,11 +43,8 @@ func TestSecondSignal(t *testing.T) {
 			e.publishBodies(orders("2nd", 1)...)
 			<-began
 			s.signal(sig)
-			select {
-			case <-s.exited:
-				t.Fatal("the first signal ended the process at once")
-			case <-time.After(time.Second):
-			}
+			s.waitLog("msg=stopping", "within=50s", "a second signal ends the service at once")
+			s.alive()
 			asked := time.Now()
 			s.signal(sig)
 			select {

@@ -27,7 +27,6 @@ func (s *service) stopWithin(sig syscall.Signal, most time.Duration) time.Durati
 	if took > most {
 		s.t.Errorf("%s stopped after %v, at most %v are allowed", s.name, took, most)
 	}
-	s.waitLog("msg=stopping", "a second signal")
 	s.waitLog("msg=stopped")
 	return took
 }
