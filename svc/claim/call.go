@@ -51,9 +51,9 @@ func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
 }
 
 // call repeats f until it succeeds. It returns an error only if f's is one of final, or
-// when ctx ends. Calls of f overlap when one is not answered
-// within resend; f must have the same effect however often it is carried out. (A
-// lease that was granted twice does no harm: one of the two expires unused.)
+// when ctx ends. Calls of f overlap when one is not answered within resend, so f must have
+// the same effect however often it is carried out. (A lease that was granted twice does no
+// harm: one of the two expires unused.)
 func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
 	type answer struct {
 		try   int // from 1

@@ -13,8 +13,8 @@ import (
 // hasher hashes the canonical form of a state. In that form the names of sessions and
 // windows are replaced by numbers in the order of their appearance, revisions and the
 // numbers of writes by their ranks, and changes that both views have seen are left
-// out. A state and the same state with its processes exchanged have the same form, and
-// so it is with the ids a and b if their messages begin alike.
+// out. A state and the same state with its processes exchanged have the same form. So
+// has the state with the ids a and b exchanged, if the scenario treats both alike.
 type hasher struct {
 	seeds [2]maphash.Seed
 

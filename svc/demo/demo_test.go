@@ -46,7 +46,7 @@ func TestRun(t *testing.T) {
 		}
 		d.await(fmt.Sprintf("^Scene %d passed", number+1))
 	}
-	t.Log(d.await("7 of 7 scenes passed in .*")[0])
+	t.Log(d.await("All 7 scenes passed in .*")[0])
 	amqpURL := d.await("^  RabbitMQ +(amqp.*)")[1]
 	look.wants(amqpURL, d.counters())
 

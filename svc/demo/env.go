@@ -61,11 +61,11 @@ func (s *env) open(ctx context.Context) (err error) {
 	}
 	s.closeLater(s.statsd.Close)
 	s.status = newStatus(s.statsd)
-	page, url, err := startPage(s.status)
+	url, stopPage, err := startPage(s.status)
 	if err != nil {
 		return err
 	}
-	s.closeLater(page.Close)
+	s.closeLater(stopPage)
 	s.pageURL = url
 	s.screen.note("Live page: " + s.pageURL)
 

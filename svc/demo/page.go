@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net"
 	"net/http"
+	"sync"
 	"syscall"
 )
 
@@ -24,15 +25,15 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"scene":      func(i int) string { return scenes[i].title },
 }).Parse(pageSource))
 
-// startPage starts the server of the page on port 8080, or on any free port if that one
-// is in use. The caller must close the server.
-func startPage(status *status) (server *http.Server, url string, err error) {
+// startPage serves the page on port 8080, or on any free port if that one is in use, until
+// the caller calls stop.
+func startPage(status *status) (url string, stop func() error, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:8080")
 	if errors.Is(err, syscall.EADDRINUSE) {
 		listener, err = net.Listen("tcp", "127.0.0.1:0")
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("start the page: %w", err)
+		return "", nil, fmt.Errorf("start the page: %w", err)
 	}
 	serve := func(name string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -44,7 +45,12 @@ func startPage(status *status) (server *http.Server, url string, err error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", serve("page"))
 	mux.HandleFunc("GET /main", serve("main"))
-	server = &http.Server{Handler: mux}
-	go server.Serve(listener) // until Close
-	return server, fmt.Sprintf("http://localhost:%d", listener.Addr().(*net.TCPAddr).Port), nil
+	server := &http.Server{Handler: mux}
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(listener) }) // until Close
+	stop = func() error {
+		defer serving.Wait()
+		return server.Close()
+	}
+	return fmt.Sprintf("http://localhost:%d", listener.Addr().(*net.TCPAddr).Port), stop, nil
 }

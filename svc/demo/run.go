@@ -77,11 +77,9 @@ func (s *env) play(ctx context.Context, began time.Time) error {
 		}
 		played++
 	}
-	passed := fmt.Sprintf("%d of %d scenes", played, len(scenes))
-	if s.opts.scene != 0 {
-		passed = fmt.Sprintf("Scene %d", s.opts.scene)
+	if s.opts.scene == 0 {
+		s.screen.good(fmt.Sprintf("All %d scenes passed in %.0f s.", played, time.Since(began).Seconds()))
 	}
-	s.screen.good(fmt.Sprintf("%s passed in %.0f s.", passed, time.Since(began).Seconds()))
 	if s.opts.hold {
 		return s.hold(ctx)
 	}

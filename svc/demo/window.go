@@ -66,8 +66,12 @@ func (s *script) startReceiver() (at *url.URL) {
 
 // effects asks svc/receiver for the number of effects.
 func (s *script) effects(receiver *url.URL) (n int64) {
-	s.step(func(context.Context) error {
-		resp, err := http.Get(receiver.String())
+	s.step(func(ctx context.Context) error {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, receiver.String(), nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			return err
 		}

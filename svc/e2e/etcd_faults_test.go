@@ -148,6 +148,7 @@ func TestEtcdRestored(t *testing.T) {
 			restored := time.Now()
 			w.long = append(w.long, span{saved, restored}) // the backup lacks the records of this time
 			took, _ := w.goneOn(restored)
+			w.replicas[0].waitLog("level=WARN", "view read again", "before=") // it knows fewer ids
 			w.healthy()
 			both := time.Since(restored)
 			if both > 10*time.Second {

@@ -34,7 +34,7 @@ func newAcker(ack func(tag uint64, multiple bool) error, prefetch int) *acker {
 func (a *acker) finish(tag uint64) {
 	select {
 	case a.finished <- tag:
-	case <-a.done: // with the channel: the broker delivers it again
+	case <-a.done: // the channel has ended, and the broker redelivers the message
 	}
 }
 

@@ -104,8 +104,8 @@ func (d *DeadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) erro
 	}
 }
 
-// send publishes and waits for the broker's answer. A channel is used until one
-// is an error.
+// send publishes and waits for the broker's answer. After any error it closes the
+// channel.
 func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 	if d.ch == nil {
 		if err := d.openChannel(); err != nil {

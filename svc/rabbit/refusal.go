@@ -56,7 +56,7 @@ func Hint(err error) string {
 var hints = []struct{ text, hint string }{
 	{"exchange " + exchange + " " + errMismatch.Error(), "delete the exchange at the broker"},
 	{"inequivalent arg 'x-queue-type'", "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue NAME --if-empty)"},
-	{errMismatch.Error(), "delete the queue when it is empty (rabbitmqctl delete_queue NAME --if-empty); give it other arguments by a policy"},
+	{errMismatch.Error(), "delete the queue when it is empty (rabbitmqctl delete_queue NAME --if-empty); set its arguments by a policy"},
 	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
 	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
 	{"tls: ", checkTLS},

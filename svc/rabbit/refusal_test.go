@@ -43,6 +43,18 @@ func TestDenied(t *testing.T) {
 			}
 		})
 	}
+	mismatch := func(kind, argument string) error {
+		return declareError(&amqp.Error{Code: 406, Reason: "PRECONDITION_FAILED - inequivalent arg '" + argument + "' for " + kind, Server: true}, kind, exchange)
+	}
+	for hint, err := range map[string]error{
+		"set QUEUE_TYPE":      mismatch("queue", "x-queue-type"),
+		"by a policy":         mismatch("queue", "x-message-ttl"),
+		"delete the exchange": mismatch("exchange", "type"),
+	} {
+		if got := Hint(err); !strings.Contains(got, hint) {
+			t.Errorf("the hint of %q is %q, want %q", err, got, hint)
+		}
+	}
 	if denied(&amqp.Error{Code: 403, Reason: "ACCESS_REFUSED - Login was refused"}) {
 		t.Error("an error that did not come from the broker counts as a refusal")
 	}

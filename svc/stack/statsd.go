@@ -17,7 +17,6 @@ type Statsd struct {
 	counts  map[string]int64
 	last    map[string]float64
 	changed chan struct{} // closed and replaced at every packet
-	forward net.Conn      // see Forward
 }
 
 // receiveBuffer is the size of the receive buffer in bytes, large enough that a burst is
@@ -61,9 +60,6 @@ func (s *Statsd) receive() {
 func (s *Statsd) add(packet string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.forward != nil {
-		s.forward.Write([]byte(packet)) // lost if that server is down
-	}
 	for m := range parseMetrics(packet) {
 		if m.kind == "c" {
 			s.counts[m.name] += m.count()
@@ -73,19 +69,6 @@ func (s *Statsd) add(packet string) {
 	}
 	close(s.changed)
 	s.changed = make(chan struct{})
-}
-
-// Forward sends a copy of every later packet to another statsd, before the counters
-// here change. It may be called once.
-func (s *Statsd) Forward(addr string) error {
-	conn, err := net.Dial("udp", addr)
-	if err != nil {
-		return fmt.Errorf("forward to statsd: %w", err)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.forward = conn
-	return nil
 }
 
 // Addr returns the address of the sink: host and port.
@@ -135,8 +118,5 @@ func (s *Statsd) Wait(ctx context.Context, wanted func(counts map[string]int64) 
 func (s *Statsd) Close() error {
 	s.conn.Close()
 	<-s.gone
-	if s.forward != nil {
-		s.forward.Close()
-	}
 	return nil
 }

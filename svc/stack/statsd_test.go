@@ -45,25 +45,6 @@ func TestStatsd(t *testing.T) {
 	}
 }
 
-func TestStatsdForwards(t *testing.T) {
-	ctx := deadline(t)
-	first, err := stack.StartStatsd()
-	check(t, err)
-	closeAtEnd(t, first)
-	second, err := stack.StartStatsd()
-	check(t, err)
-	closeAtEnd(t, second)
-	check(t, first.Forward(second.Addr()))
-	conn, err := net.Dial("udp", first.Addr())
-	check(t, err)
-	defer conn.Close()
-	_, err = conn.Write([]byte("ok:2|c\nfailed:1|c"))
-	check(t, err)
-	for _, s := range []*stack.Statsd{first, second} {
-		check(t, s.Wait(ctx, func(counts map[string]int64) bool { return counts["ok"] == 2 && counts["failed"] == 1 }))
-	}
-}
-
 func TestStatsdWaitGivesUp(t *testing.T) {
 	s, err := stack.StartStatsd()
 	check(t, err)
