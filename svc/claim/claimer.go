@@ -38,6 +38,7 @@ type entry struct {
 	holder  *Claim   // of the delivery that works, or waits for its record; nil: none
 	stage   stage    // of the holder's work
 	listing *listing // the claim key that lists the id; nil: none yet
+	done    bool     // as last seen in the state, where looking among many ids is slow
 }
 
 // stage says how far the work on an id has come.
@@ -94,7 +95,7 @@ func (c *claimer) enqueue(id string) *Claim {
 		c.writer.wanted = append(c.writer.wanted, e)
 		c.notify()
 	}
-	claim.entry = e
+	claim.entry, e.done = e, false
 	e.waiting = append(e.waiting, claim)
 	if known {
 		c.evaluate(e)

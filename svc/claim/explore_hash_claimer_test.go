@@ -67,7 +67,7 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 	}
 	h.add(len(e.waiting))
 	h.add(int(e.stage))
-	h.addBools(e.holder != nil, e.listing != nil)
+	h.addBools(e.holder != nil, e.listing != nil, e.done)
 	if e.listing != nil {
 		h.addListing(p, e.listing)
 	}

@@ -44,7 +44,7 @@ func (p *simProcess) start() {
 // load simulates Etcd.Load.
 func (p *simProcess) load() {
 	state := p.x.newState()
-	p.x.unreadable(state.Apply(p.x.etcd.snapshot(), func(string) {}))
+	p.x.unreadable(state.Apply(p.x.etcd.snapshot(), func(string, bool) {}))
 	session, committed := p.c.lastWrite()
 	p.c.rebuild(state, session, committed)
 	p.view = p.x.etcd.revision

@@ -87,6 +87,8 @@ func (x *run) take(s step) {
 		p.write()
 	case watchStep:
 		p.watch(1)
+	case catchUpStep: // an answer of the watch may have several revisions
+		p.watch(x.etcd.revision - p.view)
 	case closedStep:
 		p.load()
 	case finishStep:

@@ -15,6 +15,7 @@ const (
 	executeLateStep
 	writeStep
 	watchStep
+	catchUpStep
 	finishStep
 	cancelledStep
 	releaseStep
@@ -33,7 +34,7 @@ const (
 	failStep
 )
 
-var kinds = [...]string{"deliver", "end session", "execute", "execute, watch, answer", "write", "watch", "finish", "cancelled", "release",
+var kinds = [...]string{"deliver", "end session", "execute", "execute, watch, answer", "write", "watch", "catch up", "finish", "cancelled", "release",
 	"renew", "expire", "SUSPEND", "CRASH", "RESEND", "ANSWER LOST", "WATCH CLOSED", "LEADER CHANGE", "WINDOW ENDS", "CHANNEL LOST", "FAIL"}
 
 type step struct {
@@ -89,7 +90,7 @@ func (x *run) enabled(withFaults bool) (steps, faults []step) {
 // that the checks can see, such as the end of work, are not local.
 func (x *run) isLocal(p *simProcess, steps []step) bool {
 	return slices.ContainsFunc(steps, func(s step) bool { return s.kind == watchStep }) &&
-		!slices.ContainsFunc(steps, func(s step) bool { return s.kind != watchStep && s.kind != writeStep }) &&
+		!slices.ContainsFunc(steps, func(s step) bool { return s.kind != watchStep && s.kind != catchUpStep && s.kind != writeStep }) &&
 		!slices.ContainsFunc(x.net, func(w *simCopy) bool { return w.from == p && w.current() })
 }
 
@@ -105,6 +106,9 @@ func (x *run) ofEtcd(p *simProcess, add func(kind, int)) {
 	}
 	if p.view < x.etcd.revision {
 		add(watchStep, 0)
+	}
+	if p.view+1 < x.etcd.revision {
+		add(catchUpStep, 0)
 	}
 }
 

@@ -12,7 +12,7 @@ func (c *claimer) evaluate(e *entry) {
 		return
 	case e.stage == unfinished && len(e.waiting) == 0: // no delivery waits
 		return
-	case c.state.Done(e.id):
+	case e.done:
 		c.end(e, ErrDone)
 		return
 	}

@@ -25,14 +25,14 @@ func TestFollowingIsReading(t *testing.T) {
 			if err := follower.checkNoGap(events); err != nil {
 				t.Fatalf("history %d: %v", seed, err)
 			}
-			if err := follower.Apply(events, func(string) {}); err != nil {
+			if err := follower.Apply(events, func(string, bool) {}); err != nil {
 				t.Fatal(err)
 			}
 			seen = h.revision
 			revisions++
 			states.reset()
 			reader := states.get()
-			if err := reader.Apply(h.snapshot(), func(string) {}); err != nil {
+			if err := reader.Apply(h.snapshot(), func(string, bool) {}); err != nil {
 				t.Fatal(err)
 			}
 			if follower.done.living != reader.done.living {

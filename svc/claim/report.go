@@ -84,11 +84,16 @@ func (c *claimer) apply(changes []change) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	seen := c.state.Version(c.writer.session)
-	err := c.state.Apply(changes, func(id string) {
+	var touched []*entry
+	err := c.state.Apply(changes, func(id string, recorded bool) {
 		if e := c.entries[id]; e != nil {
-			c.evaluate(e)
+			e.done = e.done || recorded && c.state.Done(id)
+			touched = append(touched, e)
 		}
 	})
+	for _, e := range touched {
+		c.evaluate(e)
+	}
 	switch now := c.state.Version(c.writer.session); {
 	case now > seen:
 		c.caughtUp = time.Now()
@@ -117,6 +122,7 @@ func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 	}
 	c.state, c.caughtUp = state, time.Now()
 	for _, e := range c.entries {
+		e.done = state.Done(e.id)
 		c.evaluate(e)
 	}
 }

@@ -67,7 +67,7 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		if err := state.Apply(changes, func(string) {}); err != nil {
+		if err := state.Apply(changes, func(string, bool) {}); err != nil {
 			s.logUnreadable(err)
 		}
 		if time.Since(told) > progressInterval {

@@ -78,21 +78,25 @@ func (s *roleState) checkNoGap(changes []change) error {
 }
 
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
-// that they may concern: no process sees a part of a revision. The error names the keys
-// that cannot be read; they are ignored.
-func (s *roleState) Apply(changes []change, changed func(id string)) error {
-	var ids []string
+// that they may concern: no process sees a part of a revision. recorded says that a record
+// lists the id; otherwise its owner may have changed. The error names the keys that cannot
+// be read; they are ignored.
+func (s *roleState) Apply(changes []change, changed func(id string, recorded bool)) error {
+	touched := make([][]string, len(changes))
 	var errs []error
-	for _, ch := range changes {
-		touched, err := s.apply(ch)
+	for i, ch := range changes {
+		ids, err := s.apply(ch)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("key %s: %w", ch.Key, err))
 		}
-		ids = append(ids, touched...)
+		touched[i] = ids
 	}
 	s.done.sweep()
-	for _, id := range ids {
-		changed(id)
+	for i, ids := range touched {
+		recorded := strings.HasPrefix(changes[i].Key, "done/")
+		for _, id := range ids {
+			changed(id, recorded)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -92,7 +92,7 @@ func TestRule(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newRoleState()
 			for i, step := range steps {
-				if err := s.Apply(step.events, func(string) {}); err != nil {
+				if err := s.Apply(step.events, func(string, bool) {}); err != nil {
 					t.Fatal(err)
 				}
 				if got := owner(s, "x"); got != step.want {
@@ -119,7 +119,7 @@ func TestApplyNamesTheIDs(t *testing.T) {
 	}
 	for _, tt := range tests {
 		changed := make(map[string]bool)
-		if err := s.Apply([]change{tt.event}, func(id string) { changed[id] = true }); err != nil {
+		if err := s.Apply([]change{tt.event}, func(id string, _ bool) { changed[id] = true }); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -143,7 +143,7 @@ func TestUnreadableKeys(t *testing.T) {
 		{Key: "other/a", Value: []byte(`["x"]`)},
 	} {
 		s := newRoleState()
-		err := s.Apply([]change{bad, put(3, "claim/b/2", "y")}, func(string) {})
+		err := s.Apply([]change{bad, put(3, "claim/b/2", "y")}, func(string, bool) {})
 		if err == nil || !strings.Contains(err.Error(), bad.Key) {
 			t.Errorf("%s: the error is %v", bad.Key, err)
 		}
@@ -175,7 +175,7 @@ func TestFollows(t *testing.T) {
 	}
 	for name, tt := range tests {
 		s := newRoleState()
-		s.Apply([]change{session("a", 3)}, func(string) {})
+		s.Apply([]change{session("a", 3)}, func(string, bool) {})
 		if err := s.checkNoGap(tt.events); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", name, err)
 		}
