@@ -52,6 +52,7 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/health"
 	"github.com/streamdal/gophercon2021/svc/metrics"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
@@ -139,13 +140,13 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	// With etcd, read the ids that were processed, and begin to claim.
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		etcd, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
+		etcdClaims, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return fail(unlessStopped(stop, err), claim.Hint(err))
+			return fail(unlessStopped(stop, err), etcd.Hint(err))
 		}
 		defer closeClaims()
-		stats.claims.Store(etcd)
-		claims = timedClaims{etcd, recorder}
+		stats.claims.Store(etcdClaims)
+		claims = timedClaims{etcdClaims, recorder}
 	}
 
 	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -140,18 +141,18 @@ func (r *run) claimsLeft(maxWait time.Duration) (left string) {
 func (r *run) live(ctx context.Context, claimer int) {
 	p := int(r.processes.Add(1))
 	log := slog.New(slog.NewTextHandler(r.t.Output(), nil)).With("process", p)
-	server := claim.Server{}
+	server := etcd.Server{}
 	for _, l := range r.links[claimer] {
 		server.Endpoints = append(server.Endpoints, l.address)
 	}
-	client, err := claim.Dial(ctx, server, log)
+	client, err := etcd.Dial(ctx, server, log)
 	if err != nil {
 		r.t.Error(err)
 		return
 	}
 	defer client.Close()
 	if r.wrap != nil && claimer == 0 {
-		r.wrap(client)
+		r.wrap(client.Raw)
 	}
 	store := claim.NewEtcd(client, claim.Options{
 		Role: r.role, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log,
@@ -188,7 +189,7 @@ func (r *run) live(ctx context.Context, claimer int) {
 func (r *run) askAgain() {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
-	store := claim.NewEtcd(r.inspector, claim.Options{
+	store := claim.NewEtcd(etcd.New(r.inspector, slog.New(slog.DiscardHandler)), claim.Options{
 		Role: r.role, TTL: time.Minute, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
 	})
 	if err := store.Load(ctx); err != nil {

@@ -1,6 +1,6 @@
 // Package claim grants each id to one delivery at a time, among all processes of a
-// role, and remembers the ids that were processed. A service calls [Dial], [NewEtcd],
-// Load and Run at its start, and for each event Claim and then Complete or Release.
+// role, and remembers the ids that were processed. A service calls [NewEtcd], Load and Run
+// at its start, and for each event Claim and then Complete or Release.
 //
 // # The keys
 //

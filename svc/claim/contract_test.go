@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/claim/claimtest"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/stack"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -116,7 +117,7 @@ func start(t testing.TB, client, direct *clientv3.Client, o claim.Options) *proc
 	o.CloseTimeout = 5 * time.Second
 	p := &process{t: t, client: direct, prefix: "/service/" + o.Role + "/", log: &journal{t: t}}
 	o.Log = slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	p.Etcd = claim.NewEtcd(client, o)
+	p.Etcd = claim.NewEtcd(etcd.New(client, o.Log), o)
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := p.Load(ctx); err != nil {
 		t.Fatal(err)
@@ -204,14 +205,14 @@ type proxied struct {
 	alive func() // stops the renewals that Suspend started
 }
 
-func newProxied(t *testing.T, etcd *stack.Etcd, role string) *proxied {
+func newProxied(t *testing.T, backend *stack.Etcd, role string) *proxied {
 	t.Helper()
 	port, err := stack.ReservePort()
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), etcd.Endpoint()), alive: func() {}}
+	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), backend.Endpoint()), alive: func() {}}
 	if err := listen(p.proxy); err != nil {
 		t.Fatal(err)
 	}
@@ -219,12 +220,12 @@ func newProxied(t *testing.T, etcd *stack.Etcd, role string) *proxied {
 		p.proxy.Stop()
 		port.Close()
 	})
-	client, err := claim.Dial(t.Context(), claim.Server{Endpoints: []string{port.Addr()}}, slog.New(slog.DiscardHandler))
+	client, err := etcd.Dial(t.Context(), etcd.Server{Endpoints: []string{port.Addr()}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	p.process = start(t, client, newClient(t, etcd), claim.Options{Role: role, Window: time.Hour})
+	p.process = start(t, client.Raw, newClient(t, backend), claim.Options{Role: role, Window: time.Hour})
 	t.Cleanup(func() { p.alive() })
 	return p
 }

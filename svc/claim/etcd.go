@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/outage"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -32,8 +32,7 @@ type Etcd struct {
 	o      Options
 	prefix string // of all keys of the role
 	value  string // of the session's key, for operators
-	client *clientv3.Client
-	calls  *caller
+	client *etcd.Client
 
 	viewed atomic.Int64  // the latest revision that the view has seen
 	reread chan error    // receives why the view must be read again
@@ -42,15 +41,14 @@ type Etcd struct {
 	unreadable string // the keys that were last logged as unreadable
 }
 
-// NewEtcd returns the claims of one process. The client, of which only KV, Lease and
-// Watcher are used, remains the caller's. NewEtcd asks nothing of etcd yet.
-func NewEtcd(client *clientv3.Client, o Options) *Etcd {
+// NewEtcd returns the claims of one process. The client remains the caller's. NewEtcd asks
+// nothing of etcd yet.
+func NewEtcd(client *etcd.Client, o Options) *Etcd {
 	host, _ := os.Hostname()
 	return &Etcd{
 		claimer: newClaimer(newRoleState()), o: o, prefix: "/service/" + o.Role + "/",
 		value:  host + " " + strconv.Itoa(os.Getpid()),
 		client: client,
-		calls:  &caller{outage: outage.New(o.Log, "etcd", "events wait unacknowledged", checkEndpoints), refusals: newRefusals(o.Log)},
 		reread: make(chan error, 1), full: make(chan struct{}, 1),
 	}
 }
@@ -80,7 +78,6 @@ func (s *Etcd) Run(ctx context.Context) {
 	s.claimer.close()
 	parts.Wait()
 	s.revokeLast(context.WithoutCancel(ctx), last)
-	s.calls.tries.Wait()
 }
 
 // revokeLast revokes the last session. A claim whose work may still run, or whose
@@ -95,20 +92,13 @@ func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.o.CloseTimeout)
 	defer cancel()
-	if err := s.revoke(ctx, last); err != nil {
+	if err := s.client.Revoke(ctx, last); err != nil {
 		s.o.Log.Warn("the session was not revoked: its claims expire", "within", s.o.TTL, "error", err)
 	}
 }
 
-// Ping fails while etcd refuses a call, as it does when it is full. Otherwise it reads a
-// key through a majority, with the rights of the other calls.
-func (s *Etcd) Ping(ctx context.Context) error {
-	if err := s.calls.refusals.current(); err != nil {
-		return err
-	}
-	_, err := s.client.Get(ctx, s.prefix)
-	return err
-}
+// Ping fails while etcd is unreachable or refuses a call.
+func (s *Etcd) Ping(ctx context.Context) error { return s.client.Ping(ctx, s.prefix) }
 
 // randomName draws 64 bits.
 func randomName() string {
@@ -116,9 +106,6 @@ func randomName() string {
 	rand.Read(b[:]) // never fails
 	return fmt.Sprintf("%x", b)
 }
-
-// wholeSeconds rounds up: etcd counts a lease in seconds.
-func wholeSeconds(d time.Duration) int64 { return int64((d + time.Second - 1) / time.Second) }
 
 // leaseName is a lease as etcdctl prints it.
 func leaseName(id clientv3.LeaseID) string { return fmt.Sprintf("%016x", int64(id)) }

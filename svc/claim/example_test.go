@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
@@ -21,7 +22,7 @@ func Example() {
 	ctx, stop := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 
-	client, err := claim.Dial(ctx, claim.Server{Endpoints: []string{endpoint}}, log)
+	client, err := etcd.Dial(ctx, etcd.Server{Endpoints: []string{endpoint}}, log)
 	if err != nil {
 		panic(err)
 	}
@@ -66,12 +67,12 @@ func startExampleEtcd() (endpoint string, stop func()) {
 	if err != nil {
 		panic(err)
 	}
-	etcd, err := stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
+	server, err := stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
 	if err != nil {
 		panic(err)
 	}
-	return etcd.Endpoint(), func() {
-		etcd.Close()
+	return server.Endpoint(), func() {
+		server.Close()
 		os.RemoveAll(dir)
 	}
 }

@@ -47,23 +47,14 @@ type session struct {
 
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
-	ses, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*session, error) {
-		began := time.Now()
-		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.TTL))
-		if err != nil {
-			return nil, err
-		}
-		return &session{randomName(), resp.ID, began.Add(s.o.TTL)}, nil
-	})
+	lease, err := s.client.Grant(ctx, s.o.TTL)
 	if err != nil {
 		return nil, err
 	}
+	ses := &session{randomName(), lease.ID, lease.Asked.Add(s.o.TTL)}
 	key := s.prefix + "session/" + ses.name
-	_, err = call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).
-			If(clientv3.Compare(clientv3.Version(key), "=", 0)).
-			Then(clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))).Commit()
-	}, rpctypes.ErrLeaseNotFound)
+	_, err = s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
+		[]clientv3.Op{clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // it expired before the key was written
 		return s.open(ctx)
 	}
@@ -95,11 +86,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		sent, err := call(ctx, s.calls, min(resendAfter, s.o.TTL/8), func(ctx context.Context) (time.Time, error) {
-			began := time.Now()
-			_, err := s.client.KeepAliveOnce(ctx, ses.lease)
-			return began, err
-		}, rpctypes.ErrLeaseNotFound)
+		sent, err := s.client.Renew(ctx, ses.lease, s.o.TTL/8)
 		if err != nil {
 			return fmt.Errorf("renew its lease: %w", err)
 		}
@@ -115,29 +102,16 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 // of the pending write can take effect, so the record of that write exists now or
 // never will.
 func (s *Etcd) endSession(ctx context.Context, ses *session) error {
-	if err := s.revoke(ctx, ses.lease); err != nil {
+	if err := s.client.Revoke(ctx, ses.lease); err != nil {
 		return err
 	}
 	pending := s.pending()
 	if pending == nil || len(pending.Done) == 0 {
 		return nil
 	}
-	resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.client.Get(ctx, s.recordPath(pending, pending.N), clientv3.WithCountOnly())
-	})
+	resp, err := s.client.Get(ctx, s.recordPath(pending, pending.N), clientv3.WithCountOnly())
 	if err == nil && resp.Count > 0 {
 		s.recordExists()
-	}
-	return err
-}
-
-// revoke ends a lease, with all keys under it.
-func (s *Etcd) revoke(ctx context.Context, lease clientv3.LeaseID) error {
-	_, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
-		return s.client.Revoke(ctx, lease)
-	}, rpctypes.ErrLeaseNotFound)
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return nil
 	}
 	return err
 }

@@ -40,9 +40,7 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 	read := func(from string, limit, revision int64) <-chan answer {
 		answers := make(chan answer, 1)
 		go func() {
-			page, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-				return s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
-			}, rpctypes.ErrCompacted, rpctypes.ErrFutureRev)
+			page, err := s.client.Get(ctx, from, clientv3.WithRange(clientv3.GetPrefixRangeEnd(s.prefix)), clientv3.WithLimit(limit), clientv3.WithRev(revision))
 			answers <- answer{page, err}
 		}()
 		return answers

@@ -6,13 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strconv"
 	"strings"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/metadata"
 )
 
 const (
@@ -26,7 +25,7 @@ const (
 
 // follow applies the changes in etcd to the state until ctx ends.
 func (s *Etcd) follow(ctx context.Context) {
-	pause := newBackoff()
+	pause := etcd.NewBackoff()
 	for {
 		began := time.Now()
 		err := s.watch(ctx, s.viewed.Load()+1)
@@ -57,9 +56,9 @@ func (s *Etcd) follow(ctx context.Context) {
 
 // watch applies the changes from a revision on. It returns why it cannot go on.
 func (s *Etcd) watch(ctx context.Context, from int64) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	changes, err := s.openWatch(ctx, from)
+	changes, err := s.client.Watch(ctx, s.prefix, from)
 	if err != nil {
 		return err
 	}
@@ -82,44 +81,6 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			return err
 		case <-ctx.Done():
 			return ctx.Err()
-		}
-	}
-}
-
-// openWatch opens a watch that lives as long as ctx. While one try is unanswered
-// another is made, as in call: a frozen member keeps its connections and answers
-// nothing. The first watch to open is used, the others are cancelled.
-func (s *Etcd) openWatch(ctx context.Context, from int64) (clientv3.WatchChan, error) {
-	type try struct {
-		n       int
-		changes clientv3.WatchChan
-	}
-	opened := make(chan try, maxTries)
-	var cancels []context.CancelFunc
-	tick := time.NewTicker(resendAfter / 2)
-	defer tick.Stop()
-	for {
-		if n := len(cancels); n < maxTries {
-			// The metadata gives each try a stream of its own, and so perhaps another member.
-			ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "try", strconv.Itoa(n)))
-			cancels = append(cancels, cancel)
-			s.calls.tries.Go(func() {
-				opened <- try{n, s.client.Watch(ctx, s.prefix, clientv3.WithPrefix(), clientv3.WithRev(from))}
-			})
-		}
-		select {
-		case first := <-opened:
-			for n, cancel := range cancels {
-				if n != first.n {
-					cancel()
-				}
-			}
-			return first.changes, nil
-		case <-tick.C:
-		case err := <-s.reread:
-			return nil, err
-		case <-ctx.Done():
-			return nil, ctx.Err()
 		}
 	}
 }
@@ -165,9 +126,7 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		seen := s.viewed.Load()
-		resp, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
-			return s.client.Get(ctx, s.prefix)
-		})
+		resp, err := s.client.Get(ctx, s.prefix)
 		if err != nil {
 			return
 		}

@@ -23,18 +23,11 @@ func (s *Etcd) openWindow(ctx context.Context) error {
 		return nil
 	}
 	span := min(s.o.Window/windowParts, maxSpan)
-	until := time.Now().Add(span)
-	lease, err := call(ctx, s.calls, resendAfter, func(ctx context.Context) (clientv3.LeaseID, error) {
-		resp, err := s.client.Grant(ctx, wholeSeconds(s.o.Window+span))
-		if err != nil {
-			return 0, err
-		}
-		return resp.ID, nil
-	})
+	lease, err := s.client.Grant(ctx, s.o.Window+span)
 	if err != nil {
 		return err
 	}
-	s.setWindow(recordWindow{Name: leaseName(lease), Lease: int64(lease), Until: until, Room: max(1, s.o.MaxIDs/windowParts)})
+	s.setWindow(recordWindow{Name: leaseName(lease.ID), Lease: int64(lease.ID), Until: lease.Asked.Add(span), Room: max(1, s.o.MaxIDs/windowParts)})
 	return nil
 }
 
@@ -72,7 +65,7 @@ func (s *Etcd) endOldestWindow(ctx context.Context) {
 		if oldest.name == last && time.Since(lastAt) < maxLag { // the view has not seen its end yet
 			continue
 		}
-		if s.revoke(ctx, leaseOf(oldest)) != nil {
+		if s.client.Revoke(ctx, leaseOf(oldest)) != nil {
 			return
 		}
 		last, lastAt = oldest.name, time.Now()
@@ -102,7 +95,7 @@ func (s *Etcd) age(ctx context.Context, w window) time.Duration {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	resp, err := s.client.TimeToLive(ctx, leaseOf(w))
+	resp, err := s.client.Raw.TimeToLive(ctx, leaseOf(w))
 	if err != nil || resp.TTL < 0 {
 		return 0
 	}

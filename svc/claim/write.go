@@ -101,12 +101,7 @@ func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*client
 	if len(w.Claim) > 0 {
 		ops = append(ops, clientv3.OpPut(s.claimPath(w, w.N), listJSON(w.Claim), underSession))
 	}
-	return call(ctx, s.calls, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return s.client.Txn(ctx).
-			If(clientv3.Compare(clientv3.Version(key), "=", w.N-1)).
-			Then(ops...).
-			Else(clientv3.OpGet(key)).Commit()
-	}, rpctypes.ErrLeaseNotFound)
+	return s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", w.N-1), ops, clientv3.OpGet(key))
 }
 
 func (s *Etcd) claimPath(w *sessionWrite, n int64) string {

@@ -1,16 +1,19 @@
 package claim
 
-import "time"
+import (
+	"time"
+
+	"github.com/streamdal/gophercon2021/svc/etcd"
+)
 
 // The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
 // installations set 64) and 1.5 MiB. Hint asks for 48 operations and 512 KiB: larger
 // writes gain nothing.
 const (
-	maxID      = 10_000 // bytes; in JSON it grows sixfold at most
-	maxOps     = 48
-	maxClaims  = maxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
-	maxList    = 64 << 10   // bytes of JSON of a new claim, and of a record
-	maxRewrite = 128 << 10  // of the claims that are written again
+	maxID      = 10_000          // bytes; in JSON it grows sixfold at most
+	maxClaims  = etcd.MaxOps - 5 // the session, the new claim, the window, the record, the range that it replaces
+	maxList    = 64 << 10        // bytes of JSON of a new claim, and of a record
+	maxRewrite = 128 << 10       // of the claims that are written again
 )
 
 // A key costs etcd far more than an id in it. So maxMerged records of fewer than

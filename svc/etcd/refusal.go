@@ -1,4 +1,4 @@
-package claim
+package etcd
 
 import (
 	"errors"
@@ -12,70 +12,49 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// refusals are answers that only an operator can change. Each is logged once, however many
-// calls it meets. It is not an outage: other calls may succeed meanwhile, since a full etcd
-// answers reads.
+// refusals holds the calls that etcd refuses for reasons that only an operator can end.
+// That is not an outage: other calls may succeed meanwhile, since a full etcd answers reads.
 type refusals struct {
 	log *slog.Logger
 
 	mu    sync.Mutex
-	calls map[string]int // that meet a refusal now, by its text
-	last  error
+	calls map[any]error // by a pointer that identifies the call
 }
 
-func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[string]int)} }
+func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[any]error)} }
 
-// begin notes that a call is refused; before, it was refused with another text, or
-// not at all (""). It returns the text.
-func (r *refusals) begin(before string, err error) string {
-	text := err.Error()
-	if text == before {
-		return text
-	}
+// begin notes that a call is refused, and logs it unless another call, or an earlier try
+// of this one, was refused in the same words.
+func (r *refusals) begin(call any, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.remove(before)
-	r.last = err
-	r.calls[text]++
-	if r.calls[text] == 1 {
+	known := false
+	for _, other := range r.calls {
+		known = known || other.Error() == err.Error()
+	}
+	if r.calls[call] = err; !known {
 		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
 	}
-	return text
 }
 
-// end notes that a call which was refused with text has succeeded.
-func (r *refusals) end(text string) {
-	if text == "" {
-		return
-	}
+// end notes that a call has succeeded or is given up. It may have been refused before.
+func (r *refusals) end(call any, succeeded bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.remove(text); len(r.calls) == 0 {
+	_, refused := r.calls[call]
+	if delete(r.calls, call); refused && succeeded && len(r.calls) == 0 {
 		r.log.Info("etcd accepts calls again")
 	}
-}
-
-// giveUp notes that a call which was refused with text is not tried again.
-func (r *refusals) giveUp(text string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.remove(text)
 }
 
 // current returns a refusal that calls meet now, or nil.
 func (r *refusals) current() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.calls) == 0 {
-		return nil
+	for _, err := range r.calls {
+		return err
 	}
-	return r.last
-}
-
-func (r *refusals) remove(text string) {
-	if r.calls[text]--; r.calls[text] <= 0 {
-		delete(r.calls, text)
-	}
+	return nil
 }
 
 // isRefusal reports whether etcd has answered, and will not answer otherwise.
@@ -97,8 +76,6 @@ func isRefusal(err error) bool {
 	return false
 }
 
-const checkEndpoints = "check that etcd is up, and ETCD_ENDPOINTS"
-
 // Hint says how to fix what etcd does not recover from by itself.
 func Hint(err error) string {
 	switch {
@@ -106,7 +83,7 @@ func Hint(err error) string {
 		return "etcd is full: run `etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | cut -d: -f2)`, " +
 			"`etcdctl defrag` and `etcdctl alarm disarm`; then raise --quota-backend-bytes or lower DEDUP_WINDOW"
 	case errors.Is(err, rpctypes.ErrTooManyOps):
-		return fmt.Sprintf("set etcd's --max-txn-ops to %d at least", maxOps)
+		return fmt.Sprintf("set etcd's --max-txn-ops to %d at least", MaxOps)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge):
 		return "set etcd's --max-request-bytes to 524288 at least"
 	case errors.Is(err, rpctypes.ErrUserEmpty):

@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/health"
 )
 
 // openClaims connects to etcd, reads the ids that it remembers, and begins to claim and
 // record, until etcdCtx ends or the returned function is called. It gives up when stop ends.
 func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
-	client, err := claim.Dial(stop, claim.Server{
+	client, err := etcd.Dial(stop, etcd.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
 	if err != nil {

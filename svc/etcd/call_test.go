@@ -1,4 +1,4 @@
-package claim
+package etcd
 
 import (
 	"bytes"
@@ -12,15 +12,13 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// newCaller returns a caller and its log.
-func newCaller() (*caller, *bytes.Buffer) {
+// newLogged returns a client without a server, and its log.
+func newLogged() (*Client, *bytes.Buffer) {
 	var lines bytes.Buffer
-	log := slog.New(slog.NewTextHandler(&lines, nil))
-	return &caller{outage: outage.New(log, "etcd", "events wait", ""), refusals: newRefusals(log)}, &lines
+	return New(nil, slog.New(slog.NewTextHandler(&lines, nil))), &lines
 }
 
 // An overloaded etcd is not taken for one that refuses.
@@ -34,7 +32,7 @@ func TestOverloadIsNoRefusal(t *testing.T) {
 
 // A call that is given up while etcd refuses it does not hide later refusals.
 func TestRefusedCallGivenUp(t *testing.T) {
-	c, lines := newCaller()
+	c, lines := newLogged()
 	for range 2 {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stopped := errors.New("stopped")
@@ -56,7 +54,7 @@ func TestRefusedCallGivenUp(t *testing.T) {
 // try sooner for some time.
 func TestQuickResend(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c, _ := newCaller()
+		c, _ := newLogged()
 		for _, want := range []time.Duration{resendAfter, quickResend, resendAfter} {
 			var tries atomic.Int32
 			began := time.Now()

@@ -1,4 +1,4 @@
-package claim
+package etcd
 
 import (
 	"context"
@@ -29,16 +29,17 @@ func (c *countedStreams) LeaseKeepAlive(ctx context.Context, o ...grpc.CallOptio
 // Renewals share a stream, because with a user name each new one costs a login. A stream
 // that has ended is replaced.
 func TestRenewalsShareAStream(t *testing.T) {
-	etcd, err := stack.StartEtcd(t.Context(), filepath.Join(t.TempDir(), "etcd"), stack.EtcdOptions{})
+	server, err := stack.StartEtcd(t.Context(), filepath.Join(t.TempDir(), "etcd"), stack.EtcdOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer etcd.Close()
-	client, err := Dial(t.Context(), Server{Endpoints: []string{etcd.Endpoint()}}, slog.New(slog.DiscardHandler))
+	defer server.Close()
+	c, err := Dial(t.Context(), Server{Endpoints: []string{server.Endpoint()}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	defer c.Close()
+	client := c.Raw
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	lease, err := client.Grant(ctx, 60)

@@ -1,4 +1,4 @@
-package claim
+package etcd
 
 import (
 	"context"
@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -33,7 +32,7 @@ const noResend = time.Hour
 // Dial returns a client of etcd. With a user name the client asks etcd for a
 // token first, and Dial waits for that until ctx ends or etcd refuses the
 // password; otherwise it asks nothing.
-func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Client, error) {
+func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error) {
 	cfg := clientv3.Config{
 		Endpoints: server.Endpoints, TLS: server.TLS,
 		Username: server.Username, Password: server.Password,
@@ -49,21 +48,23 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*clientv3.Clien
 			MinConnectTimeout: time.Second,
 		}), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
 	}
+	c := New(nil, log)
+	var err error
 	if server.Username == "" {
-		return connect(cfg)
+		c.Raw, err = connect(cfg)
+		return c, err
 	}
-	// New fetches the token under the context that the client is to live in.
+	// The token is fetched under the context that the client is to live in.
 	alive, end := context.WithCancel(context.Background())
 	detach := context.AfterFunc(ctx, end)
 	defer detach()
 	cfg.Context = alive
-	calls := &caller{outage: outage.New(log, "etcd", "nothing is consumed", checkEndpoints), refusals: newRefusals(log)}
-	defer calls.tries.Wait()
-	client, err := call(ctx, calls, noResend, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	defer c.tries.Wait()
+	c.Raw, err = call(ctx, c, noResend, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
-		return nil, fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
+		err = fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
-	return client, err
+	return c, err
 }
 
 func connect(cfg clientv3.Config) (*clientv3.Client, error) {

@@ -1,16 +1,13 @@
-package claim
+package etcd
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
-	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
 const (
@@ -34,16 +31,8 @@ const (
 	maxTries = 4
 )
 
-// caller calls etcd until it answers.
-type caller struct {
-	outage     *outage.Log
-	refusals   *refusals
-	quickUntil atomic.Int64 // until then quickResend applies; Unix nanoseconds
-	tries      sync.WaitGroup
-}
-
 // pauseAfter returns the time from a try to the next, if it is not answered.
-func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
+func (c *Client) pauseAfter(try int, resend time.Duration) time.Duration {
 	if try == 1 && time.Now().UnixNano() < c.quickUntil.Load() {
 		return min(resend, quickResend)
 	}
@@ -51,10 +40,8 @@ func (c *caller) pauseAfter(try int, resend time.Duration) time.Duration {
 }
 
 // call repeats f until it succeeds. It returns an error only if f's is one of final, or
-// when ctx ends. Calls of f overlap when one is not answered within resend, so f must have
-// the same effect however often it is carried out. (A lease that was granted twice does no
-// harm: one of the two expires unused.)
-func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
+// when ctx ends. Calls of f overlap when one is not answered within resend.
+func call[T any](ctx context.Context, c *Client, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
 	type answer struct {
 		try   int // from 1
 		v     T
@@ -64,11 +51,10 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan answer, maxTries)
-	pause := newBackoff()
+	pause := NewBackoff()
 	start := time.NewTimer(0)
 	defer start.Stop()
 	var last error
-	var refused string // the refusal that the last answer was
 	for sent, underWay := 0, 0; ; {
 		select {
 		case <-start.C:
@@ -93,13 +79,13 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
 				}
 				c.outage.Answered(a.began)
-				c.refusals.end(refused)
+				c.refusals.end(&last, true)
 				return a.v, a.err
 			}
 			switch {
 			case ctx.Err() != nil:
 			case isRefusal(a.err):
-				refused = c.refusals.begin(refused, a.err)
+				c.refusals.begin(&last, a.err)
 			default:
 				c.outage.Failed(a.began, a.err, Hint(a.err))
 			}
@@ -108,7 +94,7 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 				start.Reset(pause.NextBackOff())
 			}
 		case <-ctx.Done():
-			c.refusals.giveUp(refused)
+			c.refusals.end(&last, false)
 			var none T
 			if last != nil {
 				return none, fmt.Errorf("%w; the last answer of etcd: %w", context.Cause(ctx), last)
@@ -118,7 +104,8 @@ func call[T any](ctx context.Context, c *caller, resend time.Duration, f func(co
 	}
 }
 
-func newBackoff() *backoff.ExponentialBackOff {
+// NewBackoff returns the waits between two tries, the longest of which is below a second.
+func NewBackoff() *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{
 		InitialInterval: 20 * time.Millisecond, Multiplier: 2, MaxInterval: retryInterval, RandomizationFactor: 0.3,
 	}
