@@ -126,8 +126,10 @@ func (s *env) startMonitor() {
 	s.every(time.Second, s.status.sampleRates)
 	broker := s.newPublisher()
 	s.every(250*time.Millisecond, func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
 		for i, role := range roles {
-			ready, err := broker.Ready(role + "-queue")
+			ready, err := broker.Ready(ctx, role+"-queue")
 			if err != nil {
 				ready = -1
 			}

@@ -141,8 +141,8 @@ func (s *script) expectEmptyQueues() {
 
 // ready returns how many messages are ready in a queue.
 func (s *script) ready(queue string) (n int64) {
-	s.step(func(context.Context) (err error) {
-		n, err = s.publisher.Ready(queue)
+	s.step(func(ctx context.Context) (err error) {
+		n, err = s.publisher.Ready(ctx, queue)
 		return err
 	})
 	return n

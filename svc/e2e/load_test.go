@@ -138,7 +138,7 @@ func (w *faultEnv) publishUntilBroken(ctx context.Context, tick *time.Ticker) {
 	err := errNotYet
 	for i := 0; i < len(w.brokers) && err != nil; i++ {
 		publisher = &harness.Publisher{URL: w.brokers[i]}
-		err = publisher.Open()
+		err = publisher.Open(ctx)
 	}
 	if err != nil {
 		return

@@ -4,19 +4,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"time"
 
 	"github.com/streadway/amqp"
 )
 
 // Publisher publishes to the exchange events with routing key foo, as plumber does. It
-// connects at its first use, and again after an error. It must not be used by several
+// connects at its first use, and again after an error. Its methods return soon after
+// their ctx has ended, even if the broker does not answer. It must not be used by several
 // goroutines at once.
 type Publisher struct {
 	URL         string
-	DialTimeout time.Duration // 0: 30 s
+	DialTimeout time.Duration // bounds a connection attempt, as the deadline of ctx does; 0: 30 s
 
 	conn     *amqp.Connection
+	socket   net.Conn // of conn
 	channel  *amqp.Channel
 	confirms chan amqp.Confirmation
 }
@@ -28,6 +31,7 @@ const (
 	batch = 4096
 
 	confirmTimeout = time.Minute // for each confirm
+	closeTimeout   = time.Second // for the broker's answer to Close
 
 	retryInterval = 100 * time.Millisecond
 )
@@ -38,34 +42,69 @@ func Message(body string) amqp.Publishing {
 }
 
 // Open connects, unless the publisher is connected.
-func (p *Publisher) Open() error {
-	if p.channel != nil {
-		return nil
+func (p *Publisher) Open(ctx context.Context) error {
+	return p.do(ctx, func() error { return nil })
+}
+
+// do connects, unless the publisher is connected, and calls f. If that fails, it closes
+// the connection, so that the next call connects again. Package amqp has no deadlines:
+// the end of ctx closes the socket, and with that ends every call that waits for the
+// broker.
+func (p *Publisher) do(ctx context.Context, f func() error) (err error) {
+	if p.conn == nil {
+		if err := p.connect(ctx); err != nil {
+			return fmt.Errorf("connect to RabbitMQ: %w", err)
+		}
 	}
+	socket := p.socket
+	stop := context.AfterFunc(ctx, func() { socket.Close() })
+	defer func() {
+		if inTime := stop(); err != nil || !inTime {
+			p.Close()
+		}
+	}()
+	if p.channel == nil {
+		if err := p.openChannel(); err != nil {
+			return fmt.Errorf("open a channel: %w", err)
+		}
+	}
+	return f()
+}
+
+func (p *Publisher) connect(ctx context.Context) (err error) {
 	timeout := p.DialTimeout
 	if timeout == 0 {
 		timeout = 30 * time.Second
 	}
-	conn, err := amqp.DialConfig(p.URL, amqp.Config{Heartbeat: 10 * time.Second, Dial: amqp.DefaultDial(timeout)})
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = min(timeout, time.Until(deadline))
+	}
+	p.conn, err = amqp.DialConfig(p.URL, amqp.Config{
+		Heartbeat: 10 * time.Second,
+		Dial: func(network, addr string) (socket net.Conn, err error) {
+			p.socket, err = amqp.DefaultDial(timeout)(network, addr)
+			return p.socket, err
+		},
+	})
+	return err
+}
+
+func (p *Publisher) openChannel() error {
+	channel, err := p.conn.Channel()
 	if err != nil {
-		return fmt.Errorf("connect to RabbitMQ: %w", err)
+		return err
 	}
-	channel, err := conn.Channel()
-	if err == nil {
-		err = channel.Confirm(false)
+	if err := channel.Confirm(false); err != nil {
+		return err
 	}
-	if err != nil {
-		conn.Close()
-		return fmt.Errorf("open a channel: %w", err)
-	}
-	p.conn, p.channel = conn, channel
-	p.confirms = channel.NotifyPublish(make(chan amqp.Confirmation, batch))
+	p.channel, p.confirms = channel, channel.NotifyPublish(make(chan amqp.Confirmation, batch))
 	return nil
 }
 
 // Close closes the connection, if there is one.
 func (p *Publisher) Close() {
 	if p.conn != nil {
+		p.socket.SetDeadline(time.Now().Add(closeTimeout))
 		p.conn.Close()
 	}
 	p.conn, p.channel = nil, nil
@@ -76,8 +115,7 @@ func (p *Publisher) Close() {
 func (p *Publisher) Publish(ctx context.Context, messages ...amqp.Publishing) error {
 	for len(messages) > 0 {
 		n := min(batch, len(messages))
-		if err := p.publishBatch(ctx, messages[:n]); err != nil {
-			p.Close()
+		if err := p.do(ctx, func() error { return p.publishBatch(ctx, messages[:n]) }); err != nil {
 			return err
 		}
 		messages = messages[n:]
@@ -103,9 +141,6 @@ func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.
 }
 
 func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing) error {
-	if err := p.Open(); err != nil {
-		return err
-	}
 	for _, m := range messages {
 		if err := p.channel.Publish("events", "foo", false, false, m); err != nil {
 			return fmt.Errorf("publish: %w", err)
@@ -128,17 +163,17 @@ func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing
 
 // Ready returns how many messages are ready in a queue. For a queue that does not exist
 // it returns 0.
-func (p *Publisher) Ready(queue string) (n int64, err error) {
-	if err := p.Open(); err != nil {
-		return 0, err
-	}
-	q, err := p.channel.QueueInspect(queue)
-	if err == nil {
-		return int64(q.Messages), nil
-	}
-	p.Close() // the broker has closed the channel
+func (p *Publisher) Ready(ctx context.Context, queue string) (n int64, err error) {
+	err = p.do(ctx, func() error {
+		q, err := p.channel.QueueInspect(queue)
+		n = int64(q.Messages)
+		return err
+	})
 	if refused := (*amqp.Error)(nil); errors.As(err, &refused) && refused.Code == amqp.NotFound {
 		return 0, nil
 	}
-	return 0, fmt.Errorf("inspect %s: %w", queue, err)
+	if err != nil {
+		return 0, fmt.Errorf("inspect %s: %w", queue, err)
+	}
+	return n, nil
 }

@@ -1,15 +1,18 @@
 package harness
 
 import (
+	"context"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// A publisher notices that the broker is killed, and publishes again until the
-// broker, restarted, has confirmed everything.
+// A publisher does not wait for a broker that hangs longer than it may. It notices that
+// the broker is killed, and publishes again until the broker, restarted, has confirmed
+// everything.
 func TestPublisher(t *testing.T) {
 	ctx := timeout(t)
 	check := func(err error) {
@@ -25,14 +28,14 @@ func TestPublisher(t *testing.T) {
 	defer p.Close()
 	ready := func(queue string, least int64) {
 		t.Helper()
-		n, err := p.Ready(queue)
+		n, err := p.Ready(ctx, queue)
 		check(err)
 		if n < least {
 			t.Errorf("%s has %d messages, want at least %d", queue, n, least)
 		}
 	}
 
-	check(p.Open())
+	check(p.Open(ctx))
 	check(p.channel.ExchangeDeclare("events", "topic", true, false, false, false, nil))
 	_, err = p.channel.QueueDeclare("queue", true, false, false, false, nil)
 	check(err)
@@ -40,11 +43,29 @@ func TestPublisher(t *testing.T) {
 	check(p.Publish(ctx, Message("1"), Message("2")))
 	ready("queue", 2)
 	ready("no-such-queue", 0)
-	check(p.Open()) // the broker has closed the channel
+	check(p.Open(ctx)) // the broker has closed the channel
 	d, _, err := p.channel.Get("queue", true)
 	check(err)
 	if d.RoutingKey != "foo" || d.AppId != "plumber" || d.DeliveryMode != amqp.Persistent || string(d.Body) != "1" {
 		t.Errorf("the message is %+v", d)
+	}
+
+	// While the broker hangs, each call ends soon after its ctx.
+	for name, call := range map[string]func(context.Context) error{
+		"Publish":               func(ctx context.Context) error { return p.Publish(ctx, Message("3")) },
+		"PublishUntilConfirmed": func(ctx context.Context) error { return p.PublishUntilConfirmed(ctx, Message("3")) },
+		"Ready":                 func(ctx context.Context) error { _, err := p.Ready(ctx, "queue"); return err },
+	} {
+		check(p.Open(ctx))
+		check(rabbit.Pause())
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		began := time.Now()
+		err := call(short)
+		if took := time.Since(began); err == nil || took > 10*time.Second {
+			t.Errorf("%s took %v while the broker hung: %v", name, took, err)
+		}
+		cancel()
+		check(rabbit.Resume())
 	}
 
 	check(rabbit.Kill())
