@@ -113,7 +113,7 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 func (b browser) wantsNumber(role, class string, want int64) {
 	b.t.Helper()
 	number := fmt.Sprintf("document.querySelector('#%s dd.%s').innerText", role, class)
-	reached := chromedp.Poll[chromedp.Void](fmt.Sprintf("%s === '%d'", number, want), chromedp.WithPollingTimeout(maxWait))
+	reached := chromedp.Poll[chromedp.Void](fmt.Sprintf("%s === '%d'", number, want), chromedp.WithPollingTimeout(maxStep))
 	if err := chromedp.Do(b.ctx, reached); err != nil {
 		b.t.Errorf("the page shows %s %s %q, want %d", role, class, value[string](b, number), want)
 	}

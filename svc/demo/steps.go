@@ -80,10 +80,10 @@ func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
 	}
 }
 
-// until polls f until it returns true, or for maxWait. A timeout is not an error here:
+// until polls f until it returns true, or for maxStep. A timeout is not an error here:
 // the checks of the scene then fail.
 func (s *script) until(f func() bool) {
-	ctx, cancel := context.WithTimeout(s.sceneCtx, maxWait)
+	ctx, cancel := context.WithTimeout(s.sceneCtx, maxStep)
 	defer cancel()
 	for !f() && ctx.Err() == nil {
 		s.wait(20 * time.Millisecond)
@@ -95,6 +95,18 @@ func (s *script) waitCounted(role string, events int64) {
 	s.until(func() bool {
 		ok, skipped := s.status.counted(role)
 		return ok+skipped >= events
+	})
+}
+
+// waitAcknowledged waits until the services have acknowledged all messages.
+func (s *script) waitAcknowledged() {
+	s.until(func() (all bool) {
+		s.step(func(ctx context.Context) error {
+			messages, err := s.rabbit.Queues(ctx, "messages")
+			all = messages["orders-queue"] == "0" && messages["notify-queue"] == "0"
+			return err
+		})
+		return all
 	})
 }
 

@@ -77,18 +77,12 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// queues returns a column of rabbitmqctl list_queues by the name of the queue. It asks a
-// node that is never killed.
+// queues asks a node that is never killed.
 func (c *cluster) queues(column string) map[string]string {
 	c.t.Helper()
-	out, err := c.nodes[2].Ctl(c.t.Context(), "list_queues", "name", column)
+	values, err := c.nodes[2].Queues(c.t.Context(), column)
 	if err != nil {
 		c.t.Fatal(err)
-	}
-	values := make(map[string]string)
-	for line := range strings.Lines(out) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
-		values[name] = value
 	}
 	return values
 }

@@ -125,6 +125,18 @@ func (r *Rabbit) Ctl(ctx context.Context, args ...string) (string, error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
+// Queues returns a column of `rabbitmqctl list_queues`, by the name of the queue. The
+// column messages includes unacknowledged deliveries.
+func (r *Rabbit) Queues(ctx context.Context, column string) (map[string]string, error) {
+	out, err := r.Ctl(ctx, "list_queues", "name", column)
+	values := make(map[string]string)
+	for line := range strings.Lines(out) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		values[name] = value
+	}
+	return values, err
+}
+
 // awaitAMQP waits for an AMQP handshake: the node accepts connections earlier
 // than it can serve them.
 func (r *Rabbit) awaitAMQP(ctx context.Context, p *process) error {

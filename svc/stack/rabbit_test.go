@@ -77,8 +77,8 @@ func TestRabbit(t *testing.T) {
 	_, err = raw.Read(make([]byte, 1))
 	check(t, err)
 
-	if out, err := r.Ctl(ctx, "list_queues", "name", "messages"); err != nil || out != "q\t1" {
-		t.Errorf("rabbitmqctl: %q, %v", out, err)
+	if queues, err := r.Queues(ctx, "messages"); err != nil || len(queues) != 1 || queues["q"] != "1" {
+		t.Errorf("the queues are %v, %v", queues, err)
 	}
 	if _, err := r.Ctl(ctx, "no_such_command"); err == nil {
 		t.Error("rabbitmqctl accepts no_such_command")
