@@ -110,7 +110,7 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 	}
 }
 
-func (b browser) wantsNumber(role, class string, want int64) {
+func (b browser) wantsNumber(role, class string, want int) {
 	b.t.Helper()
 	number := fmt.Sprintf("document.querySelector('#%s dd.%s').innerText", role, class)
 	reached := chromedp.Poll[chromedp.Void](fmt.Sprintf("%s === '%d'", number, want), chromedp.WithPollingTimeout(maxStep))

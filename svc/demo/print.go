@@ -120,36 +120,28 @@ func (s *screen) prompt(question string) {
 	io.WriteString(s.out, s.paint(bold, question))
 }
 
-// counters returns the lines that are drawn below the text.
+// counters returns the lines that are drawn below the text: on a terminal a line for each
+// service, otherwise as few lines as they need.
 func (s *screen) counters(v view) []string {
-	if !s.live {
-		return counterLines(v)
-	}
-	lines := []string{""}
+	var services []string
 	for _, service := range v.Services {
-		lines = append(lines, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
+		services = append(services, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
 			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
 			s.paint(cyan, fmt.Sprintf("%6s", queued(service.Queued)))))
 	}
+	if !s.live {
+		return wrap("  ", strings.Join(services, " | "))
+	}
+	outage := ""
 	if v.Outage != "" {
-		return append(lines, s.paint(red, "  "+v.Outage+" is down"))
+		outage = s.paint(red, "  "+v.Outage+" is down")
 	}
-	return append(lines, "")
-}
-
-// counterLines returns the counters of both services, on one line if they fit.
-func counterLines(v view) []string {
-	var parts []string
-	for _, service := range v.Services {
-		parts = append(parts, fmt.Sprintf("%s ok %d skipped %d queued %s",
-			service.Name, service.OK, service.Skipped, queued(service.Queued)))
-	}
-	return wrap("  ", strings.Join(parts, " | "))
+	return slices.Concat([]string{""}, services, []string{outage})
 }
 
 // queued formats the depth of a queue. A negative depth is unknown, because the broker
 // is unreachable.
-func queued(n int64) string {
+func queued(n int) string {
 	if n < 0 {
 		return "?"
 	}

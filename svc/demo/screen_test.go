@@ -48,7 +48,7 @@ func TestCountersInPlace(t *testing.T) {
 	v.Services[0].Name = "orders"
 	s.count(func() view { return v })
 	for i := range 3 {
-		v.Services[0].OK = int64(i + 1)
+		v.Services[0].OK = i + 1
 		s.refresh()
 		s.refresh() // draws nothing, because nothing has changed
 	}

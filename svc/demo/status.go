@@ -26,7 +26,7 @@ type view struct {
 // messages ready in its queue, or -1 if it is unknown.
 type serviceView struct {
 	Name                string
-	OK, Skipped, Queued int64
+	OK, Skipped, Queued int
 	Rates               rates
 }
 
@@ -59,23 +59,22 @@ func newStatus(statsd *stack.Statsd) *status {
 }
 
 // current returns a view that the caller may keep.
-func (s *status) current() (v view) {
-	s.update(func(current *view) { v = *current })
+func (s *status) current() view {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.view
 	v.Verdicts = slices.Clone(v.Verdicts)
-	for i := range v.Services {
-		service := &v.Services[i]
-		service.OK, service.Skipped = s.counted(service.Name)
+	for i, role := range roles {
+		since := func(name string) int { return int(s.statsd.Count(name) - s.before[name]) }
+		v.Services[i].OK, v.Services[i].Skipped = since(role+"_new_order_ok"), since(role+"_new_order_skipped")
 	}
 	return v
 }
 
-// counted returns how many events of this scene a service has processed and
-// skipped.
-func (s *status) counted(role string) (ok, skipped int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	since := func(name string) int64 { return s.statsd.Count(name) - s.before[name] }
-	return since(role + "_new_order_ok"), since(role + "_new_order_skipped")
+// counted returns how many events of this scene a service has processed and skipped.
+func (s *status) counted(role string) (ok, skipped int) {
+	service := s.current().Services[slices.Index(roles[:], role)]
+	return service.OK, service.Skipped
 }
 
 func (s *status) update(change func(*view)) {
@@ -99,14 +98,11 @@ func (s *status) begin(number int) {
 }
 
 func (s *status) finish(number int, passed bool) {
-	s.update(func(v *view) {
-		v.Outage = ""
-		if passed {
-			v.Verdicts[number-1], v.Step = "passed", "This scene passed: "+scenes[number-1].promise+"."
-		} else {
-			v.Verdicts[number-1], v.Step = "failed", "This scene failed."
-		}
-	})
+	verdict, step := "failed", "This scene failed."
+	if passed {
+		verdict, step = "passed", "This scene passed: "+scenes[number-1].promise+"."
+	}
+	s.update(func(v *view) { v.Outage, v.Verdicts[number-1], v.Step = "", verdict, step })
 }
 
 // sampleRates adds the rates since its last call to the view.

@@ -16,7 +16,7 @@ import (
 // check is a number that decides whether the scene passes.
 type check struct {
 	what      string
-	got, want int64
+	got, want int
 }
 
 func (c check) failed() bool { return c.got != c.want }
@@ -91,7 +91,7 @@ func (s *script) until(f func() bool) {
 }
 
 // waitCounted waits until a service has processed or skipped that many events.
-func (s *script) waitCounted(role string, events int64) {
+func (s *script) waitCounted(role string, events int) {
 	s.until(func() bool {
 		ok, skipped := s.status.counted(role)
 		return ok+skipped >= events
@@ -111,7 +111,7 @@ func (s *script) waitAcknowledged() {
 }
 
 // expect adds a check.
-func (s *script) expect(what string, got, want int64) {
+func (s *script) expect(what string, got, want int) {
 	if s.sceneCtx.Err() == nil {
 		s.checks = append(s.checks, check{what, got, want})
 	}
@@ -119,7 +119,7 @@ func (s *script) expect(what string, got, want int64) {
 
 // expectCounted waits until a service has counted ok plus skipped events in this scene,
 // and checks how many of them it has processed and how many skipped.
-func (s *script) expectCounted(role, when string, ok, skipped int64) {
+func (s *script) expectCounted(role, when string, ok, skipped int) {
 	s.waitCounted(role, ok+skipped)
 	gotOK, gotSkipped := s.status.counted(role)
 	s.expect(role+" ok"+when, gotOK, ok)
@@ -127,7 +127,7 @@ func (s *script) expectCounted(role, when string, ok, skipped int64) {
 }
 
 // expectBoth is expectCounted for both services.
-func (s *script) expectBoth(when string, ok, skipped int64) {
+func (s *script) expectBoth(when string, ok, skipped int) {
 	for _, role := range roles {
 		s.expectCounted(role, when, ok, skipped)
 	}
@@ -136,15 +136,15 @@ func (s *script) expectBoth(when string, ok, skipped int64) {
 // expectWork checks that a receiver has done the work of each id exactly once.
 func (s *script) expectWork(receiver *harness.Receiver, role string, ids []string) {
 	once, lost, twice := receiver.Accounts(role, ids)
-	s.expect(role+" work done once", int64(once), int64(len(ids)))
-	s.expect(role+" lost", int64(lost), 0)
-	s.expect(role+" done twice", int64(twice), 0)
+	s.expect(role+" work done once", once, len(ids))
+	s.expect(role+" lost", lost, 0)
+	s.expect(role+" done twice", twice, 0)
 }
 
 // expectEmptyQueues checks that the scene has left no messages in the queues. The
 // services have stopped, so unacknowledged deliveries are back in the queues and count.
 func (s *script) expectEmptyQueues() {
-	var left int64
+	left := 0
 	for _, role := range roles {
 		left += s.ready(role+"-queue") + s.ready(role+"-queue.dead")
 	}
@@ -152,7 +152,7 @@ func (s *script) expectEmptyQueues() {
 }
 
 // ready returns how many messages are ready in a queue.
-func (s *script) ready(queue string) (n int64) {
+func (s *script) ready(queue string) (n int) {
 	s.step(func(ctx context.Context) (err error) {
 		n, err = s.publisher.Ready(ctx, queue)
 		return err

@@ -163,10 +163,10 @@ func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing
 
 // Ready returns how many messages are ready in a queue. For a queue that does not exist
 // it returns 0.
-func (p *Publisher) Ready(ctx context.Context, queue string) (n int64, err error) {
+func (p *Publisher) Ready(ctx context.Context, queue string) (n int, err error) {
 	err = p.do(ctx, func() error {
 		q, err := p.channel.QueueInspect(queue)
-		n = int64(q.Messages)
+		n = q.Messages
 		return err
 	})
 	if refused := (*amqp.Error)(nil); errors.As(err, &refused) && refused.Code == amqp.NotFound {

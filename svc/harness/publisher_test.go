@@ -26,7 +26,7 @@ func TestPublisher(t *testing.T) {
 	defer rabbit.Close()
 	p := Publisher{URL: rabbit.URL()}
 	defer p.Close()
-	ready := func(queue string, least int64) {
+	ready := func(queue string, least int) {
 		t.Helper()
 		n, err := p.Ready(ctx, queue)
 		check(err)

@@ -19,7 +19,6 @@ type Receiver struct {
 	answer Answer
 
 	mu      sync.Mutex
-	begun   map[string]int // number of posts by role, including unanswered ones
 	posts   []Post
 	changed chan struct{} // closed and replaced when a post is recorded
 }
@@ -44,7 +43,7 @@ func NewReceiver(answer Answer) *Receiver {
 	if answer == nil {
 		answer = func(context.Context, Post) int { return http.StatusNoContent }
 	}
-	r := &Receiver{answer: answer, begun: make(map[string]int), changed: make(chan struct{})}
+	r := &Receiver{answer: answer, changed: make(chan struct{})}
 	r.Server = httptest.NewServer(http.HandlerFunc(r.handle))
 	return r
 }
@@ -62,9 +61,6 @@ func (r *Receiver) handle(w http.ResponseWriter, req *http.Request) {
 	p.Token, _ = strconv.ParseInt(req.Header.Get("X-Fencing-Token"), 10, 64)
 	p.Attempt, _ = strconv.Atoi(req.Header.Get("X-Attempt"))
 
-	r.mu.Lock()
-	r.begun[role]++
-	r.mu.Unlock()
 	p.Status = r.answer(req.Context(), p)
 	r.mu.Lock()
 	r.posts = append(r.posts, p)
@@ -83,13 +79,6 @@ func (r *Receiver) Posts() []Post {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return slices.Clone(r.posts)
-}
-
-// Begun returns how many posts of a role have arrived, answered or not.
-func (r *Receiver) Begun(role string) int {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.begun[role]
 }
 
 // Wait waits until ok returns true for the recorded posts.
