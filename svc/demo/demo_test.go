@@ -3,16 +3,15 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 // mainVar names the environment variable that makes this test binary run the demo.
@@ -118,24 +117,10 @@ func wantFailure(t *testing.T, opts options, wants ...string) (output string) {
 	return out.String()
 }
 
-func TestExitStatus(t *testing.T) {
-	interrupted, cancel := context.WithCancel(context.Background())
-	cancel()
-	for _, tt := range []struct {
-		ctx  context.Context
-		err  error
-		want int
-	}{
-		{t.Context(), nil, 0},
-		{interrupted, nil, 0}, // ctrl-c ends -hold
-		{t.Context(), errFailed, 1},
-		{t.Context(), errors.New("cannot build"), 1},
-		{t.Context(), fmt.Errorf("start: %w", stack.ErrNoRabbit), 2},
-		{interrupted, interrupted.Err(), 130},
-	} {
-		if got := exitStatus(tt.ctx, tt.err); got != tt.want {
-			t.Errorf("the exit status after %v is %d, want %d", tt.err, got, tt.want)
-		}
+func TestCannotBegin(t *testing.T) {
+	t.Setenv("TMPDIR", filepath.Join(t.TempDir(), "missing"))
+	if status := run(t.Context(), options{}, &screen{out: io.Discard}, strings.NewReader("")); status != 2 {
+		t.Errorf("the exit status is %d, want 2", status)
 	}
 }
 

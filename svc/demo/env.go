@@ -6,14 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/harness"
 	"github.com/streamdal/gophercon2021/svc/stack"
-	"golang.org/x/sync/errgroup"
 )
 
 // env holds what all scenes share: the servers, the terminal and the page.
@@ -25,107 +23,68 @@ type env struct {
 	pageURL string
 	dir     string // everything on the disk: the built commands, the servers' data
 
-	servers   harness.Addresses // for the services
-	rabbit    *stack.Rabbit
-	etcd      *stack.Etcd
-	statsd    *stack.Statsd
-	publisher *harness.Publisher // used by the scenes
+	servers   *harness.Servers
+	addresses harness.Addresses // of the servers, for the services
+	publisher *harness.Publisher
 
 	closers []func() error
 }
 
-// closeLater makes close call f, before the functions of earlier calls.
-func (s *env) closeLater(f func() error) {
-	s.closers = append(s.closers, f)
-}
-
-// close kills all processes and removes all files. Nothing needs to be saved, so it is
-// quick.
-func (s *env) close() error {
-	var errs []error
-	for _, f := range slices.Backward(s.closers) {
-		errs = append(errs, f())
-	}
-	return errors.Join(errs...)
-}
-
 // open prepares everything that the scenes need.
-func (s *env) open(ctx context.Context) (err error) {
-	s.every(s.screen.interval(), s.screen.refresh)
-	if s.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
+func (e *env) open(ctx context.Context) (err error) {
+	e.every(e.screen.interval(), e.screen.refresh)
+	if e.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
-	s.closeLater(func() error { return os.RemoveAll(s.dir) })
-	if s.statsd, err = stack.StartStatsd(); err != nil {
-		return err
-	}
-	s.closeLater(s.statsd.Close)
-	s.status = newStatus(s.statsd)
-	url, stopPage, err := startPage(s.status)
+	e.closeLater(func() error { return os.RemoveAll(e.dir) })
+
+	// The page shows the counters of statsd from now on.
+	statsd, err := stack.StartStatsd()
 	if err != nil {
 		return err
 	}
-	s.closeLater(stopPage)
-	s.pageURL = url
-	s.screen.note("Live page: " + s.pageURL)
-
-	if err := s.startServers(ctx); err != nil {
+	e.closeLater(statsd.Close)
+	e.status = newStatus(statsd)
+	url, stopPage, err := startPage(e.status)
+	if err != nil {
 		return err
 	}
-	s.servers = harness.Addresses{AMQP: s.rabbit.URL(), Etcd: s.etcd.Endpoint(), Statsd: s.statsd.Addr()}
-	s.publisher = s.newPublisher()
-	s.startMonitor()
-	s.screen.count(s.status.current)
+	e.closeLater(stopPage)
+	e.pageURL = url
+	e.screen.note("Live page: " + e.pageURL)
+
+	began := time.Now()
+	e.screen.wait("Building the service, starting RabbitMQ and etcd")
+	e.servers, err = harness.Prepare(ctx, e.dir, func(ready string) {
+		e.screen.note(fmt.Sprintf("%s (%.1f s)", ready, time.Since(began).Seconds()))
+	}, []string{"svc", "svc/receiver"})
+	e.screen.below(nil)
+	if err != nil {
+		return err
+	}
+	e.closeLater(e.servers.Close)
+	e.addresses = harness.Addresses{AMQP: e.servers.Rabbit.URL(), Etcd: e.servers.Etcd.Endpoint(), Statsd: statsd.Addr()}
+
+	e.publisher = e.newPublisher()
+	e.startMonitor()
+	e.screen.count(e.status.current)
 	return nil
 }
 
-// startServers builds the commands and starts RabbitMQ and etcd, all at the same time.
-func (s *env) startServers(ctx context.Context) error {
-	s.screen.wait("Building the service, starting RabbitMQ and etcd")
-	began := time.Now()
-	ready := func(what string, err error) error {
-		if err == nil {
-			s.screen.note(fmt.Sprintf("%s (%.1f s)", what, time.Since(began).Seconds()))
-		}
-		return err
-	}
-	starting, ctx := errgroup.WithContext(ctx)
-	starting.Go(func() (err error) {
-		s.rabbit, err = stack.StartRabbit(ctx, filepath.Join(s.dir, "rabbitmq"), stack.RabbitOptions{})
-		return ready("RabbitMQ is ready.", err)
-	})
-	starting.Go(func() (err error) {
-		s.etcd, err = stack.StartEtcd(ctx, filepath.Join(s.dir, "etcd"), stack.EtcdOptions{})
-		return ready("etcd is ready.", err)
-	})
-	starting.Go(func() error {
-		return ready("The service is built.", harness.Build(ctx, s.dir, []string{"svc", "svc/receiver"}))
-	})
-	err := starting.Wait()
-	s.screen.below(nil)
-	if s.rabbit != nil {
-		s.closeLater(s.rabbit.Close)
-	}
-	if s.etcd != nil {
-		s.closeLater(s.etcd.Close)
-	}
-	return err
-}
-
 // newPublisher returns a publisher, which close closes.
-func (s *env) newPublisher() *harness.Publisher {
+func (e *env) newPublisher() *harness.Publisher {
 	// The timeout is short, so that the demo soon notices that the broker, which it has
 	// killed, is reachable again.
-	p := &harness.Publisher{URL: s.servers.AMQP, DialTimeout: 2 * time.Second}
-	s.closeLater(func() error { p.Close(); return nil })
+	p := &harness.Publisher{URL: e.addresses.AMQP, DialTimeout: 2 * time.Second}
+	e.closeLater(func() error { p.Close(); return nil })
 	return p
 }
 
 // startMonitor updates the rates and the depths of the queues until close.
-func (s *env) startMonitor() {
-	s.every(time.Second, s.status.sampleRates)
-	broker := s.newPublisher()
-	s.every(250*time.Millisecond, func() {
+func (e *env) startMonitor() {
+	e.every(time.Second, e.status.sampleRates)
+	broker := e.newPublisher()
+	e.every(250*time.Millisecond, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		for i, role := range roles {
@@ -133,14 +92,14 @@ func (s *env) startMonitor() {
 			if err != nil {
 				ready = -1
 			}
-			s.status.update(func(v *view) { v.Services[i].Queued = ready })
+			e.status.update(func(v *view) { v.Services[i].Queued = ready })
 		}
 	})
 }
 
 // every calls f at each interval until close.
-func (s *env) every(interval time.Duration, f func()) {
-	stop := make(chan struct{})
+func (e *env) every(interval time.Duration, f func()) {
+	ctx, stop := context.WithCancel(context.Background())
 	var calling sync.WaitGroup
 	calling.Go(func() {
 		tick := time.NewTicker(interval)
@@ -149,14 +108,29 @@ func (s *env) every(interval time.Duration, f func()) {
 			select {
 			case <-tick.C:
 				f()
-			case <-stop:
+			case <-ctx.Done():
 				return
 			}
 		}
 	})
-	s.closeLater(func() error {
-		close(stop)
+	e.closeLater(func() error {
+		stop()
 		calling.Wait()
 		return nil
 	})
+}
+
+// closeLater makes close call f, before the functions of earlier calls.
+func (e *env) closeLater(f func() error) {
+	e.closers = append(e.closers, f)
+}
+
+// close kills all processes and removes all files. Nothing needs to be saved, so it is
+// quick.
+func (e *env) close() error {
+	var errs []error
+	for _, f := range slices.Backward(e.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
 }

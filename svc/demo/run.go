@@ -3,132 +3,144 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
-
-	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// errFailed is returned for a scene that did not pass. The screen shows the reason.
-var errFailed = errors.New("a scene failed")
-
 // run runs the whole demo and returns its exit status.
-func run(ctx context.Context, opts options, screen *screen, in io.Reader) int {
+func run(ctx context.Context, opts options, screen *screen, in io.Reader) (status int) {
 	began := time.Now()
 	screen.title("Reliability Nirvana: the demo")
 	screen.note("Lines with $ show how to do the same by hand, with docker compose and plumber.")
 
-	s := &env{opts: opts, screen: screen, input: bufio.NewReader(in)}
-	err := s.open(ctx)
-	if err == nil {
-		err = s.play(ctx, began)
+	e := &env{opts: opts, screen: screen, input: bufio.NewReader(in)}
+	if err := e.open(ctx); err != nil {
+		status = 2
+		if ctx.Err() == nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	} else if !e.play(ctx, began) {
+		status = 1
 	}
 	if ctx.Err() != nil {
 		screen.note("Stopping everything ...")
+		if status != 0 {
+			status = 130 // as in shells after SIGINT
+		}
 	}
-	if closed := s.close(); closed != nil {
-		err = errors.Join(err, fmt.Errorf("clean up: %w", closed))
+	if err := e.close(); err != nil {
+		fmt.Fprintln(os.Stderr, "clean up:", err)
+		status = max(status, 1)
 	}
-
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errFailed) {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	return exitStatus(ctx, err)
+	return status
 }
 
-// exitStatus returns the exit status of a run that ended with err.
-func exitStatus(ctx context.Context, err error) int {
-	switch {
-	case err == nil:
-		return 0
-	case ctx.Err() != nil:
-		return 130 // as in shells after SIGINT
-	case errors.Is(err, stack.ErrNoRabbit):
-		return 2
-	}
-	return 1
-}
-
-// play plays the scenes that were asked for. With -hold it then waits for ctrl-c, which
-// is not an error.
-func (s *env) play(ctx context.Context, began time.Time) error {
-	played := 0
+// play plays the scenes that were asked for, and reports whether they passed. With -hold
+// it then waits for ctrl-c.
+func (e *env) play(ctx context.Context, began time.Time) (passed bool) {
 	for i, scene := range scenes {
 		number := i + 1
-		if s.opts.scene != 0 && s.opts.scene != number {
+		if e.opts.scene != 0 && e.opts.scene != number {
 			continue
 		}
-		if s.opts.pause {
-			if played == 0 {
-				s.status.update(func(v *view) { v.Title, v.Text = "Ready", "Two services, one broker, one etcd." })
-			}
-			s.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
-			if err := s.awaitEnter(ctx); err != nil {
-				return err
-			}
-			s.screen.count(s.status.current)
+		if e.opts.pause && !e.pause(ctx, number, scene) {
+			return false
 		}
-		if err := s.playScene(ctx, number, scene); err != nil {
-			return err
+		if !e.playScene(ctx, number, scene) {
+			return false
 		}
-		played++
 	}
-	if s.opts.scene == 0 {
-		s.screen.good(fmt.Sprintf("All %d scenes passed in %.0f s.", played, time.Since(began).Seconds()))
+	if e.opts.scene == 0 {
+		e.screen.good(fmt.Sprintf("All %d scenes passed in %.0f s.", len(scenes), time.Since(began).Seconds()))
 	}
-	if s.opts.hold {
-		return s.hold(ctx)
-	}
-	return nil
+	return !e.opts.hold || e.hold(ctx)
 }
 
-// awaitEnter waits for a line of input, or for the end of the input.
-func (s *env) awaitEnter(ctx context.Context) error {
+// pause waits for a line of input, or for the end of the input. It returns false if ctx
+// ends before.
+func (e *env) pause(ctx context.Context, number int, scene scene) bool {
+	e.status.update(func(v *view) {
+		if v.Number == 0 {
+			v.Title, v.Text = "Ready", "Two services, one broker, one etcd."
+		}
+	})
+	e.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
 	entered := make(chan struct{})
 	go func() { // ctx does not stop it, because reading a terminal cannot be stopped
 		defer close(entered)
-		s.input.ReadString('\n')
+		e.input.ReadString('\n')
 	}()
 	select {
 	case <-entered:
-		return nil
+		e.screen.count(e.status.current)
+		return true
 	case <-ctx.Done():
-		return ctx.Err()
+		return false
 	}
 }
 
-// playScene plays one scene, waits until its services have stopped, and reports
-// its checks.
-func (s *env) playScene(ctx context.Context, number int, scene scene) error {
+// playScene plays one scene, waits until its services have stopped, and shows its
+// checks.
+func (e *env) playScene(ctx context.Context, number int, scene scene) (passed bool) {
 	began := time.Now()
-	s.status.begin(number)
-	s.screen.scene(number, scene)
-	p := s.newScript(ctx)
-	defer p.end()
-	scene.run(p)
-	p.stop(p.services...)
-	p.expectEmptyQueues()
+	e.status.begin(number)
+	e.screen.scene(number, scene)
+	s := e.newScript(ctx)
+	defer s.fail(nil)
+	scene.run(s)
+	s.stop(s.services...)
+	s.expectEmptyQueues()
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return false
 	}
-	err := context.Cause(p.sceneCtx)
-	passed := err == nil && !slices.ContainsFunc(p.checks, check.failed)
-	s.status.finish(number, passed)
-	s.screen.checks(p.checks)
+
+	err := context.Cause(s.sceneCtx)
+	passed = err == nil && !slices.ContainsFunc(s.checks, check.failed)
+	e.status.finish(number, passed)
+	e.screen.checks(s.checks)
+	if passed {
+		e.screen.good(fmt.Sprintf("Scene %d passed (%.1f s).", number, time.Since(began).Seconds()))
+		return true
+	}
 	if err != nil {
-		s.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
+		e.screen.bad(fmt.Sprintf("Scene %d broke off: %v", number, err))
 	}
-	if !passed {
-		s.screen.bad(fmt.Sprintf("Scene %d failed: %s.", number, scene.title))
-		s.screen.logs(p.services)
-		return errFailed
+	e.screen.bad(fmt.Sprintf("Scene %d failed: %s.", number, scene.title))
+	e.screen.logs(s.services)
+	return false
+}
+
+// hold keeps both services running until ctrl-c, which is no failure. The counters
+// continue from the last scene.
+func (e *env) hold(ctx context.Context) bool {
+	s := e.newScript(ctx)
+	defer s.fail(nil)
+	s.startBoth("ENABLE_ETCD=true")
+	if err := context.Cause(s.sceneCtx); err != nil {
+		e.screen.bad(err.Error())
+		return false
 	}
-	s.screen.good(fmt.Sprintf("Scene %d passed (%.1f s).", number, time.Since(began).Seconds()))
-	return nil
+	e.status.update(func(v *view) {
+		v.Number, v.Title, v.Step = 0, "Over to you", "Ctrl-c in the terminal ends it."
+		v.Text = "Everything keeps running, with ENABLE_ETCD=true: publish by hand, and watch."
+	})
+	e.screen.title("Everything keeps running until ctrl-c. Publish by hand, and watch:")
+	e.screen.write(e.screen.prompts([]string{
+		strings.Replace(plumber("by-hand"), " --", " --address "+e.addresses.AMQP+" \\\n    --", 1),
+		"AMQP_URL=" + e.addresses.AMQP + " go run ./example1",
+	})...)
+	e.screen.write(
+		"  page      "+e.pageURL,
+		"  RabbitMQ  "+e.addresses.AMQP,
+		"  etcd      "+e.addresses.Etcd,
+		"  statsd    "+e.addresses.Statsd,
+	)
+	<-ctx.Done()
+	return true
 }
 
 // list writes the table of scenes.

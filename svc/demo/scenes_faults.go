@@ -82,16 +82,16 @@ func outage(s *script) {
 	s.say("300 events a second.")
 	s.wait(1500 * time.Millisecond)
 
-	s.killServer("etcd", s.etcd.Server)
+	s.killServer("etcd", s.servers.Etcd.Server)
 	s.say("kill -9 of etcd. No id can be claimed: the events wait.")
 	s.wait(2500 * time.Millisecond)
-	s.restartServer(s.etcd.Server)
+	s.restartServer(s.servers.Etcd.Server)
 	s.say("etcd is back.")
 	s.wait(2 * time.Second)
 
-	s.killServer("RabbitMQ", s.rabbit.Server)
+	s.killServer("RabbitMQ", s.servers.Rabbit.Server)
 	s.say("kill -9 of RabbitMQ. Nothing can be published or acknowledged.")
-	s.restartServer(s.rabbit.Server)
+	s.restartServer(s.servers.Rabbit.Server)
 	s.say("RabbitMQ is back. The publisher and the services connect again.")
 	s.wait(2 * time.Second)
 

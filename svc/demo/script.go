@@ -18,28 +18,20 @@ import (
 const maxStep = 3 * time.Minute
 
 // script is one run of a scene. A scene calls its steps without checking for errors: the
-// first step that fails ends sceneCtx, and all later steps do nothing.
+// first step that fails ends sceneCtx, and all later steps do nothing. What a scene has
+// started and has not ended runs until the end of the demo.
 type script struct {
 	*env
 	sceneCtx context.Context
 	fail     context.CancelCauseFunc
 	services []*harness.Process // including those that have ended
 	checks   []check
-	atEnd    []func()
 }
 
 func (e *env) newScript(ctx context.Context) *script {
 	s := &script{env: e}
 	s.sceneCtx, s.fail = context.WithCancelCause(ctx)
 	return s
-}
-
-// end kills the processes that the scene has started and closes its receivers.
-func (s *script) end() {
-	s.fail(nil)
-	for _, end := range slices.Backward(s.atEnd) {
-		end()
-	}
 }
 
 // step calls f, with a deadline, unless an earlier step has failed.
@@ -65,11 +57,6 @@ func (s *script) say(format string, args ...any) {
 	s.wait(500 * time.Millisecond)
 }
 
-// countFromHere sets the counters that are shown and checked back to 0.
-func (s *script) countFromHere() {
-	s.step(func(context.Context) error { s.status.countFromHere(); return nil })
-}
-
 // wait gives the audience time to watch. No outcome depends on it.
 func (s *script) wait(d time.Duration) {
 	select {
@@ -80,30 +67,14 @@ func (s *script) wait(d time.Duration) {
 
 // start starts a service in a role, with the addresses and vars in its environment, and
 // returns when it consumes.
-func (s *script) start(role string, vars ...string) (p *harness.Process) {
-	s.step(func(ctx context.Context) (err error) {
-		cmd := exec.Command(filepath.Join(s.dir, "svc"))
-		cmd.Env = s.servers.Env(slices.Concat([]string{"SERVICE_NAME=" + role}, vars, s.opts.vars)...)
-		p, _, err = s.launch(ctx, role, cmd, "msg=consuming")
-		if p != nil {
-			s.services = append(s.services, p)
-		}
-		return err
-	})
-	return p
-}
-
-// launch starts a process and waits for a line in its log that contains text. The end of
-// the scene kills the process. p is nil if the process could not be started.
-func (s *script) launch(ctx context.Context, name string, cmd *exec.Cmd, text string) (p *harness.Process, line string, err error) {
-	if p, err = harness.Start(name, cmd); err != nil {
-		return nil, "", err
+func (s *script) start(role string, vars ...string) *harness.Process {
+	cmd := exec.Command(filepath.Join(s.dir, "svc"))
+	cmd.Env = s.addresses.Env(slices.Concat([]string{"SERVICE_NAME=" + role}, vars, s.opts.vars)...)
+	service, _ := s.launch(role, cmd, "msg=consuming")
+	if service != nil {
+		s.services = append(s.services, service)
 	}
-	s.atEnd = append(s.atEnd, p.Kill)
-	if line, err = p.Log.Wait(ctx, 1, text); err != nil {
-		err = fmt.Errorf("start %s: %w", name, err)
-	}
-	return p, line, err
+	return service
 }
 
 // startBoth starts both services.
@@ -113,9 +84,20 @@ func (s *script) startBoth(vars ...string) {
 	}
 }
 
-// kill ends a service with kill -9.
-func (s *script) kill(p *harness.Process) {
-	s.step(func(context.Context) error { p.Kill(); return nil })
+// launch starts a process and returns a line in its log that contains text. The process
+// is nil if it could not be started.
+func (s *script) launch(name string, cmd *exec.Cmd, text string) (p *harness.Process, line string) {
+	s.step(func(ctx context.Context) (err error) {
+		if p, err = harness.Start(name, cmd); err != nil {
+			return err
+		}
+		s.closeLater(func() error { p.Kill(); return nil })
+		if line, err = p.Log.Wait(ctx, 1, text); err != nil {
+			return fmt.Errorf("start %s: %w", name, err)
+		}
+		return nil
+	})
+	return p, line
 }
 
 // stop stops services at the same time, as ctrl-c does.
@@ -129,11 +111,9 @@ func (s *script) stop(services ...*harness.Process) {
 	})
 }
 
-// receive starts a webhook receiver. It runs until the scene has ended.
-func (s *script) receive(answer harness.Answer) *harness.Receiver {
-	receiver := harness.NewReceiver(answer)
-	s.atEnd = append(s.atEnd, receiver.Close)
-	return receiver
+// kill ends a service with kill -9.
+func (s *script) kill(p *harness.Process) {
+	s.step(func(context.Context) error { p.Kill(); return nil })
 }
 
 // killServer ends a server with kill -9. restartServer starts it again.
@@ -145,4 +125,11 @@ func (s *script) killServer(name string, server *stack.Server) {
 func (s *script) restartServer(server *stack.Server) {
 	s.step(server.Start)
 	s.status.update(func(v *view) { v.Outage = "" })
+}
+
+// receive starts a webhook receiver.
+func (s *script) receive(answer harness.Answer) *harness.Receiver {
+	receiver := harness.NewReceiver(answer)
+	s.closeLater(func() error { receiver.Close(); return nil })
+	return receiver
 }

@@ -102,7 +102,7 @@ func (s *script) waitCounted(role string, events int) {
 func (s *script) waitAcknowledged() {
 	s.until(func() (all bool) {
 		s.step(func(ctx context.Context) error {
-			messages, err := s.rabbit.Queues(ctx, "messages")
+			messages, err := s.servers.Rabbit.Queues(ctx, "messages")
 			all = messages["orders-queue"] == "0" && messages["notify-queue"] == "0"
 			return err
 		})

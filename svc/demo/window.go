@@ -29,7 +29,7 @@ func crashWindow(s *script) {
 			return nil
 		},
 	})
-	s.atEnd = append(s.atEnd, plain.Close)
+	s.closeLater(func() error { plain.Close(); return nil })
 	vars := []string{"ENABLE_ETCD=true", "CLAIM_TTL=2s", "WEBHOOK_URL=" + plain.URL}
 	s.start("notify", "ENABLE_ETCD=true") // is not killed
 	victim := s.start("orders", vars...)
@@ -49,18 +49,11 @@ func crashWindow(s *script) {
 }
 
 // startReceiver starts svc/receiver and returns its URL.
-func (s *script) startReceiver() (at *url.URL) {
-	s.step(func(ctx context.Context) error {
-		cmd := exec.Command(filepath.Join(s.dir, "receiver"), "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))
-		_, line, err := s.launch(ctx, "svc/receiver", cmd, "listening at ")
-		if err != nil {
-			return err
-		}
-		_, address, _ := strings.Cut(strings.TrimSpace(line), "listening at ")
-		at, err = url.Parse(address)
-		return err
-	})
-	return at
+func (s *script) startReceiver() *url.URL {
+	cmd := exec.Command(filepath.Join(s.dir, "receiver"), "-addr", "127.0.0.1:0", "-db", filepath.Join(s.dir, "receiver.db"))
+	_, line := s.launch("svc/receiver", cmd, "listening at ")
+	_, host, _ := strings.Cut(strings.TrimSpace(line), "http://")
+	return &url.URL{Scheme: "http", Host: host}
 }
 
 // effects asks svc/receiver for the number of effects.

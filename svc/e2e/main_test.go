@@ -49,17 +49,12 @@ func run(m *testing.M) (code int) {
 	if raceEnabled {
 		flags = append(flags, "-race")
 	}
-	if err := harness.Build(ctx, dir, []string{"svc"}, flags...); err != nil {
+	servers, err := harness.Prepare(ctx, dir, func(string) {}, []string{"svc"}, flags...)
+	if err != nil {
 		return fatal(err)
 	}
-	if shared.etcd, err = stack.StartEtcd(ctx, filepath.Join(dir, "etcd"), stack.EtcdOptions{}); err != nil {
-		return fatal(err)
-	}
-	defer shared.etcd.Close()
-	if shared.rabbit, err = stack.StartRabbit(ctx, filepath.Join(dir, "rabbit"), stack.RabbitOptions{}); err != nil {
-		return fatal(err)
-	}
-	defer shared.rabbit.Close()
+	defer servers.Close()
+	shared.rabbit, shared.etcd = servers.Rabbit, servers.Etcd
 	return m.Run()
 }
 

@@ -1,8 +1,8 @@
 // Package harness runs the service from outside: the demo and the end-to-end
 // tests share it, and the service itself does not import it.
 //
-//	err := harness.Build(ctx, dir, []string{"svc"})
-//	addresses := harness.Addresses{AMQP: rabbit.URL(), Etcd: etcd.Endpoint(), Statsd: statsd.Addr()}
+//	servers, err := harness.Prepare(ctx, dir, report, []string{"svc"})
+//	addresses := harness.Addresses{AMQP: servers.Rabbit.URL(), Etcd: servers.Etcd.Endpoint(), Statsd: statsd.Addr()}
 //	receiver := harness.NewReceiver(nil)
 //	cmd := exec.Command(filepath.Join(dir, "svc"))
 //	cmd.Env = addresses.Env("SERVICE_NAME=orders", "WEBHOOK_URL="+receiver.URL)
@@ -13,5 +13,5 @@
 //	err = receiver.Wait(ctx, func(posts []harness.Post) bool { return len(posts) == 1 })
 //	err = orders.Stop(ctx)
 //
-// The servers that the service needs come from package stack.
+// The servers come from package stack.
 package harness
