@@ -32,7 +32,11 @@ type env struct {
 
 // open prepares everything that the scenes need.
 func (e *env) open(ctx context.Context) (err error) {
-	e.every(e.screen.interval(), e.screen.refresh)
+	refresh := time.Second
+	if e.screen.live {
+		refresh = 100 * time.Millisecond
+	}
+	e.every(refresh, e.screen.refresh)
 	if e.dir, err = os.MkdirTemp("", "svc-demo-"); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
@@ -65,34 +69,30 @@ func (e *env) open(ctx context.Context) (err error) {
 	e.closeLater(e.servers.Close)
 	e.addresses = harness.Addresses{AMQP: e.servers.Rabbit.URL(), Etcd: e.servers.Etcd.Endpoint(), Statsd: statsd.Addr()}
 
-	e.publisher = e.newPublisher()
-	e.startMonitor()
-	e.screen.count(e.status.current)
-	return nil
-}
-
-// newPublisher returns a publisher, which close closes.
-func (e *env) newPublisher() *harness.Publisher {
 	// The timeout is short, so that the demo soon notices that the broker, which it has
 	// killed, is reachable again.
-	p := &harness.Publisher{URL: e.addresses.AMQP, DialTimeout: 2 * time.Second}
-	e.closeLater(func() error { p.Close(); return nil })
-	return p
+	e.publisher = &harness.Publisher{URL: e.addresses.AMQP, DialTimeout: 2 * time.Second}
+	e.closeLater(func() error { e.publisher.Close(); return nil })
+	e.startMonitor()
+	e.status.update(func(v *view) { v.Title, v.Text = "Ready", "Two services, one broker, one etcd." })
+	e.screen.count(e.status.current)
+	return nil
 }
 
 // startMonitor updates the rates and the depths of the queues until close.
 func (e *env) startMonitor() {
 	e.every(time.Second, e.status.sampleRates)
-	broker := e.newPublisher()
+	broker := harness.Publisher{URL: e.addresses.AMQP}
+	e.closeLater(func() error { broker.Close(); return nil })
 	e.every(250*time.Millisecond, func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		for i, role := range roles {
-			ready, err := broker.Ready(ctx, role+"-queue")
-			if err != nil {
-				ready = -1
+			queued := "?"
+			if ready, err := broker.Ready(ctx, role+"-queue"); err == nil {
+				queued = fmt.Sprint(ready)
 			}
-			e.status.update(func(v *view) { v.Services[i].Queued = ready })
+			e.status.update(func(v *view) { v.Services[i].Queued = queued })
 		}
 	})
 }

@@ -53,7 +53,9 @@ func main() {
 		os.Exit(2)
 	}
 	if opts.list {
-		list(os.Stdout)
+		for i, scene := range scenes {
+			fmt.Printf("%d  %-20s  %s\n", i+1, scene.title, scene.promise)
+		}
 		return
 	}
 

@@ -92,7 +92,7 @@ func (b browser) wants(amqpURL string, ends [len(roles)]serviceView) {
 			break
 		}
 		hand := harness.Publisher{URL: amqpURL}
-		must(b.t, hand.Publish(b.ctx, harness.Message(event("by-hand"))))
+		must(b.t, hand.Publish(b.ctx, harness.Message(harness.NewOrder("by-hand"))))
 		hand.Close()
 		for i := range ends {
 			if round == 0 {

@@ -127,7 +127,7 @@ func (s *screen) counters(v view) []string {
 	for _, service := range v.Services {
 		services = append(services, fmt.Sprintf("  %s   ok %s   skipped %s   queued %s", s.paint(bold, service.Name),
 			s.paint(green, fmt.Sprintf("%6d", service.OK)), s.paint(yellow, fmt.Sprintf("%6d", service.Skipped)),
-			s.paint(cyan, fmt.Sprintf("%6s", queued(service.Queued)))))
+			s.paint(cyan, fmt.Sprintf("%6s", service.Queued))))
 	}
 	if !s.live {
 		return wrap("  ", strings.Join(services, " | "))
@@ -137,15 +137,6 @@ func (s *screen) counters(v view) []string {
 		outage = s.paint(red, "  "+v.Outage+" is down")
 	}
 	return slices.Concat([]string{""}, services, []string{outage})
-}
-
-// queued formats the depth of a queue. A negative depth is unknown, because the broker
-// is unreachable.
-func queued(n int) string {
-	if n < 0 {
-		return "?"
-	}
-	return fmt.Sprint(n)
 }
 
 // paragraph writes a text in lines that fit the screen.

@@ -63,11 +63,6 @@ func (e *env) play(ctx context.Context, began time.Time) (passed bool) {
 // pause waits for a line of input, or for the end of the input. It returns false if ctx
 // ends before.
 func (e *env) pause(ctx context.Context, number int, scene scene) bool {
-	e.status.update(func(v *view) {
-		if v.Number == 0 {
-			v.Title, v.Text = "Ready", "Two services, one broker, one etcd."
-		}
-	})
 	e.screen.prompt(fmt.Sprintf("Enter plays scene %d: %s ", number, scene.title))
 	entered := make(chan struct{})
 	go func() { // ctx does not stop it, because reading a terminal cannot be stopped
@@ -141,11 +136,4 @@ func (e *env) hold(ctx context.Context) bool {
 	)
 	<-ctx.Done()
 	return true
-}
-
-// list writes the table of scenes.
-func list(w io.Writer) {
-	for i, scene := range scenes {
-		fmt.Fprintf(w, "%d  %-20s  %s\n", i+1, scene.title, scene.promise)
-	}
 }

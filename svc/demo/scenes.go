@@ -1,5 +1,7 @@
 package main
 
+import "github.com/streamdal/gophercon2021/svc/harness"
+
 // scene is one scene of the demo. Its commands show how to do the same by hand, from the
 // root of the repository, with the servers of docker-compose.yaml.
 type scene struct {
@@ -102,5 +104,5 @@ const slowOrders = "ENABLE_ETCD=true CLAIM_TTL=2s SERVICE_NAME=orders \\\n    WE
 
 func plumber(id string) string {
 	return "plumber write rabbit --exchange-name events --routing-key=foo \\\n" +
-		"    --input '" + event(id) + "'"
+		"    --input '" + harness.NewOrder(id) + "'"
 }

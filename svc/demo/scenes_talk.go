@@ -1,6 +1,10 @@
 package main
 
-import "slices"
+import (
+	"slices"
+
+	"github.com/streamdal/gophercon2021/svc/harness"
+)
 
 // Scenes 1 to 3, from the talk.
 
@@ -9,7 +13,7 @@ func consumeAndProduce(s *script) {
 	const n = 60
 	s.startBoth()
 	s.say("One event is published.")
-	ids := newIDs("produce", 0, n)
+	ids := harness.IDs("produce-", 0, n)
 	s.publish(ids[0])
 	for _, role := range roles {
 		s.waitCounted(role, 1)
@@ -24,7 +28,7 @@ func recovery(s *script) {
 	const n, missed = 60, 40
 	s.start("orders")
 	notify := s.start("notify")
-	ids := newIDs("recovery", 0, n)
+	ids := harness.IDs("recovery-", 0, n)
 	s.say("Both run, and get %d events.", n-missed)
 	s.publishAt(40, ids[missed:])
 	s.waitCounted("notify", n-missed)
@@ -47,7 +51,7 @@ func idempotency(s *script) {
 	const n = 10
 	s.startBoth()
 	s.say("No etcd. The same event, %d times.", n)
-	s.publishAt(10, slices.Repeat(newIDs("plain", 0, 1), n))
+	s.publishAt(10, slices.Repeat(harness.IDs("plain-", 0, 1), n))
 	s.expectBoth(", no etcd", n, 0)
 
 	s.say("Processed %d times. Both are started again, with ENABLE_ETCD=true.", n)
@@ -55,7 +59,7 @@ func idempotency(s *script) {
 	s.startBoth("ENABLE_ETCD=true")
 	s.status.countFromHere()
 	s.say("Another event, %d times.", n)
-	same := slices.Repeat(newIDs("etcd", 0, 1), n)
+	same := slices.Repeat(harness.IDs("etcd-", 0, 1), n)
 	s.publishAt(10, same)
 	s.expectBoth(", with etcd", 1, n-1)
 

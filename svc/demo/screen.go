@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/term"
 )
@@ -30,14 +29,6 @@ func newScreen(out *os.File) *screen {
 	return &screen{out: out, live: live}
 }
 
-// interval returns the interval at which refresh should be called.
-func (s *screen) interval() time.Duration {
-	if s.live {
-		return 100 * time.Millisecond
-	}
-	return time.Second
-}
-
 // below sets the function that returns the lower lines; nil removes them.
 func (s *screen) below(lower func() []string) {
 	s.mu.Lock()
@@ -50,12 +41,12 @@ func (s *screen) below(lower func() []string) {
 func (s *screen) refresh() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var lines []string
+	var lower []string
 	if s.lower != nil {
-		lines = s.lower()
+		lower = s.lower()
 	}
-	if !slices.Equal(lines, s.drawn) && (s.live || lines != nil) {
-		s.draw(nil, lines)
+	if !slices.Equal(lower, s.drawn) {
+		s.draw(nil, lower)
 	}
 }
 
@@ -63,23 +54,21 @@ func (s *screen) refresh() {
 func (s *screen) write(lines ...string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.live {
-		s.draw(lines, s.drawn)
-		return
-	}
-	for _, line := range lines {
-		fmt.Fprintln(s.out, line)
-	}
+	s.draw(lines, s.drawn)
 }
 
 // draw writes lines of text and then the lower lines. On a terminal they replace the
-// lower lines that were drawn before. The caller holds the lock.
+// lower lines that were drawn before; otherwise they are left out if nothing has changed.
+// The caller holds the lock.
 func (s *screen) draw(text, lower []string) {
 	var b strings.Builder
 	if s.live && len(s.drawn) > 0 {
 		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", len(s.drawn)) // move up and erase everything below
 	}
-	for _, line := range slices.Concat(text, lower) {
+	if s.live || !slices.Equal(lower, s.drawn) {
+		text = slices.Concat(text, lower)
+	}
+	for _, line := range text {
 		b.WriteString(line + "\n")
 	}
 	s.drawn = lower

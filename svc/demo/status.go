@@ -22,12 +22,12 @@ type view struct {
 	Verdicts []string // of each scene: "", "now", "passed", "failed"
 }
 
-// serviceView holds the counters of a service in this scene. Queued is the number of
-// messages ready in its queue, or -1 if it is unknown.
+// serviceView holds the counters of a service in this scene.
 type serviceView struct {
-	Name                string
-	OK, Skipped, Queued int
-	Rates               rates
+	Name        string
+	OK, Skipped int
+	Queued      string // messages ready in its queue; "?" while the broker is unreachable
+	Rates       rates
 }
 
 // rates holds the events per second for each of the last seconds.
@@ -48,12 +48,13 @@ type status struct {
 }
 
 func newStatus(statsd *stack.Statsd) *status {
-	s := &status{statsd: statsd, at: time.Now()}
-	s.view.Verdicts = make([]string, len(scenes))
-	s.view.Title = "Getting ready"
-	s.view.Text = "Building the service, and starting RabbitMQ, etcd and statsd."
+	s := &status{statsd: statsd, at: time.Now(), view: view{
+		Title:    "Getting ready",
+		Text:     "Building the service, and starting RabbitMQ, etcd and statsd.",
+		Verdicts: make([]string, len(scenes)),
+	}}
 	for i, role := range roles {
-		s.view.Services[i].Name = role
+		s.view.Services[i] = serviceView{Name: role, Queued: "0"}
 	}
 	return s
 }

@@ -2,12 +2,8 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"slices"
-	"sync"
 	"time"
 
-	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/harness"
 )
 
@@ -21,62 +17,37 @@ type check struct {
 
 func (c check) failed() bool { return c.got != c.want }
 
-// newIDs returns n event ids, numbered from first. Each scene uses names of its own.
-func newIDs(name string, first, n int) []string {
-	ids := make([]string, n)
-	for i := range ids {
-		ids[i] = fmt.Sprintf("%s-%d", name, first+i)
-	}
-	return ids
-}
-
-func event(id string) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id) }
-
 // publish publishes an event for each id. After an error of the broker it publishes the
 // events again: the services skip the duplicates.
 func (s *script) publish(ids ...string) {
 	s.step(func(ctx context.Context) error {
-		messages := make([]amqp.Publishing, len(ids))
-		for i, id := range ids {
-			messages[i] = harness.Message(event(id))
-		}
-		return s.publisher.PublishUntilConfirmed(ctx, messages...)
+		return s.publisher.PublishUntilConfirmed(ctx, harness.NewOrders(ids...)...)
 	})
 }
 
-// publishAt publishes an event for each id at a rate, in at most 20 bursts a
-// second.
+// publishAt is publish at a rate.
 func (s *script) publishAt(perSecond int, ids []string) {
-	burst := max(perSecond/20, 1)
-	tick := time.NewTicker(time.Second * time.Duration(burst) / time.Duration(perSecond))
-	defer tick.Stop()
-	for part := range slices.Chunk(ids, burst) {
-		s.publish(part...)
-		select {
-		case <-tick.C:
-		case <-s.sceneCtx.Done():
-			return
-		}
-	}
+	s.step(func(ctx context.Context) error {
+		return s.publisher.PublishAt(ctx, perSecond, harness.NewOrders(ids...)...)
+	})
 }
 
-// load publishes events at a rate until stop is called. stop returns the ids of the
-// published events.
-func (s *script) load(name string, perSecond int) (stop func() (ids []string)) {
+// load publishes events at a rate until stop is called. stop returns their ids.
+func (s *script) load(prefix string, perSecond int) (stop func() (ids []string)) {
 	ctx, cancel := context.WithCancel(s.sceneCtx)
-	var publishing sync.WaitGroup
-	var ids []string
-	publishing.Go(func() {
+	published := make(chan []string, 1)
+	go func() { // until stop
+		var ids []string
 		for ctx.Err() == nil {
-			part := newIDs(name, len(ids), perSecond/10)
+			part := harness.IDs(prefix, len(ids), perSecond/10)
 			s.publishAt(perSecond, part)
 			ids = append(ids, part...)
 		}
-	})
+		published <- ids
+	}()
 	return func() []string {
 		cancel()
-		publishing.Wait()
-		return ids
+		return <-published
 	}
 }
 
@@ -144,17 +115,13 @@ func (s *script) expectWork(receiver *harness.Receiver, role string, ids []strin
 // expectEmptyQueues checks that the scene has left no messages in the queues. The
 // services have stopped, so unacknowledged deliveries are back in the queues and count.
 func (s *script) expectEmptyQueues() {
-	left := 0
-	for _, role := range roles {
-		left += s.ready(role+"-queue") + s.ready(role+"-queue.dead")
-	}
-	s.expect("left in the queues", left, 0)
+	s.expect("left in the queues", s.ready("orders-queue", "orders-queue.dead", "notify-queue", "notify-queue.dead"), 0)
 }
 
-// ready returns how many messages are ready in a queue.
-func (s *script) ready(queue string) (n int) {
+// ready returns how many messages are ready in queues.
+func (s *script) ready(queues ...string) (n int) {
 	s.step(func(ctx context.Context) (err error) {
-		n, err = s.publisher.Ready(ctx, queue)
+		n, err = s.publisher.Ready(ctx, queues...)
 		return err
 	})
 	return n

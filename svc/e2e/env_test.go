@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -152,7 +151,7 @@ func plumber(body string) amqp.Publishing { return harness.Message(body) }
 func orders(prefix string, n int) []string {
 	bodies := idsOf(prefix, n)
 	for i, id := range bodies {
-		bodies[i] = fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id)
+		bodies[i] = harness.NewOrder(id)
 	}
 	return bodies
 }

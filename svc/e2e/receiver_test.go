@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
 	"testing"
 
 	"github.com/streamdal/gophercon2021/svc/harness"
@@ -46,10 +45,4 @@ func (s *receiver) accounts(prefix string, n int) (lost, twice int) {
 	return lost, twice
 }
 
-func idsOf(prefix string, n int) []string {
-	ids := make([]string, n)
-	for i := range ids {
-		ids[i] = fmt.Sprint(prefix, i)
-	}
-	return ids
-}
+func idsOf(prefix string, n int) []string { return harness.IDs(prefix, 0, n) }

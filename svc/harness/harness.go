@@ -9,7 +9,7 @@
 //	orders, err := harness.Start("orders", cmd)
 //	_, err = orders.Log.Wait(ctx, 1, "msg=consuming")
 //	publisher := harness.Publisher{URL: addresses.AMQP}
-//	err = publisher.Publish(ctx, harness.Message(`{"type":"new_order","id":"1"}`))
+//	err = publisher.Publish(ctx, harness.NewOrders("1")...)
 //	err = receiver.Wait(ctx, func(posts []harness.Post) bool { return len(posts) == 1 })
 //	err = orders.Stop(ctx)
 //

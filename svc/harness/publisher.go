@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -140,6 +141,25 @@ func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.
 	}
 }
 
+// PublishAt publishes messages at a rate, in at most 20 bursts a second, each as
+// PublishUntilConfirmed does. It returns when the next message would be due.
+func (p *Publisher) PublishAt(ctx context.Context, perSecond int, messages ...amqp.Publishing) error {
+	burst := max(perSecond/20, 1)
+	tick := time.NewTicker(time.Second * time.Duration(burst) / time.Duration(perSecond))
+	defer tick.Stop()
+	for part := range slices.Chunk(messages, burst) {
+		if err := p.PublishUntilConfirmed(ctx, part...); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("publish: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
 func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing) error {
 	for _, m := range messages {
 		if err := p.channel.Publish("events", "foo", false, false, m); err != nil {
@@ -161,19 +181,21 @@ func (p *Publisher) publishBatch(ctx context.Context, messages []amqp.Publishing
 	return nil
 }
 
-// Ready returns how many messages are ready in a queue. For a queue that does not exist
-// it returns 0.
-func (p *Publisher) Ready(ctx context.Context, queue string) (n int, err error) {
-	err = p.do(ctx, func() error {
-		q, err := p.channel.QueueInspect(queue)
-		n = q.Messages
-		return err
-	})
-	if refused := (*amqp.Error)(nil); errors.As(err, &refused) && refused.Code == amqp.NotFound {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, fmt.Errorf("inspect %s: %w", queue, err)
+// Ready returns how many messages are ready in queues. A queue that does not exist has
+// none.
+func (p *Publisher) Ready(ctx context.Context, queues ...string) (n int, err error) {
+	for _, queue := range queues {
+		err := p.do(ctx, func() error {
+			q, err := p.channel.QueueInspect(queue)
+			n += q.Messages
+			return err
+		})
+		if refused := (*amqp.Error)(nil); errors.As(err, &refused) && refused.Code == amqp.NotFound {
+			continue
+		}
+		if err != nil {
+			return 0, fmt.Errorf("inspect %s: %w", queue, err)
+		}
 	}
 	return n, nil
 }
