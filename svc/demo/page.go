@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strconv"
 	"sync"
@@ -48,12 +49,12 @@ func startPage(status *status) (url string, stop func() error, err error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", serve("page"))
 	mux.HandleFunc("GET /main", serve("main"))
-	server := &http.Server{Handler: mux}
-	var serving sync.WaitGroup
-	serving.Go(func() { server.Serve(listener) }) // until Close
+	server := &httptest.Server{Listener: listener, Config: &http.Server{Handler: mux}}
+	server.Start()
 	stop = func() error {
-		defer serving.Wait()
-		return server.Close()
+		server.CloseClientConnections()
+		server.Close() // waits until nothing is served any more
+		return nil
 	}
 	return fmt.Sprintf("http://localhost:%d", listener.Addr().(*net.TCPAddr).Port), stop, nil
 }
