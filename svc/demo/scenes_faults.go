@@ -47,8 +47,9 @@ func crash(s *script) {
 	s.say("%d events. The work takes %.1f s each.", n, workTime.Seconds())
 	s.publish(ids...)
 	s.until(func() bool { return begun.Load() >= n })
-	s.kill(victim)
+	recorded := s.kill(victim)
 	killed := time.Now()
+	s.expect("work done before the kill", recorded, 0)
 	s.expect("work begun before the kill", int(begun.Load()), n)
 
 	s.say("kill -9 in the middle of %d of them. The broker still has them.", n)
@@ -83,12 +84,12 @@ func crashWindow(s *script) {
 	s.say("%d events. The receivers act at once, but withhold their answers.", n)
 	s.publish(harness.IDs("window-", 0, n)...)
 	s.until(func() bool { return effects.Load() >= n })
-	s.kill(victim)
-	s.expect("effects before the kill", int(effects.Load()), n)
+	recorded := s.kill(victim)
+	s.expect("recorded before the kill", recorded, 0)
 	s.say("kill -9: all %d effects have happened, and no id is recorded.", n)
 
 	s.start("orders", vars...)
-	s.expectBoth("", n, 0) // what was recorded before the kill would be skipped
+	s.expectBoth("", n, 0)
 	s.expect("effects at a plain receiver", int(effects.Load()), 2*n)
 	s.expect("effects at svc/receiver", s.effects(careful), n)
 	s.say("The work was repeated. svc/receiver recognized the keys, the plain receiver did not.")

@@ -111,9 +111,15 @@ func (s *script) stop(services ...*harness.Process) {
 	})
 }
 
-// kill ends a service with kill -9.
-func (s *script) kill(p *harness.Process) {
-	s.step(func(context.Context) error { p.Kill(); return nil })
+// kill ends a service with kill -9. It returns how many events the service had recorded:
+// it logs each of them at once.
+func (s *script) kill(p *harness.Process) (recorded int) {
+	s.step(func(context.Context) error {
+		p.Kill()
+		recorded = p.Log.Count("msg=processed")
+		return nil
+	})
+	return recorded
 }
 
 // killServer ends a server with kill -9. restartServer starts it again.
