@@ -21,8 +21,6 @@ type claimer struct {
 	writer  writer
 	checks  []chan struct{} // each closed when the next write of the session is committed
 
-	caughtUp time.Time // when the state last showed all committed writes, or one more of them
-
 	validUntil time.Time       // the session lives that long; each renewal moves it on
 	held       context.Context // of every claim that is granted now; replaced when the session resumes
 	suspend    context.CancelCauseFunc

@@ -1,6 +1,9 @@
 package claim
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // next returns the next write of the session, or nil if there is nothing to
 // write. The previous one must have been answered.
@@ -12,8 +15,8 @@ func (c *claimer) next() *sessionWrite {
 		return nil
 	}
 	n := &sessionWrite{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
-	touched := c.record(n)
-	c.rewrite(n, touched)
+	c.record(n)
+	c.rewrite(n)
 	if c.held.Err() == nil {
 		c.list(n)
 	}
@@ -25,10 +28,14 @@ func (c *claimer) next() *sessionWrite {
 	return n
 }
 
-// record adds finished ids to the write. It returns the claims that list them.
-func (c *claimer) record(n *sessionWrite) (touched []*listing) {
+// record adds finished ids to the write, as long as it has room to take them off their
+// claims.
+func (c *claimer) record(n *sessionWrite) {
 	w := &c.writer
-	bytes, touchedBytes := 0, 0
+	bytes, rewritten := 0, 0
+	for _, l := range w.dirty {
+		rewritten += l.bytes
+	}
 	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
 		e := w.finished[0]
 		if e.stage != recordQueued { // another process has recorded it meanwhile
@@ -38,19 +45,19 @@ func (c *claimer) record(n *sessionWrite) (touched []*listing) {
 		if bytes += jsonSize(e.id); bytes > maxList {
 			break
 		}
-		if !slices.Contains(touched, e.listing) {
-			touchedBytes += e.listing.bytes
-			if len(touched) == maxClaims || touchedBytes > maxRewrite {
-				break
-			}
-			touched = append(touched, e.listing)
+		if l := e.listing; !l.dirty {
+			w.markDirty(l)
+			rewritten += l.bytes
+		}
+		if len(w.dirty) > maxClaims || rewritten > maxRewrite {
+			break
 		}
 		e.stage = recordPending
 		n.recorded = append(n.recorded, e)
 		w.finished = w.finished[1:]
 	}
 	if len(n.recorded) == 0 {
-		return nil
+		return
 	}
 	w.window.Room -= len(n.recorded)
 	n.NewWindow = !w.windowed
@@ -58,7 +65,6 @@ func (c *claimer) record(n *sessionWrite) (touched []*listing) {
 	if merged := w.merge(n.Done); merged != nil {
 		n.Done, n.MergedFrom = merged, w.small[0].write
 	}
-	return touched
 }
 
 // merge returns the ids of the small records and of the next one, if it is time
@@ -67,12 +73,13 @@ func (w *writer) merge(next []string) (merged []string) {
 	if len(w.small) < maxMerged-1 || w.smallIDs+len(next) >= maxMergedIDs {
 		return nil
 	}
-	bytes := 0
-	for _, s := range append(slices.Clip(w.small), small{ids: next}) {
+	for _, s := range w.small {
 		merged = append(merged, s.ids...)
-		for _, id := range s.ids {
-			bytes += jsonSize(id)
-		}
+	}
+	merged = append(merged, next...)
+	bytes := 0
+	for _, id := range merged {
+		bytes += jsonSize(id)
 	}
 	if bytes > maxList {
 		return nil
@@ -80,27 +87,19 @@ func (w *writer) merge(next []string) (merged []string) {
 	return merged
 }
 
-// rewrite takes ended ids off their claims: first those that are recorded by this
-// same write, then those that no delivery wants any more.
-func (c *claimer) rewrite(n *sessionWrite, listings []*listing) {
+// rewrite takes ended ids off their claims: those that this write records, and those that
+// no delivery wants any more.
+func (c *claimer) rewrite(n *sessionWrite) {
 	w := &c.writer
 	bytes := 0
-	for _, l := range listings {
-		bytes += l.bytes
-	}
-	for _, l := range w.dirty {
-		if slices.Contains(listings, l) {
-			continue
-		}
-		if bytes += l.bytes; len(listings) == maxClaims || bytes > maxRewrite {
+	for len(w.dirty) > 0 && len(n.Left) < maxClaims {
+		l := w.dirty[0]
+		if bytes += l.bytes; bytes > maxRewrite {
 			break
 		}
-		listings = append(listings, l)
-	}
-	for _, l := range listings {
+		w.dirty = w.dirty[1:]
 		n.Left = append(n.Left, c.compact(l))
 	}
-	w.dirty = slices.DeleteFunc(w.dirty, func(l *listing) bool { return !l.dirty })
 }
 
 // compact removes the entries that have ended from a listing.
@@ -150,16 +149,12 @@ func ids(entries []*entry) []string {
 
 // jsonSize bounds the length of an id in a JSON array, without encoding it.
 func jsonSize(id string) int {
-	n := len(`"",`)
-	for _, b := range []byte(id) {
-		switch {
-		case b < ' ' || b == '"' || b == '\\' || b == 0x7f:
-			n += len(`\u0000`)
-		case b < 0x7f:
-			n++
-		default: // the longest escape of three bytes is \u2028
-			n += 2
-		}
+	if strings.ContainsFunc(id, isEscaped) {
+		return len(`"",`) + len(`\u0000`)*len(id)
 	}
-	return n
+	return len(`"",`) + len(id)
+}
+
+func isEscaped(r rune) bool {
+	return r < ' ' || r == '"' || r == '\\' || r == '\u2028' || r == '\u2029'
 }

@@ -150,18 +150,22 @@ func (s *doneSet) end(name string) {
 	s.unswept = shards
 }
 
-// sweep removes the ids of ended windows from the next shard.
-func (s *doneSet) sweep() {
-	if s.unswept == 0 {
-		return
+// sweep removes the ids of ended windows from the next shards, after added ids were added:
+// from all shards before half as many ids are added as are held.
+func (s *doneSet) sweep(added int) {
+	held := 1
+	for _, w := range s.windows {
+		held += w.ids
 	}
-	s.unswept--
-	s.cursor = (s.cursor + 1) % shards
-	shard := s.shards[s.cursor]
-	for h, n := range shard {
-		if s.ended(n) {
-			delete(shard, h)
-			s.removed(n)
+	for steps := 1 + 2*shards*added/held; steps > 0 && s.unswept > 0; steps-- {
+		s.unswept--
+		s.cursor = (s.cursor + 1) % shards
+		shard := s.shards[s.cursor]
+		for h, n := range shard {
+			if s.ended(n) {
+				delete(shard, h)
+				s.removed(n)
+			}
 		}
 	}
 }

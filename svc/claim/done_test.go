@@ -74,7 +74,7 @@ func TestSweep(t *testing.T) {
 	s.add("old1", "third") // before the old entry is swept
 	for i := range shards {
 		before := s.size()
-		s.sweep()
+		s.sweep(0)
 		if swept := before - s.size(); swept > 10*ids/shards {
 			t.Errorf("step %d sweeps %d ids", i, swept)
 		}
@@ -107,8 +107,8 @@ func TestWindowsEndOften(t *testing.T) {
 		s.begin(fmt.Sprint(w), int64(w+1))
 		for i := range ids {
 			s.add(fmt.Sprint(w, "/", i), fmt.Sprint(w))
-			s.sweep()
 		}
+		s.sweep(ids)
 		s.end(fmt.Sprint(w - living))
 	}
 	if n := s.size(); n > 2*living*ids || len(s.windows) > 2*living {

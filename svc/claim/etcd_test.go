@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -171,6 +172,40 @@ func TestMaxIDs(t *testing.T) {
 	}
 }
 
+// A busy process that remembers too many ids ends one window at a time.
+func TestMaxIDsUnderLoad(t *testing.T) {
+	const most, ids, workers = 8000, 40_000, 200
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour, MaxIDs: most})
+	var next atomic.Int64
+	var working sync.WaitGroup
+	for range workers {
+		working.Go(func() {
+			for n := next.Add(1); n <= ids; n = next.Add(1) {
+				p.mustComplete(fmt.Sprint(n))
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() {
+		working.Wait()
+		close(done)
+	}()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for full := false; ; {
+		n := p.Remembered()
+		if full = full || n > most; full && n < most-most/8 {
+			t.Errorf("only %d ids are remembered of %d", n, most)
+			full = false
+		}
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 // Without a window no id is forgotten, and one warning is logged. Ids that are later
 // recorded in a window that ends are forgotten as usual.
 func TestMaxIDsForEver(t *testing.T) {
@@ -263,6 +298,7 @@ func TestSessionDeletedByHand(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
+			p.mustComplete("before")
 			finished, unfinished := p.mustClaim("finished"), p.mustClaim("unfinished")
 			token := unfinished.Token
 			if err := remove(p); err != nil {
@@ -282,6 +318,10 @@ func TestSessionDeletedByHand(t *testing.T) {
 			p.log.await("level=WARN", "session lost")
 			if n := len(p.keys("session/")); n != 1 {
 				t.Errorf("%d sessions", n)
+			}
+			// A machine that was suspended does not know how old its window is.
+			if n := len(p.keys("window/")); n != 2 {
+				t.Errorf("%d windows, want a new one for the new session", n)
 			}
 		})
 	}

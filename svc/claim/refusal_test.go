@@ -74,6 +74,42 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// While etcd refuses a new session in place of a lost one, the view is not read again and
+// again.
+func TestLostWhileFull(t *testing.T) {
+	client := newClient(t, newEtcd(t, stack.EtcdOptions{QuotaBytes: 4 << 20}))
+	lease := &countedGrants{Lease: client.Lease}
+	counted := &clientv3.Client{KV: client.KV, Lease: lease, Watcher: client.Watcher}
+	p := start(t, counted, client, claim.Options{Role: newRole(), Window: time.Hour})
+	fix := fill(t, p)
+	if _, err := client.Revoke(t.Context(), p.lease); err != nil {
+		t.Fatal(err)
+	}
+	before := lease.n.Load()
+	eventually(t, func() error {
+		if n := lease.n.Load() - before; n < 8 { // some five seconds
+			return fmt.Errorf("a lease was asked for %d times", n)
+		}
+		return nil
+	})
+	if again := p.log.find("view read again"); len(again) > 1 {
+		t.Errorf("the view was read %d times: %v", len(again), again)
+	}
+	fix()
+	p.mustComplete("1")
+}
+
+// countedGrants counts the requests for a lease.
+type countedGrants struct {
+	clientv3.Lease
+	n atomic.Int64
+}
+
+func (c *countedGrants) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	c.n.Add(1)
+	return c.Lease.Grant(ctx, ttl)
+}
+
 // An id that cannot be stored unchanged, or is too long to be stored, is refused at once.
 func TestInvalidID(t *testing.T) {
 	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})

@@ -20,8 +20,8 @@ func (c *claimer) begin(session string, validUntil time.Time) {
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
 	c.held, c.suspend = context.WithCancelCause(context.Background())
-	c.validUntil, c.caughtUp = validUntil, time.Now()
-	c.writer = writer{session: session, last: 1, window: c.writer.window}
+	c.validUntil = validUntil
+	c.writer = writer{session: session, last: 1}
 	c.checks = nil // their callers have seen the end of Held
 	for _, e := range c.entries {
 		e.listing, e.stage = nil, min(e.stage, workDone)
@@ -94,10 +94,7 @@ func (c *claimer) apply(changes []change) error {
 	for _, e := range touched {
 		c.evaluate(e)
 	}
-	switch now := c.state.Version(c.writer.session); {
-	case now > seen:
-		c.caughtUp = time.Now()
-	case now < seen: // others own its ids from this revision on
+	if c.state.Version(c.writer.session) < seen { // others own its ids from this revision on
 		c.doubtSession()
 	}
 	return err
@@ -107,6 +104,7 @@ func (c *claimer) apply(changes []change) error {
 // which shows whether it is.
 func (c *claimer) doubtSession() {
 	c.suspend(ErrSuspended)
+	c.validUntil = time.Time{}
 	c.checks = append(c.checks, make(chan struct{}))
 	c.notify()
 }
@@ -120,26 +118,20 @@ func (c *claimer) rebuild(state *roleState, session string, committed int64) {
 	if session == c.writer.session && state.Version(session) < committed {
 		c.doubtSession()
 	}
-	c.state, c.caughtUp = state, time.Now()
+	c.state = state
 	for _, e := range c.entries {
 		e.done = state.Done(e.id)
 		c.evaluate(e)
 	}
 }
 
-// showsAll reports whether the state has seen all writes of the session that are known
-// to be committed.
-func (c *claimer) showsAll() bool { return c.state.Version(c.writer.session) >= c.writer.last }
-
-// lag returns how long ago the state last saw a committed write of the session, if it
-// has not seen them all; otherwise 0.
-func (c *claimer) lag() time.Duration {
+// shown returns the last write of the session that the state shows, and whether it lacks
+// one that is known to be committed. After the end of the session it lacks none.
+func (c *claimer) shown() (write int64, lags bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.showsAll() {
-		return 0
-	}
-	return time.Since(c.caughtUp)
+	write = c.state.Version(c.writer.session)
+	return write, write < c.writer.last && !c.validUntil.IsZero()
 }
 
 // lastWrite returns the number of the last write that is known to be committed.

@@ -83,19 +83,22 @@ func (s *roleState) checkNoGap(changes []change) error {
 // be read; they are ignored.
 func (s *roleState) Apply(changes []change, changed func(id string, recorded bool)) error {
 	touched := make([][]string, len(changes))
+	recorded := func(i int) bool { return strings.HasPrefix(changes[i].Key, "done/") }
+	added := 0
 	var errs []error
 	for i, ch := range changes {
 		ids, err := s.apply(ch)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("key %s: %w", ch.Key, err))
 		}
-		touched[i] = ids
+		if touched[i] = ids; recorded(i) {
+			added += len(ids)
+		}
 	}
-	s.done.sweep()
+	s.done.sweep(added)
 	for i, ids := range touched {
-		recorded := strings.HasPrefix(changes[i].Key, "done/")
 		for _, id := range ids {
-			changed(id, recorded)
+			changed(id, recorded(i))
 		}
 	}
 	return errors.Join(errs...)

@@ -62,6 +62,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	if err != nil {
 		return err
 	}
+	last, caughtUp := int64(0), time.Now() // the last own write that was shown, and when the view last made progress
 	tick := time.NewTicker(lagInterval)
 	defer tick.Stop()
 	for {
@@ -74,7 +75,9 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 				return err
 			}
 		case <-tick.C:
-			if s.lag() >= maxLag-lagInterval { // the next tick would be too late
+			if write, lags := s.shown(); !lags || write != last {
+				last, caughtUp = write, time.Now()
+			} else if time.Since(caughtUp) >= maxLag-lagInterval { // the next tick would be too late
 				return errors.New("the watch does not show what this process wrote")
 			}
 		case err := <-s.reread:

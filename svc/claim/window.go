@@ -53,6 +53,9 @@ func (s *Etcd) endOldestWindow(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		if s.Remembered() <= s.o.MaxIDs { // the view has seen the end of a window meanwhile
+			continue
+		}
 		oldest, next := s.oldestWindows()
 		if next.name == "" {
 			if !warned {
