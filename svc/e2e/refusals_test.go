@@ -108,3 +108,22 @@ func TestOtherArgumentsLater(t *testing.T) {
 	s.waitLogs(2, "msg=consuming")
 	s.stop()
 }
+
+// A connection for dead letters that the broker refuses is an outage of the dead queue,
+// logged once, and not a refusal of each message.
+func TestDeadLettersWithoutConnection(t *testing.T) {
+	e, vhost := newBroker(t)
+	ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-connections":1}`)
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitLog("msg=consuming")
+	ctl(t, "eval", fmt.Sprintf(`[rabbit_basic:publish(rabbit_misc:r(<<%q>>, exchange, <<"events">>), <<"foo">>, [], <<"poison">>) || _ <- [1,2,3]].`, vhost))
+	s.waitLog("the dead queue is unreachable", "connection limit (1) is reached", "hint=", "raise the limit")
+	s.waitReady("dead_letters")
+	ctl(t, "clear_vhost_limits", "--vhost", vhost)
+	s.waitLogs(3, "msg=dead-lettered")
+	s.waitReady()
+	s.stop()
+	if n := s.log.count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
+	}
+}

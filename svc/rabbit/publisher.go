@@ -20,11 +20,15 @@ var (
 	errSilent   = errors.New("the broker did not confirm in time")
 )
 
-// refuses reports whether err is the broker's answer to a message, and not about
-// the connection.
+// refusal is the broker's answer to a message that it does not store. Other errors are
+// about the connection, the channel or the dead queue.
+type refusal struct{ error }
+
+func (e refusal) Unwrap() error { return e.error }
+
 func refuses(err error) bool {
-	var e *amqp.Error
-	return errors.Is(err, errNacked) || errors.As(err, &e) && e.Server && e.Code != amqp.ConnectionForced
+	_, refused := errors.AsType[refusal](err)
+	return refused
 }
 
 // connect connects if there is no connection.
@@ -122,14 +126,17 @@ func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 		return fmt.Errorf("publish to %s: %w", d.topology.DeadQueue(), err)
 	}
 	confirm, ok := <-d.confirmed
-	if !ok { // the channel is closed
-		return cmp.Or(<-d.closed, amqp.ErrClosed)
-	}
 	switch {
+	case !ok: // the channel is closed
+		reason := cmp.Or(<-d.closed, amqp.ErrClosed)
+		if reason.Server && reason.Code != amqp.ConnectionForced {
+			return refusal{reason}
+		}
+		return reason
 	case len(d.returned) > 0: // the broker sends it before the confirm
 		return errReturned // the next channel declares the queue
 	case !confirm.Ack:
-		return errNacked
+		return refusal{errNacked}
 	}
 	return nil
 }
