@@ -131,7 +131,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 	// Dead letters have a connection of their own: a broker that is short of memory
 	// stops reading from publishers, and acknowledgements must still get through.
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: min(cfg.Shutdown/10, 2*time.Second)}
+	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: reserve(cfg.Shutdown) / 3}
 	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
 	prefetch := heldDeliveries(cfg, log)
 	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, status, log)
@@ -197,7 +197,8 @@ func parts(cfg Config) []string {
 	return parts
 }
 
-// reserve returns the time that a shutdown keeps for each of its last two steps.
+// reserve returns the time that a shutdown keeps for each of its last two steps. In the last,
+// two connections to the broker and that to etcd are closed one after the other.
 func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }

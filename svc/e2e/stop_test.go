@@ -181,3 +181,22 @@ func TestStopShortly(t *testing.T) {
 	b.toRabbit.blackhole()
 	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, time.Second))
 }
+
+// A stop takes no longer than the default SHUTDOWN_TIMEOUT when neither etcd nor the
+// broker answers any more and work waits to be recorded.
+func TestStopWithoutAnswers(t *testing.T) {
+	const most = 15 * time.Second
+	b := newProxiedEnv(t)
+	b.amqpURL += "?heartbeat=60" // so that the connections outlast the stop
+	began, finish := make(chan post, 1), make(chan struct{})
+	receiver := newReceiver(t, func(p post) int { began <- p; <-finish; return http.StatusOK })
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
+	b.publishBodies("poison") // opens the connection for dead letters, too
+	s.waitLog("msg=dead-lettered")
+	b.publishBodies(orders("o", 1)...)
+	<-began
+	b.must(b.etcdServer.Pause())
+	b.toRabbit.blackhole()
+	close(finish)
+	t.Log("stopped in", s.stopWithin(syscall.SIGTERM, most).Round(time.Millisecond))
+}

@@ -142,13 +142,6 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 	return c.until(ctx, f)
 }
 
-// close ends the connection, with an AMQP close if the broker answers it within
-// closeTimeout.
-func (c *connection) close() {
-	defer c.closeSoon().Stop()
-	c.Connection.Close() // its error does not matter any more
-}
-
 // closeSoon ends the connection in closeTimeout, under whatever waits for the
 // broker.
 func (c *connection) closeSoon() *time.Timer {

@@ -32,7 +32,6 @@ type Consumer struct {
 	Handle func(context.Context, consume.Delivery)
 
 	handling  sync.WaitGroup // handlers
-	watching  sync.WaitGroup // goroutines that end with a connection
 	semaphore chan struct{}
 	consumed  bool   // ever
 	from      int    // the URL to try first
@@ -61,7 +60,6 @@ const (
 // it.
 func (c *Consumer) Run(ctx context.Context) error {
 	c.semaphore = make(chan struct{}, c.MaxInFlight)
-	defer c.watching.Wait()
 	defer c.handling.Wait()
 	c.wait = newBackoff(minPause, maxPause)
 	for denials := 0; ; {

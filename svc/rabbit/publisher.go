@@ -53,7 +53,8 @@ func (d *DeadLetters) connect(ctx context.Context) error {
 func (d *DeadLetters) disconnect() {
 	if d.conn != nil {
 		d.from = d.conn.next
-		d.conn.close()
+		defer d.conn.closeSoon().Stop()
+		d.conn.Close() // its error does not matter any more
 		d.listening.Wait()
 	}
 	d.conn, d.ch = nil, nil

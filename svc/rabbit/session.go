@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -31,13 +32,20 @@ func (c *Consumer) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer conn.close()
 	c.Status.Set(PartBroker, nil)
 	prefetch := c.Prefetch
 	if c.oneByOne > 0 {
 		prefetch = 1
 	}
 	var ch *amqp.Channel
+	acker := newAcker(func(tag uint64, multiple bool) error { return ch.Ack(tag, multiple) }, prefetch)
+	var watching sync.WaitGroup // goroutines that end with the connection
+	defer func() {
+		defer conn.closeSoon().Stop()
+		acker.close()
+		conn.Close() // its error does not matter any more
+		watching.Wait()
+	}()
 	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
 	if err := conn.within(ctx, func() (err error) {
@@ -56,10 +64,9 @@ func (c *Consumer) session(ctx context.Context) error {
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
-	acker := newAcker(ch.Ack, prefetch)
 	alive, end := context.WithCancel(ctx)
 	defer end()
-	c.watching.Go(func() { c.verifyTopology(alive, conn) })
+	watching.Go(func() { c.verifyTopology(alive, conn) })
 	began := time.Now()
 	err = c.dispatch(alive, deliveries, closed, acker)
 	if time.Since(began) > stable {
@@ -70,12 +77,9 @@ func (c *Consumer) session(ctx context.Context) error {
 		// Deliveries that were not begun are delivered again. The broker may answer the
 		// cancellation late, with a full prefetch on its way: nothing waits for that
 		// answer, and the connection stays open for the acknowledgements.
-		c.watching.Go(func() { ch.Cancel(consumerTag, true) })
+		watching.Go(func() { ch.Cancel(consumerTag, true) })
 		c.handling.Wait()
 	}
-	end()
-	defer conn.closeSoon().Stop()
-	acker.close()
 	if unreadable(err) && prefetch == 1 {
 		c.oneByOne = pastHead
 		err = fmt.Errorf("%w: %w", errUnreadableHead, err)
