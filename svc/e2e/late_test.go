@@ -3,6 +3,8 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +39,34 @@ func TestLateBroker(t *testing.T) {
 		t.Errorf("%d warnings, want 1", n)
 	}
 	t.Logf("%d tries, consuming %v after the broker came", tries, took.Round(time.Millisecond))
+	s.stop()
+}
+
+// A proxy that accepts connections and resets them, because the broker behind it is down,
+// is logged once, too.
+func TestLateBrokerBehindProxy(t *testing.T) {
+	e, _ := newBroker(t)
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	e.must(err)
+	var accepting sync.WaitGroup
+	accepting.Go(func() {
+		for {
+			conn, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			conn.Read(make([]byte, 1))
+			conn.(*net.TCPConn).SetLinger(0)
+			conn.Close()
+		}
+	})
+	t.Cleanup(func() { proxy.Close(); accepting.Wait() })
+	s := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL=amqp://"+proxy.Addr().String())
+	s.waitLog("level=WARN", "not consuming", "hint=", "down behind a proxy")
+	s.waitLogs(3, "level=DEBUG", "not consuming")
+	if n := s.log.count("level=WARN"); n != 1 {
+		t.Errorf("%d warnings, want 1", n)
+	}
 	s.stop()
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
 	"sync"
 	"time"
 
@@ -36,7 +37,7 @@ type Consumer struct {
 	consumed  bool   // ever
 	from      int    // the URL to try first
 	oneByOne  int    // deliveries to take one at a time, see session
-	logged    string // the error that was logged last; "": it has consumed since
+	logged    string // the error that was logged last, without numbers; "": it has consumed since
 	wait      *backoff.ExponentialBackOff
 }
 
@@ -85,15 +86,18 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
 		}
 		pause := c.wait.NextBackOff()
-		level := slog.LevelWarn
-		if err.Error() == c.logged {
+		level, text := slog.LevelWarn, numbers.ReplaceAllString(err.Error(), "")
+		if text == c.logged {
 			level = slog.LevelDebug
 		}
-		c.logged = err.Error()
+		c.logged = text
 		c.Log.Log(ctx, level, "not consuming", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
 		sleep(ctx, pause)
 	}
 }
+
+// numbers are what differs between two errors of the same cause: local ports, times.
+var numbers = regexp.MustCompile(`[0-9]+`)
 
 // The pauses between connections.
 const minPause, maxPause = 100 * time.Millisecond, 3 * time.Second

@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -67,19 +69,18 @@ func (c *handshakeConn) explain(err error) error {
 			return reason
 		}
 	}
-	switch {
-	case errors.Is(c.err, os.ErrDeadlineExceeded) && len(c.received) > 0:
+	switch cause := cmp.Or(c.err, err); {
+	case errors.Is(cause, os.ErrDeadlineExceeded) && len(c.received) > 0:
 		return errSlowLogin
-	case errors.Is(c.err, os.ErrDeadlineExceeded):
+	case errors.Is(cause, os.ErrDeadlineExceeded):
 		return errNoAnswer
-	case errors.Is(c.err, io.EOF):
+	case errors.Is(cause, io.EOF), errors.Is(cause, syscall.ECONNRESET):
 		return errNoReason
-	case c.err != nil:
-		return c.err
-	case errors.Is(err, amqp.ErrCredentials), errors.Is(err, amqp.ErrVhost):
+	case errors.Is(cause, amqp.ErrCredentials), errors.Is(cause, amqp.ErrVhost):
 		return errors.New("the login was broken off")
+	default:
+		return cause
 	}
-	return err
 }
 
 // parseClose reads the arguments of connection.close. It returns nil if they

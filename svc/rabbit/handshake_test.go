@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/iotest"
 	"time"
@@ -49,7 +50,8 @@ func TestHandshakeReason(t *testing.T) {
 		"closed":                 {start, end(io.EOF), errNoReason.Error()},
 		"silent":                 {"", end(os.ErrDeadlineExceeded), "did not answer within 5s"},
 		"silent after start":     {start, end(os.ErrDeadlineExceeded), errSlowLogin.Error()},
-		"reset":                  {start, end(errors.New("connection reset by peer")), "connection reset by peer"},
+		"reset":                  {start, end(&net.OpError{Op: "read", Err: syscall.ECONNRESET}), errNoReason.Error()},
+		"unreachable":            {start, end(syscall.EHOSTUNREACH), "no route to host"},
 		"a close without text":   {start + frame(10, 50, "\x02"), end(io.EOF), errNoReason.Error()},
 		"closed after it":        {start + frame(10, 41, "") + closeFrame(320, "CONNECTION_FORCED"), end(io.EOF), "library"},
 		"a frame without end":    {start + "\x01\x00\x00\xff\xff\xff\xff" + strings.Repeat("x", maxHandshake), end(io.EOF), "library"},
