@@ -120,6 +120,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 	// Answer health checks.
 	status := health.NewStatus(parts(cfg)...)
+	status.Set(rabbit.PartDeadLetters, nil) // until a dead letter has to wait
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
@@ -128,14 +129,6 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		}
 		defer stopServing()
 	}
-
-	// Dead letters have a connection of their own: a broker that is short of memory
-	// stops reading from publishers, and acknowledgements must still get through.
-	server := rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: reserve(cfg.Shutdown) / 3}
-	topology := rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"}
-	prefetch := heldDeliveries(cfg, log)
-	deadLetters := rabbit.NewDeadLetters(server, topology, prefetch, status, log)
-	defer deadLetters.Close()
 
 	// With etcd, read the ids that were processed, and begin to claim.
 	var claims consume.Claimer = claim.NoDedup{}
@@ -170,8 +163,11 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	}
 
 	// Consume until stop ends, through lost connections.
+	prefetch := heldDeliveries(cfg, log)
 	consumer := rabbit.Consumer{
-		Server: server, Topology: topology, DeadLetters: deadLetters, Status: status, Log: log,
+		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: reserve(cfg.Shutdown) / 3},
+		Topology: rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"},
+		Status:   status, Log: log,
 		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
 		Handle: func(ctx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)

@@ -19,11 +19,10 @@ const maxDenials = 5
 
 // Consumer brings the deliveries of one queue to Handle. Set all fields.
 type Consumer struct {
-	Server      Server
-	Topology    Topology
-	DeadLetters *DeadLetters
-	Status      Status
-	Log         *slog.Logger
+	Server   Server
+	Topology Topology
+	Status   Status
+	Log      *slog.Logger
 
 	Prefetch    int // deliveries that the broker sends before their acknowledgement
 	MaxInFlight int // deliveries handled at once
@@ -31,6 +30,8 @@ type Consumer struct {
 	// Handle is called in a goroutine of its own for each delivery. Its context
 	// ends when the delivery's channel is gone, and when Run's does.
 	Handle func(context.Context, consume.Delivery)
+
+	deadLetters *deadLetters
 
 	handling  sync.WaitGroup // handlers
 	semaphore chan struct{}
@@ -42,7 +43,7 @@ type Consumer struct {
 }
 
 // Status is told whether the consumer has a connection (PartBroker), whether it
-// consumes (PartConsumer), and whether dead letters are stored (PartDeadLetters).
+// consumes (PartConsumer), and whether a dead letter waits (PartDeadLetters).
 type Status interface {
 	Set(part string, err error)
 }
@@ -60,6 +61,8 @@ const (
 // denies access, or something exists with other arguments. Hint says how to fix
 // it.
 func (c *Consumer) Run(ctx context.Context) error {
+	c.deadLetters = newDeadLetters(c)
+	defer c.deadLetters.disconnect()
 	c.semaphore = make(chan struct{}, c.MaxInFlight)
 	defer c.handling.Wait()
 	c.wait = newBackoff(minPause, maxPause)

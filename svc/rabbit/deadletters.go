@@ -3,7 +3,6 @@ package rabbit
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,19 +17,15 @@ import (
 // after maxRefused in the end.
 const minRefused, maxRefused = time.Second, 30 * time.Second
 
-// DeadLetters publishes to a role's dead queue, one message at a time: what the
+// deadLetters publishes to a role's dead queue, one message at a time: what the
 // broker answers is about that message and no other. One that it refuses is
 // tried again later and does not hold up those behind it.
 //
 // Its connection is opened when it is first needed and is not the consumer's:
 // while the broker is short of memory or disk it stops reading from connections
 // that publish, and acknowledgements must still get through.
-type DeadLetters struct {
-	server   Server
-	topology Topology
-	prefetch int
-	status   Status
-	log      *slog.Logger
+type deadLetters struct {
+	consumer *Consumer // for its configuration
 	outage   *outage.Log
 
 	turn      chan struct{} // held while using the following
@@ -51,31 +46,24 @@ type DeadLetters struct {
 	down    error // why nothing can be published; nil: it can, or nothing has to be
 }
 
-// NewDeadLetters connects to nothing yet. prefetch is the consumer's: that many
-// refused messages stop it.
-func NewDeadLetters(server Server, topology Topology, prefetch int, status Status, log *slog.Logger) *DeadLetters {
-	status.Set(PartDeadLetters, nil)
-	return &DeadLetters{
-		server: server, topology: topology, prefetch: prefetch, status: status, log: log,
-		outage: outage.New(log, "the dead queue", "dead letters wait unacknowledged", ""),
-		turn:   make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
+func newDeadLetters(c *Consumer) *deadLetters {
+	return &deadLetters{
+		consumer: c, outage: outage.New(c.Log, "the dead queue", "dead letters wait unacknowledged", ""),
+		turn: make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
 }
 
-// Close closes the connection. No publish may be under way or follow.
-func (d *DeadLetters) Close() { d.disconnect() }
-
 // publish returns when the broker has confirmed that the message is in the dead
 // queue. It fails only when ctx ends.
-func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
+func (d *deadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	// One of several brokers may be cut off from those that would store the
 	// message, so each gets to answer once.
-	err := d.publishInTurn(ctx, msg, len(d.server.URLs)-1)
+	err := d.publishInTurn(ctx, msg, len(d.consumer.Server.URLs)-1)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	e, _ := event.Parse(msg.Body) // no id if that is why it is dead
-	d.log.Warn("the broker refuses a dead letter: it waits unacknowledged",
+	d.consumer.Log.Warn("the broker refuses a dead letter: it waits unacknowledged",
 		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
 	d.addRefused(1, err)
 	defer d.addRefused(-1, err)
@@ -91,7 +79,7 @@ func (d *DeadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 // publishInTurn publishes while no other message is being published. It waits
 // for a connection, and returns when a broker has stored the message, when it and
 // as many others have refused it, or when ctx ends.
-func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, others int) error {
+func (d *deadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, others int) error {
 	select {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()
@@ -114,11 +102,11 @@ func (d *DeadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 			sleep(ctx, d.wait.NextBackOff())
 		}
 	}
-	return fmt.Errorf("dead-letter to %s: %w", d.topology.DeadQueue(), context.Cause(ctx))
+	return fmt.Errorf("dead-letter to %s: %w", d.consumer.Topology.DeadQueue(), context.Cause(ctx))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.
-func (d *DeadLetters) addRefused(n int, err error) {
+func (d *deadLetters) addRefused(n int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.refused += n
@@ -126,14 +114,14 @@ func (d *DeadLetters) addRefused(n int, err error) {
 		d.last = err
 	}
 	d.report()
-	if n > 0 && d.refused == d.prefetch {
-		d.log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",
-			"prefetch", d.prefetch, "hint", "see the refused dead letters for the cause; a higher PREFETCH lets events through until then")
+	if n > 0 && d.refused == d.consumer.Prefetch {
+		d.consumer.Log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",
+			"prefetch", d.consumer.Prefetch, "hint", "see the refused dead letters for the cause; a higher PREFETCH lets events through until then")
 	}
 }
 
 // setDown notes why nothing can be published.
-func (d *DeadLetters) setDown(err error) {
+func (d *deadLetters) setDown(err error) {
 	if err != nil {
 		d.outage.Failed(time.Now(), err, Hint(err))
 	}
@@ -144,10 +132,10 @@ func (d *DeadLetters) setDown(err error) {
 }
 
 // report tells the status. mu is held.
-func (d *DeadLetters) report() {
+func (d *deadLetters) report() {
 	err := d.down
 	if err == nil && d.refused > 0 {
 		err = fmt.Errorf("the broker refuses %d dead letters: %w", d.refused, d.last)
 	}
-	d.status.Set(PartDeadLetters, err)
+	d.consumer.Status.Set(PartDeadLetters, err)
 }

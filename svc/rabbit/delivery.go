@@ -17,7 +17,7 @@ const maxErrorLen = 1 << 10
 type Delivery struct {
 	msg         amqp.Delivery
 	acker       *acker
-	deadLetters *DeadLetters
+	deadLetters *deadLetters
 }
 
 // Body returns the message as it was published.

@@ -32,13 +32,13 @@ func refuses(err error) bool {
 }
 
 // connect connects if there is no connection.
-func (d *DeadLetters) connect(ctx context.Context) error {
+func (d *deadLetters) connect(ctx context.Context) error {
 	if d.conn != nil && !d.conn.IsClosed() {
 		return nil
 	}
 	d.disconnect()
 	// No limit to a write: a broker under an alarm does not read. See publishOnce.
-	conn, err := d.server.dial(ctx, d.topology.DeadQueue()+" publisher", 0, d.from)
+	conn, err := d.consumer.Server.dial(ctx, d.consumer.Topology.DeadQueue()+" publisher", 0, d.from)
 	if err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ func (d *DeadLetters) connect(ctx context.Context) error {
 
 // disconnect closes the connection. The next one is to another broker, if there
 // are several.
-func (d *DeadLetters) disconnect() {
+func (d *deadLetters) disconnect() {
 	if d.conn != nil {
 		d.from = d.conn.next
 		defer d.conn.closeSoon().Stop()
@@ -61,7 +61,7 @@ func (d *DeadLetters) disconnect() {
 }
 
 // listen notes whether the broker takes messages, until the connection ends.
-func (d *DeadLetters) listen(blockings <-chan amqp.Blocking) {
+func (d *deadLetters) listen(blockings <-chan amqp.Blocking) {
 	unblock := func() {
 		if d.blocked.Swap(false) {
 			d.outage.Answered(time.Now())
@@ -83,7 +83,7 @@ func (d *DeadLetters) listen(blockings <-chan amqp.Blocking) {
 // broker's answer. It ends the connection when the broker is silent. When ctx
 // ends it still waits up to CloseTimeout for the confirm of a message that is on
 // its way: that message would be delivered again, and stored twice.
-func (d *DeadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) error {
+func (d *deadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) error {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (d *DeadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) erro
 
 // send publishes and waits for the broker's answer. After any error it closes the
 // channel.
-func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
+func (d *deadLetters) send(msg amqp.Publishing) (err error) {
 	if d.ch == nil {
 		if err := d.openChannel(); err != nil {
 			return err
@@ -123,8 +123,8 @@ func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 			d.ch = nil
 		}
 	}()
-	if err := d.ch.Publish("", d.topology.DeadQueue(), true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
-		return fmt.Errorf("publish to %s: %w", d.topology.DeadQueue(), err)
+	if err := d.ch.Publish("", d.consumer.Topology.DeadQueue(), true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
+		return fmt.Errorf("publish to %s: %w", d.consumer.Topology.DeadQueue(), err)
 	}
 	confirm, ok := <-d.confirmed
 	switch {
@@ -145,12 +145,12 @@ func (d *DeadLetters) send(msg amqp.Publishing) (err error) {
 // openChannel opens a channel. It declares the dead queue each time, which may
 // have been deleted. All that the library tells of one message fits into the
 // buffers, so nothing has to receive it in between.
-func (d *DeadLetters) openChannel() error {
+func (d *deadLetters) openChannel() error {
 	ch, err := d.conn.Channel()
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
-	if err := d.topology.declareQueue(ch, d.topology.DeadQueue()); err != nil {
+	if err := d.consumer.Topology.declareQueue(ch, d.consumer.Topology.DeadQueue()); err != nil {
 		return err
 	}
 	if err := ch.Confirm(false); err != nil {

@@ -18,12 +18,12 @@ func (s *statusLog) Set(_ string, err error) { *s = append(*s, err) }
 func TestAlarmEndsWithTheConnection(t *testing.T) {
 	var log strings.Builder
 	var status statusLog
-	d := NewDeadLetters(Server{}, Topology{Queue: "q"}, 1, &status, slog.New(slog.NewTextHandler(&log, nil)))
+	d := newDeadLetters(&Consumer{Status: &status, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	blockings := make(chan amqp.Blocking, 1)
 	blockings <- amqp.Blocking{Active: true, Reason: "low on disk"}
 	close(blockings)
 	d.listen(blockings)
-	if len(status) != 3 || status[1] == nil || !strings.Contains(status[1].Error(), "low on disk") || status[2] != nil {
+	if len(status) != 2 || status[0] == nil || !strings.Contains(status[0].Error(), "low on disk") || status[1] != nil {
 		t.Errorf("the status was told %v", status)
 	}
 	if !strings.Contains(log.String(), "reachable again") {

@@ -119,7 +119,7 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 	defer close(work)
 	single := c.oneByOne > 0
 	for {
-		d := &Delivery{acker: acker, deadLetters: c.DeadLetters}
+		d := &Delivery{acker: acker, deadLetters: c.deadLetters}
 		var ok bool
 		select {
 		case d.msg, ok = <-deliveries:
