@@ -79,24 +79,16 @@ func (s Server) dialURL(ctx context.Context, rawURL, name string, writeTimeout t
 	c := &connection{addr: addr, broker: fmt.Sprintf("%s, virtual host %q", addr, uri.Vhost), closeTimeout: s.CloseTimeout}
 	dialer := net.Dialer{Timeout: dialTimeout}
 	if c.raw, err = dialer.DialContext(ctx, "tcp", addr); err == nil {
-		err = c.until(ctx, func() error {
-			return c.login(s.TLS, uri, heartbeatOf(rawURL), name, writeTimeout)
-		})
+		heartbeat := defaultHeartbeat
+		if u, _ := url.Parse(rawURL); u.Query().Has("heartbeat") {
+			heartbeat, _ = time.ParseDuration(u.Query().Get("heartbeat") + "s")
+		}
+		err = c.until(ctx, func() error { return c.login(s.TLS, uri, heartbeat, name, writeTimeout) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the broker at %s as %q: %w", c.broker, uri.Username, err)
 	}
 	return c, nil
-}
-
-// heartbeatOf returns the heartbeat that a URL asks for.
-func heartbeatOf(rawURL string) time.Duration {
-	if u, err := url.Parse(rawURL); err == nil {
-		if seconds, err := strconv.ParseUint(u.Query().Get("heartbeat"), 10, 16); err == nil {
-			return time.Duration(seconds) * time.Second
-		}
-	}
-	return defaultHeartbeat
 }
 
 // login performs AMQP's handshake. With TLS, the first write performs that of TLS.
@@ -110,15 +102,15 @@ func (c *connection) login(tlsConfig *tls.Config, uri amqp.URI, heartbeat time.D
 		cfg.ServerName = cmp.Or(cfg.ServerName, uri.Host)
 		conn = tls.Client(conn, cfg)
 	}
-	handshake := &handshakeConn{Conn: deadlineConn{conn, writeTimeout}}
+	socket := &brokerConn{Conn: conn, writeTimeout: writeTimeout}
 	properties := amqp.Table{"product": "gophercon2021", "connection_name": name}
 	var err error
-	c.Connection, err = amqp.Open(handshake, amqp.Config{
+	c.Connection, err = amqp.Open(socket, amqp.Config{
 		SASL:  []amqp.Authentication{plainAuth{uri.PlainAuth(), properties}},
 		Vhost: uri.Vhost, Heartbeat: heartbeat, Locale: "en_US", Properties: properties,
 	})
 	if err != nil {
-		err = handshake.explain(err)
+		err = socket.explain(err)
 		c.raw.Close()
 	}
 	return err
@@ -146,18 +138,4 @@ func (c *connection) within(ctx context.Context, f func() error) error {
 // broker.
 func (c *connection) closeSoon() *time.Timer {
 	return time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
-}
-
-// deadlineConn bounds each write: the library sets no deadline for them, and
-// one that blocks would keep its locks for ever.
-type deadlineConn struct {
-	net.Conn
-	timeout time.Duration // 0: none
-}
-
-func (c deadlineConn) Write(b []byte) (int, error) {
-	if c.timeout > 0 {
-		c.SetWriteDeadline(time.Now().Add(c.timeout)) // fails only if the write does, too
-	}
-	return c.Conn.Write(b)
 }

@@ -16,11 +16,14 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// handshakeConn keeps what the broker sends while the library logs in. The library
+// brokerConn keeps what the broker sends while the library logs in. The library
 // returns "username or password not allowed" or "no access to this vhost" for every
-// failure; the broker's own words are in its connection.close.
-type handshakeConn struct {
+// failure; the broker's own words are in its connection.close. brokerConn also bounds
+// each write: the library sets no deadline, and a write that blocks would keep the
+// library's locks for ever.
+type brokerConn struct {
 	net.Conn
+	writeTimeout time.Duration // 0: none
 
 	mu       sync.Mutex
 	received []byte // the beginning of the connection, up to maxHandshake
@@ -31,7 +34,7 @@ type handshakeConn struct {
 // most 4 KiB.
 const maxHandshake = 16 << 10
 
-func (c *handshakeConn) Read(b []byte) (int, error) {
+func (c *brokerConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -42,6 +45,13 @@ func (c *handshakeConn) Read(b []byte) (int, error) {
 		c.received, c.err = append(c.received, b[:min(n, space)]...), err
 	}
 	return n, err
+}
+
+func (c *brokerConn) Write(b []byte) (int, error) {
+	if c.writeTimeout > 0 {
+		c.SetWriteDeadline(time.Now().Add(c.writeTimeout)) // fails only if the write does, too
+	}
+	return c.Conn.Write(b)
 }
 
 // The methods that end a handshake: class and method id. Nothing else in it
@@ -58,7 +68,7 @@ var (
 )
 
 // explain returns the reason of a failed handshake; err is the library's.
-func (c *handshakeConn) explain(err error) error {
+func (c *brokerConn) explain(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if bytes.Contains(c.received, methodOpenOk) { // the login had succeeded

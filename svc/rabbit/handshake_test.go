@@ -62,7 +62,7 @@ func TestHandshakeReason(t *testing.T) {
 			"whole": func(r io.Reader) io.Reader { return r }, "by bytes": iotest.OneByteReader,
 		} {
 			t.Run(name+"/"+pieces, func(t *testing.T) {
-				c := &handshakeConn{Conn: readerConn{Reader: split(io.MultiReader(strings.NewReader(tt.sent), tt.end))}}
+				c := &brokerConn{Conn: readerConn{Reader: split(io.MultiReader(strings.NewReader(tt.sent), tt.end))}}
 				got, _ := io.ReadAll(struct{ io.Reader }{c})
 				if string(got) != tt.sent {
 					t.Errorf("the library reads %q", got)
@@ -78,7 +78,7 @@ func TestHandshakeReason(t *testing.T) {
 func FuzzHandshake(f *testing.F) {
 	f.Add([]byte(frame(10, 10, "\x00\x09") + closeFrame(403, "ACCESS_REFUSED")))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		c := &handshakeConn{Conn: readerConn{Reader: iotest.HalfReader(strings.NewReader(string(sent)))}}
+		c := &brokerConn{Conn: readerConn{Reader: iotest.HalfReader(strings.NewReader(string(sent)))}}
 		if got, err := io.ReadAll(struct{ io.Reader }{c}); err != nil || string(got) != string(sent) {
 			t.Errorf("%q became %q (%v)", sent, got, err)
 		}
