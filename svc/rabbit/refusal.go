@@ -13,8 +13,8 @@ import (
 // The same codes also mean a virtual host that is down, a connection limit, or
 // another consumer's exclusive use of the queue; only the text tells.
 func denied(err error) bool {
-	var e *amqp.Error
-	return errors.As(err, &e) && e.Server && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) && denial.MatchString(e.Reason)
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && e.Server && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) && denial.MatchString(e.Reason)
 }
 
 var denial = regexp.MustCompile(`Login was refused|refused for user '.*'$|vhost .* not found$`)
@@ -22,8 +22,14 @@ var denial = regexp.MustCompile(`Login was refused|refused for user '.*'$|vhost 
 // unreadable reports whether the library has met a message that it cannot read.
 // It ends the connection before anyone sees the delivery.
 func unreadable(err error) bool {
-	var e *amqp.Error
-	return errors.As(err, &e) && e.Code == amqp.FrameError && !e.Server && e.Reason == amqp.ErrSyntax.Error()
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && e.Code == amqp.FrameError && !e.Server && e.Reason == amqp.ErrSyntax.Error()
+}
+
+// hasCode reports whether err is an error of AMQP with this reply code.
+func hasCode(err error, code int) bool {
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && e.Code == code
 }
 
 // errUnreadableHead means that the message at the head blocks the queue.

@@ -2,7 +2,6 @@ package rabbit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -36,6 +35,10 @@ func (t Topology) declare(ch *amqp.Channel) error {
 	return t.declareQueue(ch, t.DeadQueue())
 }
 
+func exchangeExists(ch *amqp.Channel) error {
+	return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+}
+
 func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 	var args amqp.Table // none at all for a classic queue
 	if t.Quorum {
@@ -48,23 +51,10 @@ func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 }
 
 func declareError(err error, kind, name string) error {
-	var e *amqp.Error
-	if errors.As(err, &e) && e.Code == amqp.PreconditionFailed && strings.Contains(e.Reason, "inequivalent arg") {
+	if hasCode(err, amqp.PreconditionFailed) && strings.Contains(err.Error(), "inequivalent arg") {
 		return fmt.Errorf("the %s %s %w: %w", kind, name, errMismatch, err)
 	}
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
-}
-
-// verify declares everything again. It reports whether the exchange was gone. A
-// binding that was gone cannot be told from one that was not: AMQP has no question
-// for it, so it is simply bound again.
-func (t Topology) verify(conn *amqp.Connection) (gone bool, err error) {
-	err = onChannel(conn, func(ch *amqp.Channel) error {
-		return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-	})
-	var e *amqp.Error
-	gone = errors.As(err, &e) && e.Code == amqp.NotFound
-	return gone, onChannel(conn, t.declare)
 }
 
 // onChannel calls f with a channel of its own, which an error of f has closed.
@@ -87,7 +77,10 @@ const verifyEvery = 3 * time.Second
 func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 	failed := false
 	for sleep(ctx, verifyEvery) {
-		gone, err := c.Topology.verify(conn.Connection) // waits as long as the connection lives
+		// These calls wait as long as the connection lives. A missing binding cannot be told
+		// from one that exists: AMQP has no question for it, so the queue is bound again.
+		gone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
+		err := onChannel(conn.Connection, c.Topology.declare)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
