@@ -12,35 +12,13 @@ import (
 	"unicode"
 )
 
-// each returns the first error of check for one of the values, or nil. A list
-// without values is an error, too.
-func each(values []string, check func(string) error) error {
-	if len(values) == 0 {
-		return errors.New("it is empty")
-	}
-	for _, v := range values {
-		if err := check(v); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkUnlessEmpty checks a value that need not be set.
-func checkUnlessEmpty(value string, check func(string) error) error {
-	if value == "" {
-		return nil
-	}
-	return check(value)
-}
-
 // checkAMQP returns what is wrong with a broker's URL. Parameters that other
 // clients know, such as connection_timeout, would silently have no effect.
 func checkAMQP(s string) error {
-	u, err := checkURL(s, "amqp", "amqps")
-	if err != nil {
+	if err := checkURL(s, "amqp", "amqps"); err != nil {
 		return err
 	}
+	u, _ := url.Parse(s)
 	parameters, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
 		return errors.New("its parameters cannot be read")
@@ -57,63 +35,39 @@ func checkAMQP(s string) error {
 	return nil
 }
 
-// checkAMQPS is for brokers that TLS is wanted for: another URL would silently do
-// without.
-func checkAMQPS(s string) error {
-	_, err := checkURL(s, "amqps")
-	return err
-}
-
-// checkURL returns the URL, or what is wrong with it without quoting it: there may
-// be a password in it.
-func checkURL(s string, schemes ...string) (*url.URL, error) {
-	if hasSpace(s) {
-		return nil, errSpace
-	}
+// checkURL returns what is wrong with a URL, without quoting it: there may be a
+// password in it.
+func checkURL(s string, schemes ...string) error {
 	u, err := url.Parse(s)
 	switch {
+	case hasSpace(s):
+		return errSpace
 	case err != nil:
-		return nil, errors.New("it is not a URL")
+		return errors.New("it is not a URL")
 	case !slices.Contains(schemes, u.Scheme):
-		return nil, fmt.Errorf("it does not begin with %s://", strings.Join(schemes, ":// or "))
+		return fmt.Errorf("it does not begin with %s://", strings.Join(schemes, ":// or "))
 	case u.Hostname() == "":
-		return nil, errors.New("there is no // and host in it")
+		return errors.New("there is no // and host in it")
 	case u.Fragment != "":
-		return nil, errors.New("what follows # has no effect; a # in a password is written %23")
+		return errors.New("what follows # has no effect; a # in a password is written %23")
+	case u.Port() != "" || strings.HasSuffix(u.Host, ":"):
+		return checkPort(u.Port())
 	}
-	if u.Port() != "" || strings.HasSuffix(u.Host, ":") {
-		return u, checkPort(u.Port())
-	}
-	return u, nil
+	return nil
 }
 
-// checkHTTP returns what is wrong with the URL of a receiver.
-func checkHTTP(s string) error {
-	_, err := checkURL(s, "http", "https")
-	return err
-}
-
-// checkHostPort returns what is wrong with the address of a server.
-func checkHostPort(s string) error {
-	if strings.HasPrefix(s, ":") {
-		return errors.New("there is no host in it")
-	}
-	if strings.HasSuffix(s, ":0") {
-		return errPort
-	}
-	return checkListen(s)
-}
-
-// checkListen returns what is wrong with an address to listen at. Port 0 is any
-// free one.
-func checkListen(s string) error {
-	_, port, err := net.SplitHostPort(s)
+// checkHostPort returns what is wrong with the address of a server, or with one to
+// listen at, which needs no host and can have port 0, any free one.
+func checkHostPort(s string, listen bool) error {
+	host, port, err := net.SplitHostPort(s)
 	switch {
 	case hasSpace(s):
 		return errSpace
 	case err != nil || strings.ContainsAny(s, "/@"):
 		return errNotAllowed
-	case port == "0":
+	case host == "" && !listen:
+		return errors.New("there is no host in it")
+	case port == "0" && listen:
 		return nil
 	}
 	return checkPort(port)

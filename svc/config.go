@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -9,6 +8,8 @@ import (
 	"math"
 	"reflect"
 	"regexp"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/caarlos0/env/v11"
@@ -18,7 +19,7 @@ import (
 // variable means; the tag "allowed" is what an error says about it.
 type Config struct {
 	Service       string   `env:"SERVICE_NAME" allowed:"orders (also order) or notify"`
-	Etcd          boolean  `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
+	Etcd          bool     `env:"ENABLE_ETCD" envDefault:"false" allowed:"true, 1, false or 0"`
 	AMQP          []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/" allowed:"amqp:// or amqps:// URLs, separated by commas, with no parameter but heartbeat" secret:"url"`
 	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379" allowed:"host:port, separated by commas" secret:"url"`
 	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125" allowed:"host:port"`
@@ -44,38 +45,11 @@ type Config struct {
 	EtcdCert     string `env:"ETCD_CERT" allowed:"the path of a PEM file, together with ETCD_KEY"`
 	EtcdKey      string `env:"ETCD_KEY" allowed:"the path of a PEM file, together with ETCD_CERT"`
 
-	LogLevel  level  `env:"LOG_LEVEL" envDefault:"info" allowed:"debug, info, warn or error"`
-	LogFormat string `env:"LOG_FORMAT" envDefault:"text" allowed:"text or json"`
+	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info" allowed:"debug, info, warn or error"`
+	LogFormat string     `env:"LOG_FORMAT" envDefault:"text" allowed:"text or json"`
 
 	// Derived.
 	AMQPTLS, EtcdTLS *tls.Config
-}
-
-// boolean is stricter than strconv.ParseBool, which takes "T" and "TRUE", too.
-type boolean bool
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (b *boolean) UnmarshalText(text []byte) error {
-	switch string(text) {
-	case "true", "1":
-		*b = true
-	case "false", "0":
-		*b = false
-	default:
-		return errNotAllowed
-	}
-	return nil
-}
-
-// level is stricter than slog.Level, which takes "INFO+3", too.
-type level slog.Level
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (l *level) UnmarshalText(text []byte) error {
-	if bytes.ContainsAny(text, "+-") {
-		return errNotAllowed
-	}
-	return (*slog.Level)(l).UnmarshalText(text)
 }
 
 // readConfig reads and checks the whole environment. Its error has a line for
@@ -101,7 +75,7 @@ func readConfig(environ []string) (Config, error) {
 	} else if err != nil {
 		return c, err
 	}
-	c.check(func(field string, err error) {
+	c.check(values, func(field string, err error) {
 		if err != nil && bad[field] == nil {
 			bad[field] = err
 		}
@@ -121,13 +95,20 @@ func must(ok bool) error {
 }
 
 // check reports the fields whose values parse but are not allowed.
-func (c *Config) check(report func(field string, err error)) {
+func (c *Config) check(values map[string]string, report func(field string, err error)) {
 	_, known := roles[c.Service]
 	report("Service", must(known))
-	report("AMQP", each(c.AMQP, checkAMQP))
-	report("EtcdEndpoints", each(c.EtcdEndpoints, checkHostPort))
-	report("StatsdAddr", checkHostPort(c.StatsdAddr))
-	report("Webhook", checkUnlessEmpty(c.Webhook, checkHTTP))
+	report("Etcd", must(slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]))) // strconv takes T, too
+	for _, broker := range c.AMQP {
+		report("AMQP", checkAMQP(broker))
+	}
+	for _, endpoint := range c.EtcdEndpoints {
+		report("EtcdEndpoints", checkHostPort(endpoint, false))
+	}
+	report("StatsdAddr", checkHostPort(c.StatsdAddr, false))
+	if c.Webhook != "" {
+		report("Webhook", checkURL(c.Webhook, "http", "https"))
+	}
 	report("Prefetch", must(1 <= c.Prefetch && c.Prefetch <= math.MaxUint16))
 	report("Concurrency", must(1 <= c.Concurrency))
 	report("MaxAttempts", must(1 <= c.MaxAttempts))
@@ -137,16 +118,19 @@ func (c *Config) check(report func(field string, err error)) {
 	report("CacheSize", must(1 <= c.CacheSize))
 	report("QueueType", must(c.QueueType == "classic" || c.QueueType == "quorum"))
 	report("Shutdown", must(time.Second <= c.Shutdown))
-	report("HealthAddr", checkUnlessEmpty(c.HealthAddr, checkListen))
+	if c.HealthAddr != "" {
+		report("HealthAddr", checkHostPort(c.HealthAddr, true))
+	}
+	report("LogLevel", must(!strings.ContainsAny(values["LOG_LEVEL"], "+-"))) // slog takes INFO+3, too
 	report("LogFormat", must(c.LogFormat == "text" || c.LogFormat == "json"))
 	report("EtcdUser", must(c.EtcdUser != "" || c.EtcdPassword == ""))
 	report("EtcdPassword", must(c.EtcdPassword != "" || c.EtcdUser == ""))
 
-	c.AMQPTLS = tlsConfig(report, [3]string{"AMQPCACert", "AMQPCert", "AMQPKey"}, c.AMQPCACert, c.AMQPCert, c.AMQPKey)
-	if c.AMQPTLS != nil && each(c.AMQP, checkAMQPS) != nil {
+	c.AMQPTLS = tlsConfig(report, "AMQP", c.AMQPCACert, c.AMQPCert, c.AMQPKey)
+	if c.AMQPTLS != nil && slices.ContainsFunc(c.AMQP, func(broker string) bool { return checkURL(broker, "amqps") != nil }) {
 		report("AMQP", errors.New("AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://"))
 	}
-	c.EtcdTLS = tlsConfig(report, [3]string{"EtcdCACert", "EtcdCert", "EtcdKey"}, c.EtcdCACert, c.EtcdCert, c.EtcdKey)
+	c.EtcdTLS = tlsConfig(report, "Etcd", c.EtcdCACert, c.EtcdCert, c.EtcdKey)
 }
 
 // explain returns an error with a line for each bad field, in their order.

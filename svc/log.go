@@ -7,7 +7,7 @@ import (
 
 // newLog returns the log of the service, which names the role in every line.
 func newLog(cfg Config) *slog.Logger {
-	options := &slog.HandlerOptions{Level: slog.Level(cfg.LogLevel), ReplaceAttr: readable}
+	options := &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: readable}
 	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {
 		handler = slog.NewJSONHandler(os.Stderr, options)

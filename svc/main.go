@@ -105,7 +105,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		}
 		return err
 	}
-	log.Info("starting", "etcd", bool(cfg.Etcd))
+	log.Info("starting", "etcd", cfg.Etcd)
 
 	// A shutdown has four steps: take no more events; cancel the handlers that still
 	// run; stop waiting for etcd; close.
@@ -119,7 +119,11 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	defer recorder.Close()
 
 	// Answer health checks.
-	status := health.NewStatus(parts(cfg)...)
+	parts := []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
+	if cfg.Etcd {
+		parts = append(parts, partEtcd, partCache)
+	}
+	status := health.NewStatus(parts...)
 	status.Set(rabbit.PartDeadLetters, nil) // until a dead letter has to wait
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAddr != "" {
@@ -157,7 +161,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 	// Each delivery: parse, claim, work, complete, acknowledge.
 	pipeline := &consume.Pipeline{
-		Handlers: handlers, Claims: claims, RequireID: bool(cfg.Etcd),
+		Handlers: handlers, Claims: claims, RequireID: cfg.Etcd,
 		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
@@ -179,19 +183,11 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	return fail(err, rabbit.Hint(err))
 }
 
+// The parts that must be ready besides those of package rabbit.
 const (
 	partEtcd  = "etcd"
 	partCache = "cache"
 )
-
-// parts returns the parts that must be ready for the service to be ready.
-func parts(cfg Config) []string {
-	parts := []string{rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters}
-	if cfg.Etcd {
-		parts = append(parts, partEtcd, partCache)
-	}
-	return parts
-}
 
 // reserve returns the time that a shutdown keeps for each of its last two steps. In the last,
 // two connections to the broker and that to etcd are closed one after the other.

@@ -8,8 +8,9 @@ import (
 	"sync/atomic"
 )
 
-// tlsConfig loads the named PEM files. It returns nil when none is named.
-func tlsConfig(report func(field string, err error), fields [3]string, ca, cert, key string) *tls.Config {
+// tlsConfig loads the named PEM files. It returns nil when none is named. The fields that
+// it reports begin with prefix.
+func tlsConfig(report func(field string, err error), prefix, ca, cert, key string) *tls.Config {
 	if ca == "" && cert == "" && key == "" {
 		return nil
 	}
@@ -20,13 +21,13 @@ func tlsConfig(report func(field string, err error), fields [3]string, ca, cert,
 		if err == nil && !cfg.RootCAs.AppendCertsFromPEM(pem) {
 			err = errors.New("there is no certificate in it")
 		}
-		report(fields[0], err)
+		report(prefix+"CACert", err)
 	}
-	report(fields[1], must(cert != "" || key == ""))
-	report(fields[2], must(key != "" || cert == ""))
+	report(prefix+"Cert", must(cert != "" || key == ""))
+	report(prefix+"Key", must(key != "" || cert == ""))
 	if cert != "" && key != "" {
 		pair, err := tls.LoadX509KeyPair(cert, key)
-		report(fields[1], err)
+		report(prefix+"Cert", err)
 		cfg.GetClientCertificate = renewable(&pair, cert, key)
 	}
 	return cfg
