@@ -4,7 +4,7 @@ package health
 
 import (
 	"context"
-	"errors"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -14,48 +14,59 @@ import (
 // when all of them are.
 type Status struct {
 	mu    sync.Mutex
-	parts map[string]*part
-	since time.Time // when it became ready, or stopped being so
+	state report
+}
+
+// report is the answer of /readyz.
+type report struct {
+	Ready bool            `json:"ready"`
+	Since time.Time       `json:"since"` // when it became ready, or stopped being so
+	Parts map[string]part `json:"parts"`
 }
 
 type part struct {
-	err   error // nil: ready
-	since time.Time
+	Ready bool      `json:"ready"`
+	Since time.Time `json:"since"`
+	Error string    `json:"error,omitempty"`
 }
-
-// errStarting is the state of a part until Set is called for it.
-var errStarting = errors.New("starting")
 
 // NewStatus returns a Status with no part ready yet.
 func NewStatus(parts ...string) *Status {
-	b := &Status{parts: make(map[string]*part), since: time.Now()}
+	s := &Status{state: report{Since: time.Now(), Parts: make(map[string]part)}}
 	for _, name := range parts {
-		b.parts[name] = &part{err: errStarting, since: b.since}
+		s.state.Parts[name] = part{Since: s.state.Since, Error: "starting"}
 	}
-	return b
+	return s
 }
 
 // Set sets the state of a part: nil if it is ready, otherwise the reason.
-func (b *Status) Set(name string, err error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	was, p := b.ready(), b.parts[name]
-	if (p.err == nil) != (err == nil) {
-		p.since = time.Now()
+func (s *Status) Set(name string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	p := part{Ready: err == nil, Since: now}
+	if err != nil {
+		p.Error = err.Error()
 	}
-	p.err = err
-	if b.ready() != was {
-		b.since = time.Now()
+	if before := s.state.Parts[name]; before.Ready == p.Ready {
+		p.Since = before.Since
+	}
+	s.state.Parts[name] = p
+	ready := true
+	for _, p := range s.state.Parts {
+		ready = ready && p.Ready
+	}
+	if ready != s.state.Ready {
+		s.state.Ready, s.state.Since = ready, now
 	}
 }
 
-func (b *Status) ready() bool {
-	for _, p := range b.parts {
-		if p.err != nil {
-			return false
-		}
-	}
-	return true
+func (s *Status) report() report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.state
+	r.Parts = maps.Clone(r.Parts)
+	return r
 }
 
 const (
@@ -65,7 +76,7 @@ const (
 
 // Probe asks a server every second, until ctx ends, and sets its part: otherwise an
 // idle service would not notice that the server is unreachable.
-func (b *Status) Probe(ctx context.Context, name string, ask func(context.Context) error) {
+func (s *Status) Probe(ctx context.Context, name string, ask func(context.Context) error) {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
 	for {
@@ -75,7 +86,7 @@ func (b *Status) Probe(ctx context.Context, name string, ask func(context.Contex
 		if ctx.Err() != nil {
 			return
 		}
-		b.Set(name, err)
+		s.Set(name, err)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -84,45 +95,18 @@ func (b *Status) Probe(ctx context.Context, name string, ask func(context.Contex
 	}
 }
 
-// report is the answer of /readyz.
-type report struct {
-	Ready bool             `json:"ready"`
-	Since time.Time        `json:"since"`
-	Parts map[string]state `json:"parts"`
-}
-
-type state struct {
-	Ready bool      `json:"ready"`
-	Since time.Time `json:"since"`
-	Error string    `json:"error,omitempty"`
-}
-
-func (b *Status) report() report {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	r := report{Ready: b.ready(), Since: b.since, Parts: make(map[string]state)}
-	for name, p := range b.parts {
-		s := state{Ready: p.err == nil, Since: p.since}
-		if p.err != nil {
-			s.Error = p.err.Error()
-		}
-		r.Parts[name] = s
-	}
-	return r
-}
-
 // Handler answers
 //
 //	/healthz  200: the process works
 //	/readyz   200 if every part is ready, else 503; which is not, and since when
 //	/stats    the counters by name, as counted in this process: no packet is lost
-func (b *Status) Handler(stats func() map[string]int64) http.Handler {
+func (s *Status) Handler(stats func() map[string]int64) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		r := b.report()
+		r := s.report()
 		status := http.StatusOK
 		if !r.Ready {
 			status = http.StatusServiceUnavailable
