@@ -29,9 +29,6 @@ type Recorder struct {
 	timers map[string]*timer
 	addr   string
 	outage *outage.Log
-	client statsd.Statter    // nil: not resolved yet
-	times  statsd.SubStatter // of client; takes what is a sample already
-	tried  time.Time         // the last failed look-up
 
 	quit, done chan struct{}
 }
@@ -93,59 +90,60 @@ func (r *Recorder) Close() {
 
 func (r *Recorder) run() {
 	defer close(r.done)
+	if client := r.dial(); client != nil {
+		defer client.Close()
+		r.report(client)
+	}
+}
+
+// dial makes the client, which fails as long as the name of statsd's host cannot be
+// resolved: UDP has no connection to fail. It returns nil if Close is called first.
+func (r *Recorder) dial() statsd.Statter {
+	for {
+		began := time.Now()
+		client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: r.addr, ResInterval: reresolve})
+		if err == nil {
+			r.outage.Answered(began)
+			client.(*statsd.Client).SetSamplerFunc(func(float32) bool { return true }) // timers are samples already
+			return client
+		}
+		r.outage.Failed(began, err, "")
+		select {
+		case <-time.After(redial):
+		case <-r.quit:
+			return nil
+		}
+	}
+}
+
+// report sends what is counted and measured, until Close is called.
+func (r *Recorder) report(client statsd.Statter) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		if r.connect() {
-			r.flush()
-		}
+		r.flush(client)
 		select {
 		case <-tick.C:
 		case <-r.quit:
-			if r.client != nil {
-				r.flush()
-				r.client.Close()
-			}
+			r.flush(client)
 			return
 		}
 	}
 }
 
-// connect makes the client, which fails as long as the name of statsd's host
-// cannot be resolved. UDP has no connection to fail.
-func (r *Recorder) connect() bool {
-	if r.client != nil {
-		return true
-	}
-	if time.Since(r.tried) < redial {
-		return false
-	}
-	began := time.Now()
-	client, err := statsd.NewClientWithConfig(&statsd.ClientConfig{Address: r.addr, ResInterval: reresolve})
-	if err != nil {
-		r.tried = time.Now()
-		r.outage.Failed(began, err, "")
-		return false
-	}
-	r.outage.Answered(began)
-	r.client, r.times = client, client.NewSubStatter("")
-	r.times.SetSamplerFunc(func(float32) bool { return true })
-	return true
-}
-
 // flush sends what has been counted since the last time. What cannot be sent
 // now is sent later.
-func (r *Recorder) flush() {
+func (r *Recorder) flush(client statsd.Statter) {
 	for _, counter := range r.counts {
 		total := counter.total.Load()
 		if total == counter.sent && time.Since(counter.lastSent) < resend {
 			continue
 		}
-		if err := r.client.Inc(counter.name, total-counter.sent, 1); err == nil {
+		if err := client.Inc(counter.name, total-counter.sent, 1); err == nil {
 			counter.sent, counter.lastSent = total, time.Now()
 		}
 	}
 	for _, timer := range r.timers {
-		timer.flush(r.times)
+		timer.flush(client)
 	}
 }
