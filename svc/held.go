@@ -19,10 +19,8 @@ func heldDeliveries(cfg Config, log *slog.Logger) int {
 		turns /= cfg.MaxAttempts // later events wait for all attempts
 	}
 	turns = max(turns, 1)
-	if turns >= cfg.Prefetch || cfg.Concurrency >= cfg.Prefetch { // the product may overflow
-		return cfg.Prefetch
-	}
-	held := min(cfg.Concurrency*turns, cfg.Prefetch)
+	held := min(turns, cfg.Prefetch) * min(cfg.Concurrency, cfg.Prefetch) // these do not overflow
+	held = min(held, cfg.Prefetch)
 	if held < cfg.Prefetch {
 		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
 			"held", held, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
