@@ -97,7 +97,7 @@ func TestDeadQueueFull(t *testing.T) {
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0", "PREFETCH=3")
 	s.waitLogs(2, "msg=dead-lettered")
 	s.waitLogs(3, "level=WARN", "the broker refuses a dead letter", "basic.nack", "hint=", "max-length")
-	s.waitLog("level=WARN", "no events are delivered", "prefetch=3", "hint=")
+	s.waitLog("level=WARN", "no events are delivered", "refused=3", "hint=")
 	s.waitReady("dead_letters")
 	if n := s.log.count("msg=processed"); n > 0 {
 		t.Error("an event was delivered despite a full prefetch")
@@ -111,6 +111,22 @@ func TestDeadQueueFull(t *testing.T) {
 		t.Errorf("%d warnings, want 4", n)
 	}
 	e.wantStored("poison 0", "poison 1", "poison 2", "poison 3", "poison 4")
+}
+
+// With CONCURRENCY=1 a refused dead letter keeps its place in the order, so no more events
+// are processed, and the log says so.
+func TestRefusedDeadLetterInOrder(t *testing.T) {
+	e, vhost := newBroker(t)
+	e.publishBodies("poison")
+	e.publishBodies(orders("behind", 3)...)
+	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
+	s := e.start("orders", "CONCURRENCY=1")
+	s.waitLog("level=WARN", "the broker refuses a dead letter", "hint=", "max-length")
+	s.waitLog("level=WARN", "no events are delivered", "hint=", "CONCURRENCY")
+	ctl(t, "clear_policy", "--vhost", vhost, "full")
+	s.waitLogs(3, "msg=processed")
+	s.stop()
+	e.wantStored("poison")
 }
 
 // A dead letter that one of two brokers refuses is stored at the other, and the refusal

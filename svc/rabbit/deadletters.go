@@ -114,9 +114,9 @@ func (d *deadLetters) addRefused(n int, err error) {
 		d.last = err
 	}
 	d.report()
-	if n > 0 && d.refused == d.consumer.Prefetch {
-		d.consumer.Log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that it sends at once",
-			"prefetch", d.consumer.Prefetch, "hint", "see the refused dead letters for the cause; a higher PREFETCH lets events through until then")
+	if n > 0 && d.refused == min(d.consumer.Prefetch, d.consumer.MaxInFlight) {
+		d.consumer.Log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that are handled at once",
+			"refused", d.refused, "hint", "see the refused dead letters for the cause; a higher PREFETCH, or a CONCURRENCY above 1, lets events through until then")
 	}
 }
 
