@@ -83,7 +83,7 @@ func (s Server) dialURL(ctx context.Context, rawURL, name string, writeTimeout t
 		if u, _ := url.Parse(rawURL); u.Query().Has("heartbeat") {
 			heartbeat, _ = time.ParseDuration(u.Query().Get("heartbeat") + "s")
 		}
-		err = c.until(ctx, func() error { return c.login(s.TLS, uri, heartbeat, name, writeTimeout) })
+		err = c.within(ctx, dialTimeout+loginTimeout, func() error { return c.login(s.TLS, uri, heartbeat, name, writeTimeout) })
 	}
 	if err != nil {
 		return nil, fmt.Errorf("connect to the broker at %s as %q: %w", c.broker, uri.Username, err)
@@ -116,22 +116,17 @@ func (c *connection) login(tlsConfig *tls.Config, uri amqp.URI, heartbeat time.D
 	return err
 }
 
-// until calls f, which waits for the broker, and ends the connection under it when
-// ctx ends.
-func (c *connection) until(ctx context.Context, f func() error) error {
+// within calls f, which waits for the broker, and ends the connection under it after
+// timeout or when ctx ends.
+func (c *connection) within(ctx context.Context, timeout time.Duration, f func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("the broker did not answer in time"))
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { c.raw.Close() })
 	err := f()
 	if !stop() {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// within is until, for no longer than dialTimeout.
-func (c *connection) within(ctx context.Context, f func() error) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, errors.New("the broker did not answer in time"))
-	defer cancel()
-	return c.until(ctx, f)
 }
 
 // closeSoon ends the connection in closeTimeout, under whatever waits for the

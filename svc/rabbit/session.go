@@ -48,7 +48,7 @@ func (c *Consumer) session(ctx context.Context) error {
 	}()
 	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
-	if err := conn.within(ctx, func() (err error) {
+	if err := conn.within(ctx, dialTimeout, func() (err error) {
 		if ch, err = conn.Channel(); err != nil {
 			return fmt.Errorf("open a channel: %w", err)
 		}
