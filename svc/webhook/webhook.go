@@ -23,8 +23,6 @@ const (
 	// maxAnswer is how many bytes of an answer are read, so that the connection
 	// can be reused after any answer of a usual size.
 	maxAnswer = 64 << 10
-	// maxQuoted is how many bytes of it an error quotes.
-	maxQuoted = 200
 	// pingTimeout is how long an HTTP/2 connection may be silent before it is
 	// pinged, and how long the answer may take before the connection is closed.
 	pingTimeout = 5 * time.Second
@@ -70,7 +68,7 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	if resp.StatusCode != http.StatusSwitchingProtocols { // after that the body is the connection, without end or deadline
 		answer, _ = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	}
-	err = fmt.Errorf("the webhook answered %d %s: %s", resp.StatusCode, http.StatusText(resp.StatusCode), quote(answer))
+	err = fmt.Errorf("the webhook answered %d %s: %.200q", resp.StatusCode, http.StatusText(resp.StatusCode), answer)
 	switch code := resp.StatusCode; code {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		p.outages.Failed(began, err, "")
@@ -158,11 +156,4 @@ func retryAfter(h http.Header) time.Duration {
 		wait = until.Sub(now)
 	}
 	return min(max(wait, 0), maxRetryAfter)
-}
-
-func quote(answer []byte) string {
-	if len(answer) > maxQuoted {
-		answer = answer[:maxQuoted]
-	}
-	return strconv.Quote(string(answer))
 }
