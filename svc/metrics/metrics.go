@@ -15,6 +15,7 @@ const (
 	resend    = 5 * time.Second        // of a counter that has not changed, for a statsd that has just started
 	reresolve = 10 * time.Second       // between two look-ups of its name
 	redial    = 5 * time.Second        // between two attempts to look it up at first
+	lastSend  = 200 * time.Millisecond // how long Close waits
 )
 
 // Names are the metrics of a Recorder.
@@ -84,7 +85,7 @@ func (r *Recorder) Close() {
 	close(r.quit)
 	select {
 	case <-r.done:
-	case <-time.After(time.Second):
+	case <-time.After(lastSend):
 	}
 }
 
