@@ -26,6 +26,7 @@ const minRefused, maxRefused = time.Second, 30 * time.Second
 // that publish, and acknowledgements must still get through.
 type deadLetters struct {
 	consumer *Consumer // for its configuration
+	queue    string    // the dead queue
 	outage   *outage.Log
 
 	turn      chan struct{} // held while using the following
@@ -48,7 +49,7 @@ type deadLetters struct {
 
 func newDeadLetters(c *Consumer) *deadLetters {
 	return &deadLetters{
-		consumer: c, outage: outage.New(c.Log, "the dead queue", "dead letters wait unacknowledged", ""),
+		consumer: c, queue: c.Topology.deadQueue(), outage: outage.New(c.Log, "the dead queue", "dead letters wait unacknowledged", ""),
 		turn: make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
 }
@@ -102,7 +103,7 @@ func (d *deadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 			sleep(ctx, d.wait.NextBackOff())
 		}
 	}
-	return fmt.Errorf("dead-letter to %s: %w", d.consumer.Topology.DeadQueue(), context.Cause(ctx))
+	return fmt.Errorf("dead-letter to %s: %w", d.queue, context.Cause(ctx))
 }
 
 // addRefused counts the messages that wait because the broker refuses them.

@@ -38,7 +38,7 @@ func (d *deadLetters) connect(ctx context.Context) error {
 	}
 	d.disconnect()
 	// No limit to a write: a broker under an alarm does not read. See publishOnce.
-	conn, err := d.consumer.Server.dial(ctx, d.consumer.Topology.DeadQueue()+" publisher", 0, d.from)
+	conn, err := d.consumer.Server.dial(ctx, d.queue+" publisher", 0, d.from)
 	if err != nil {
 		return err
 	}
@@ -123,8 +123,8 @@ func (d *deadLetters) send(msg amqp.Publishing) (err error) {
 			d.ch = nil
 		}
 	}()
-	if err := d.ch.Publish("", d.consumer.Topology.DeadQueue(), true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
-		return fmt.Errorf("publish to %s: %w", d.consumer.Topology.DeadQueue(), err)
+	if err := d.ch.Publish("", d.queue, true, false, trimHeaders(msg, d.conn.Config.FrameSize)); err != nil {
+		return fmt.Errorf("publish to %s: %w", d.queue, err)
 	}
 	confirm, ok := <-d.confirmed
 	switch {
@@ -150,7 +150,7 @@ func (d *deadLetters) openChannel() error {
 	if err != nil {
 		return fmt.Errorf("open a channel: %w", err)
 	}
-	if err := d.consumer.Topology.declareQueue(ch, d.consumer.Topology.DeadQueue()); err != nil {
+	if err := d.consumer.Topology.declareQueue(ch, d.queue); err != nil {
 		return err
 	}
 	if err := ch.Confirm(false); err != nil {

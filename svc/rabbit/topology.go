@@ -18,8 +18,8 @@ type Topology struct {
 	Quorum bool // quorum queues instead of classic ones
 }
 
-// DeadQueue is where the queue's dead letters go.
-func (t Topology) DeadQueue() string { return t.Queue + ".dead" }
+// deadQueue is where the queue's dead letters go.
+func (t Topology) deadQueue() string { return t.Queue + ".dead" }
 
 // declare declares everything, durable. What exists is left as it is.
 func (t Topology) declare(ch *amqp.Channel) error {
@@ -32,7 +32,7 @@ func (t Topology) declare(ch *amqp.Channel) error {
 	if err := ch.QueueBind(t.Queue, "#", exchange, false, nil); err != nil {
 		return fmt.Errorf("bind queue %s to exchange %s: %w", t.Queue, exchange, err)
 	}
-	return t.declareQueue(ch, t.DeadQueue())
+	return t.declareQueue(ch, t.deadQueue())
 }
 
 func exchangeExists(ch *amqp.Channel) error {
