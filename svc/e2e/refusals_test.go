@@ -113,10 +113,9 @@ func TestOtherArgumentsLater(t *testing.T) {
 // logged once, and not a refusal of each message.
 func TestDeadLettersWithoutConnection(t *testing.T) {
 	e, vhost := newBroker(t)
+	e.publishBodies("poison", "poison", "poison")
 	ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-connections":1}`)
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitLog("msg=consuming")
-	ctl(t, "eval", fmt.Sprintf(`[rabbit_basic:publish(rabbit_misc:r(<<%q>>, exchange, <<"events">>), <<"foo">>, [], <<"poison">>) || _ <- [1,2,3]].`, vhost))
 	s.waitLog("the dead queue is unreachable", "connection limit (1) is reached", "hint=", "raise the limit")
 	s.waitReady("dead_letters")
 	ctl(t, "clear_vhost_limits", "--vhost", vhost)
