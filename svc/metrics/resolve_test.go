@@ -139,6 +139,7 @@ func TestNameMoves(t *testing.T) {
 
 // useNameServer makes net connect to name servers with dial.
 func useNameServer(t *testing.T, dial func(context.Context) (net.Conn, error)) {
+	net.LookupHost("localhost") // net makes a channel once, which must not be in a bubble
 	before := net.DefaultResolver
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }}
 	t.Cleanup(func() { net.DefaultResolver = before })
