@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -82,10 +83,11 @@ func TestHTTP2(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var err error
 			synctest.Test(t, func(t *testing.T) {
-				p, conns := newPoster(t, "https://127.0.0.1"), 0
+				p := newPoster(t, "https://127.0.0.1")
+				var conns atomic.Int64 // net/http may begin to dial one that it does not need
 				p.http().TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
 				dial := http2Server(template.TLS.Certificates[0], tt.answer)
-				p.useDialer(func(ctx context.Context) (net.Conn, error) { conns++; return dial(ctx) })
+				p.useDialer(func(ctx context.Context) (net.Conn, error) { conns.Add(1); return dial(ctx) })
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 				defer cancel()
 				began := time.Now()
@@ -94,8 +96,8 @@ func TestHTTP2(t *testing.T) {
 					t.Errorf("Handle took %v, want at most %v", took, tt.within)
 				}
 				p.Handle(ctx, order("1"))
-				if conns != 2 {
-					t.Errorf("two posts on %d connections, want 2: the first connection was lost", conns)
+				if n := conns.Load(); n < 2 {
+					t.Errorf("two posts on %d connections: the first connection was lost", n)
 				}
 				p.Close()
 			})
