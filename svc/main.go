@@ -21,7 +21,7 @@
 //	                                      2s to 1h
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
 //	                                      0: for ever
-//	CACHE_SIZE        20000000            ids held in memory, 35 to 48 bytes each; beyond it the
+//	CACHE_SIZE        20000000            ids held in memory, 34 to 48 bytes each; beyond it the
 //	                                      oldest are forgotten before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
 //	SHUTDOWN_TIMEOUT  15s                 time to finish what has begun; a second signal ends it
@@ -124,7 +124,7 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		parts = append(parts, partEtcd, partCache)
 	}
 	status := health.NewStatus(parts...)
-	status.Set(rabbit.PartDeadLetters, nil) // until a dead letter has to wait
+	status.Set(rabbit.PartDeadLetters, nil) // until the broker takes no dead letters
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
@@ -190,7 +190,8 @@ const (
 )
 
 // reserve returns the time that a shutdown keeps for each of its last two steps. In the last,
-// two connections to the broker and that to etcd are closed one after the other.
+// the two connections to the broker are closed one after the other, in a third of the time
+// each. Meanwhile the session in etcd is revoked, in half of it.
 func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }

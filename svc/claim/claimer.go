@@ -36,7 +36,7 @@ type entry struct {
 	holder  *Claim   // of the delivery that works, or waits for its record; nil: none
 	stage   stage    // of the holder's work
 	listing *listing // the claim key that lists the id; nil: none yet
-	done    bool     // as last seen in the state, where looking among many ids is slow
+	done    bool     // by the state; cached, because a look-up among many ids is slow
 }
 
 // stage says how far the work on an id has come.

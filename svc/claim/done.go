@@ -150,8 +150,8 @@ func (s *doneSet) end(name string) {
 	s.unswept = shards
 }
 
-// sweep removes the ids of ended windows from the next shards, after added ids were added:
-// from all shards before half as many ids are added as are held.
+// sweep is called after added ids were added. It removes the ids of ended windows from the
+// next shards, from so many that all are swept before the set has grown by half.
 func (s *doneSet) sweep(added int) {
 	held := 1
 	for _, w := range s.windows {

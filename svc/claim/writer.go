@@ -7,7 +7,7 @@ import (
 )
 
 // The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
-// installations set 64) and 1.5 MiB. Hint asks for 48 operations and 512 KiB: larger
+// installations set 64) and 1.5 MiB. etcd.Hint asks for 48 operations and 512 KiB: larger
 // writes gain nothing.
 const (
 	maxID      = 10_000          // bytes; in JSON it grows sixfold at most

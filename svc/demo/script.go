@@ -111,8 +111,8 @@ func (s *script) stop(services ...*harness.Process) {
 	})
 }
 
-// kill ends a service with kill -9. It returns how many events the service had recorded:
-// it logs each of them at once.
+// kill ends a service with kill -9, and returns how many events it had recorded, which are
+// in its log.
 func (s *script) kill(p *harness.Process) (recorded int) {
 	s.step(func(context.Context) error {
 		p.Kill()

@@ -77,7 +77,7 @@ func newCluster(t *testing.T) *cluster {
 	return c
 }
 
-// queues asks a node that is never killed.
+// queues returns a property of each queue, by its name, from a node that is never killed.
 func (c *cluster) queues(column string) map[string]string {
 	c.t.Helper()
 	values, err := c.nodes[2].Queues(c.t.Context(), column)

@@ -123,6 +123,9 @@ func TestRefusedDeadLetterInOrder(t *testing.T) {
 	s := e.start("orders", "CONCURRENCY=1")
 	s.waitLog("level=WARN", "the broker refuses a dead letter", "hint=", "max-length")
 	s.waitLog("level=WARN", "no events are delivered", "hint=", "CONCURRENCY")
+	if n := s.log.count("msg=processed"); n > 0 {
+		t.Errorf("%d events are processed before their turn", n)
+	}
 	ctl(t, "clear_policy", "--vhost", vhost, "full")
 	s.waitLogs(3, "msg=processed")
 	s.stop()
@@ -145,6 +148,27 @@ func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
 	if n := s.log.count("level=WARN"); n > 0 {
 		t.Errorf("%d warnings", n)
 	}
+}
+
+// A dead letter is stored at the other broker if the dead queue of the first cannot be
+// declared.
+func TestDeadQueueOfAnotherKind(t *testing.T) {
+	e, _ := newBroker(t)
+	other := newBrokerEnv(t, newVhost(t), "orders")
+	e.amqpURL += "," + other.directAMQP
+	s := e.start("orders")
+	s.waitLog("msg=consuming")
+	e.channel(func(ch *amqp.Channel) error {
+		if _, err := ch.QueueDelete("orders-queue.dead", false, false, false); err != nil {
+			return err
+		}
+		_, err := ch.QueueDeclare("orders-queue.dead", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+		return err
+	})
+	e.publishBodies("poison")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	other.wantStored("poison")
 }
 
 // A stop does not wait for a refused dead letter: its message stays in the queue.

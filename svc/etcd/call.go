@@ -14,8 +14,9 @@ const (
 	// callTimeout bounds the first tries of a call to etcd. It doubles every five
 	// tries, up to 40 s: a call to an etcd that is slow must succeed in the end.
 	callTimeout = 5 * time.Second
-	// connectTimeout bounds a try to connect. A server that drops packets is reached this
-	// much later after its return, and one that takes longer to connect is never reached.
+	// connectTimeout bounds a try to connect. After a network that dropped packets works
+	// again, the next try may begin this much later. A server that takes longer to accept
+	// a connection is never reached.
 	connectTimeout = 3 * time.Second
 	// retryInterval bounds the wait between two tries, so that work goes on within
 	// a second of etcd's return.

@@ -34,7 +34,7 @@ type Client struct {
 	tries      sync.WaitGroup
 }
 
-// New returns a client that makes its calls with raw, of which it uses KV, Lease and Watcher.
+// New returns a client that makes its calls with raw's KV, Lease and Watcher.
 func New(raw *clientv3.Client, log *slog.Logger) *Client {
 	return &Client{
 		Raw: raw, refusals: newRefusals(log),
@@ -42,7 +42,7 @@ func New(raw *clientv3.Client, log *slog.Logger) *Client {
 	}
 }
 
-// Close closes the client, when the calls that were given up have returned.
+// Close waits until the calls that were given up have returned, and closes the client.
 func (c *Client) Close() error {
 	c.tries.Wait()
 	return c.Raw.Close()
@@ -57,22 +57,23 @@ func (c *Client) Get(ctx context.Context, key string, opts ...clientv3.OpOption)
 	}, final...)
 }
 
-// Txn writes then if the condition holds, and otherwise reads otherwise. A condition that
-// the write itself ends makes sure that it has effect only once.
+// Txn carries out the operations in then if the condition holds, and those in otherwise if
+// not. If then makes the condition false, it takes effect only once.
 func (c *Client) Txn(ctx context.Context, condition clientv3.Cmp, then []clientv3.Op, otherwise ...clientv3.Op) (*clientv3.TxnResponse, error) {
 	return call(ctx, c, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return c.Raw.Txn(ctx).If(condition).Then(then...).Else(otherwise...).Commit()
 	}, final...)
 }
 
-// Lease is a lease that was granted. It lives for its time from Asked on at least.
+// Lease is a lease that was granted. It does not expire before its time has passed since
+// Asked.
 type Lease struct {
 	ID    clientv3.LeaseID
 	Asked time.Time
 }
 
-// Grant grants a lease of ttl, rounded up to seconds. Another that etcd may grant to a copy
-// of the call expires unused.
+// Grant grants a lease of ttl, rounded up to seconds. If the call is sent twice, etcd may
+// grant a second lease, which expires unused.
 func (c *Client) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
 	return call(ctx, c, resendAfter, func(ctx context.Context) (Lease, error) {
 		asked := time.Now()

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 // goroutines at once.
 type Publisher struct {
 	URL         string
-	DialTimeout time.Duration // bounds a connection attempt, as the deadline of ctx does; 0: 30 s
+	DialTimeout time.Duration // bounds a connection attempt, as ctx does; 0: 30 s
 
 	conn     *amqp.Connection
 	socket   net.Conn // of conn
@@ -54,6 +55,7 @@ func (p *Publisher) Open(ctx context.Context) error {
 func (p *Publisher) do(ctx context.Context, f func() error) (err error) {
 	if p.conn == nil {
 		if err := p.connect(ctx); err != nil {
+			p.Close() // the library returns a connection whose login failed, too
 			return fmt.Errorf("connect to RabbitMQ: %w", err)
 		}
 	}
@@ -73,20 +75,20 @@ func (p *Publisher) do(ctx context.Context, f func() error) (err error) {
 }
 
 func (p *Publisher) connect(ctx context.Context) (err error) {
-	timeout := p.DialTimeout
-	if timeout == 0 {
-		timeout = 30 * time.Second
-	}
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = min(timeout, time.Until(deadline))
-	}
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(p.DialTimeout, 30*time.Second))
+	defer cancel()
+	stop := func() bool { return true }
 	p.conn, err = amqp.DialConfig(p.URL, amqp.Config{
 		Heartbeat: 10 * time.Second,
-		Dial: func(network, addr string) (socket net.Conn, err error) {
-			p.socket, err = amqp.DefaultDial(timeout)(network, addr)
-			return p.socket, err
+		Dial: func(network, addr string) (net.Conn, error) {
+			socket, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err == nil {
+				p.socket, stop = socket, context.AfterFunc(ctx, func() { socket.Close() })
+			}
+			return socket, err
 		},
 	})
+	stop()
 	return err
 }
 
@@ -141,8 +143,8 @@ func (p *Publisher) PublishUntilConfirmed(ctx context.Context, messages ...amqp.
 	}
 }
 
-// PublishAt publishes messages at a rate, in at most 20 bursts a second, each as
-// PublishUntilConfirmed does. It returns when the next message would be due.
+// PublishAt publishes messages at a rate, in bursts of a twentieth of it, or of one message,
+// each as PublishUntilConfirmed does. It returns when the next message would be due.
 func (p *Publisher) PublishAt(ctx context.Context, perSecond int, messages ...amqp.Publishing) error {
 	burst := max(perSecond/20, 1)
 	tick := time.NewTicker(time.Second * time.Duration(burst) / time.Duration(perSecond))

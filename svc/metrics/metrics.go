@@ -11,11 +11,11 @@ import (
 )
 
 const (
-	interval  = 250 * time.Millisecond // between two reports to statsd
-	resend    = 5 * time.Second        // of a counter that has not changed, for a statsd that has just started
-	reresolve = 10 * time.Second       // between two look-ups of its name
-	redial    = 5 * time.Second        // between two attempts to look it up at first
-	lastSend  = 200 * time.Millisecond // how long Close waits
+	interval     = 250 * time.Millisecond // between two reports to statsd
+	resend       = 5 * time.Second        // of a counter that has not changed, for a statsd that has just started
+	reresolve    = 10 * time.Second       // between two look-ups of its name
+	redial       = 5 * time.Second        // between two attempts to look it up at first
+	maxCloseWait = 200 * time.Millisecond
 )
 
 // Names are the metrics of a Recorder.
@@ -79,13 +79,12 @@ func (r *Recorder) Totals() map[string]int64 {
 	return totals
 }
 
-// Close sends what has not been sent. It does not wait for a look-up that
-// hangs: statsd never holds the service up.
+// Close sends what has not been sent. If a look-up hangs, it gives up after maxCloseWait.
 func (r *Recorder) Close() {
 	close(r.quit)
 	select {
 	case <-r.done:
-	case <-time.After(lastSend):
+	case <-time.After(maxCloseWait):
 	}
 }
 

@@ -115,7 +115,7 @@ func (s *statter) Inc(name string, value int64, rate float32, _ ...statsd.Tag) e
 	return nil
 }
 
-// reportTo is Report to a client that exists already.
+// reportTo returns a Recorder that reports to s.
 func reportTo(s *statter) *Recorder {
 	c := &Recorder{counts: make(map[string]*counter), quit: make(chan struct{}), done: make(chan struct{})}
 	for _, name := range names {

@@ -43,7 +43,7 @@ type Consumer struct {
 }
 
 // Status is told whether the consumer has a connection (PartBroker), whether it
-// consumes (PartConsumer), and whether a dead letter waits (PartDeadLetters).
+// consumes (PartConsumer), and whether dead letters can be stored (PartDeadLetters).
 type Status interface {
 	Set(part string, err error)
 }
@@ -99,7 +99,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 }
 
-// numbers are what differs between two errors of the same cause: local ports, times.
+// numbers matches what may differ between two errors of one cause, such as local ports.
 var numbers = regexp.MustCompile(`[0-9]+`)
 
 // The pauses between connections.

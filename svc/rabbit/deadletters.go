@@ -100,6 +100,9 @@ func (d *deadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, ot
 			return err
 		case ctx.Err() == nil:
 			d.setDown(err)
+			if len(d.consumer.Server.URLs) > 1 { // another broker may have a dead queue
+				d.disconnect()
+			}
 			sleep(ctx, d.wait.NextBackOff())
 		}
 	}

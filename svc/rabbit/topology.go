@@ -18,7 +18,7 @@ type Topology struct {
 	Quorum bool // quorum queues instead of classic ones
 }
 
-// deadQueue is where the queue's dead letters go.
+// deadQueue returns the name of the queue for dead letters.
 func (t Topology) deadQueue() string { return t.Queue + ".dead" }
 
 // declare declares everything, durable. What exists is left as it is.
@@ -77,7 +77,7 @@ const verifyEvery = 3 * time.Second
 func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 	failed := false
 	for sleep(ctx, verifyEvery) {
-		// These calls wait as long as the connection lives. A missing binding cannot be told
+		// These calls return when the broker answers or the connection ends. A missing binding cannot be told
 		// from one that exists: AMQP has no question for it, so the queue is bound again.
 		gone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
 		err := onChannel(conn.Connection, c.Topology.declare)
