@@ -49,7 +49,8 @@ func (s scenario) symmetries() int {
 // checked against the invariants of explore_check_test.go.
 //
 // With two faults of any kind (-explore.faults=2) two messages of one id have four million
-// states, and take about six minutes. Two ids in one batch have 19 million, and take an hour.
+// states, and take about eight minutes. Two ids in one batch have 20 million, and take over
+// an hour.
 //
 // Three restrictions keep the number of states small. The answer to a write arrives at
 // once, or when the view has seen everything up to the write, or not at all. A process
