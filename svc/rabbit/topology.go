@@ -77,8 +77,8 @@ const verifyEvery = 3 * time.Second
 func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 	failed := false
 	for sleep(ctx, verifyEvery) {
-		// These calls return when the broker answers or the connection ends. A missing binding cannot be told
-		// from one that exists: AMQP has no question for it, so the queue is bound again.
+		// These calls return when the broker answers or the connection ends. AMQP cannot be
+		// asked whether a binding exists, so the queue is bound again each time.
 		gone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
 		err := onChannel(conn.Connection, c.Topology.declare)
 		switch {
