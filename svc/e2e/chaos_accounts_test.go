@@ -77,10 +77,11 @@ func (c *chaos) finishAndAccount() {
 }
 
 // account attributes work that was done again to a window. It returns false if there is
-// none.
+// none. Work whose answer was lost waits for its next attempt, which a webhook that answers
+// 503 may delay beyond the beginning of a window.
 func (c *chaos) account(w work) bool {
 	for i := range c.windows {
-		if f := &c.windows[i]; w.began.Before(f.to) && w.ended.After(f.from) {
+		if f := &c.windows[i]; w.began.Before(f.to) && (w.ended.After(f.from) || !w.answered) {
 			f.used++
 			return true
 		}

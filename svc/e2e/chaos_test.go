@@ -93,6 +93,7 @@ type chaos struct {
 type work struct {
 	token        int64
 	began, ended time.Time
+	answered     bool // otherwise its replica does not know that the work was done
 }
 
 // fault is a fault that run causes and repairs before it returns.
@@ -185,15 +186,18 @@ func (c *chaos) answer(p post, one func(n int) bool) int {
 	same := slices.IndexFunc(c.entries[p.ID], func(w work) bool { return w.token == p.Token })
 	if same >= 0 {
 		c.asked++
-		c.entries[p.ID][same].ended = time.Now()
 	} else {
-		c.entries[p.ID] = append(c.entries[p.ID], work{p.Token, began, time.Now()})
+		same = len(c.entries[p.ID])
+		c.entries[p.ID] = append(c.entries[p.ID], work{token: p.Token, began: began})
 	}
+	w := &c.entries[p.ID][same]
+	w.ended = time.Now()
 	// At most one answer per id is lost.
 	if c.silent.Load() && !c.unanswered[p.ID] && one(3) {
 		c.unanswered[p.ID] = true
 		panic(http.ErrAbortHandler)
 	}
+	w.answered = true
 	return http.StatusOK
 }
 
