@@ -50,8 +50,11 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	if _, unreachable := c.etcdUnreachable(asked); reason != "" || unreachable {
 		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
-	c.replicas[i] = c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
+	next := c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.replicas[i] = next
 	return nil
 }
 
@@ -80,12 +83,22 @@ func (c *chaos) freeze(context.Context) error {
 	return nil
 }
 
-// losePackets drops the broker's packets until a replica has missed its heartbeats.
+// losePackets drops the broker's packets until a replica has missed its heartbeats, or
+// has been ended by another fault.
 func (c *chaos) losePackets(context.Context) error {
+	c.mu.Lock()
 	s := c.replicas[0]
+	c.mu.Unlock()
 	before := s.log.count("not consuming")
 	c.toRabbit.blackhole()
 	_, err := s.log.wait(maxWait, before+1, []string{"not consuming"})
+	if err != nil {
+		select {
+		case <-s.exited:
+			err = nil
+		case <-time.After(time.Second): // its log ends before it has exited
+		}
+	}
 	c.toRabbit.restore()
 	c.toRabbit.cut()
 	return errors.Join(err, c.toRabbit.reopen())
