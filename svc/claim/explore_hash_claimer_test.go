@@ -20,7 +20,7 @@ func (h *hasher) addProcess(p *simProcess) {
 		h.addContent(w.pending)
 		h.add(len(w.pending.checks))
 	}
-	if h.x.merge {
+	if h.x.merge > 0 {
 		h.add(len(w.small), w.smallIDs)
 		if len(w.small) > 0 {
 			h.addWrite(w.session, w.small[0].write)

@@ -55,7 +55,7 @@ func (h *hasher) rank() {
 		if parts := strings.Split(name, "/"); parts[0] == "claim" {
 			h.tokens = append(h.tokens, created)
 			h.number(parts[1], parseNumber(parts[2]))
-		} else if parts[0] == "done" && h.x.merge {
+		} else if parts[0] == "done" && h.x.merge > 0 {
 			h.number(parts[2], parseNumber(parts[3]))
 		}
 	}
@@ -81,7 +81,7 @@ func (h *hasher) rank() {
 		if w.pending != nil {
 			h.write(w.pending)
 		}
-		if h.x.merge && len(w.small) > 0 {
+		if h.x.merge > 0 && len(w.small) > 0 {
 			h.number(w.session, w.small[0].write)
 		}
 	}
@@ -189,7 +189,7 @@ func (h *hasher) addKey(name string, ids []string, created int64) {
 		h.addToken(created)
 	case "done":
 		h.add(index(&h.windows, parts[1]))
-		if h.x.merge {
+		if h.x.merge > 0 {
 			h.addWrite(parts[2], parseNumber(parts[3]))
 		}
 	}

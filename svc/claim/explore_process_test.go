@@ -172,8 +172,8 @@ func (p *simProcess) suspended() bool { return p.c.held.Err() != nil }
 // oldID is in the first of the small records that nearMerge makes.
 const oldID = "old"
 
-// nearMerge gives the session so many small records that the next but one is merged
-// with them.
+// nearMerge gives the session so many small records that a later one is merged with them;
+// see scenario.merge.
 func (p *simProcess) nearMerge() {
 	p.openWindow()
 	w, e := &p.c.writer, p.x.etcd
@@ -183,7 +183,7 @@ func (p *simProcess) nearMerge() {
 		e.put(e.paths.recordPath(first, 2), listJSON([]string{oldID}), w.window.Lease),
 	}
 	w.windowed, w.small, w.smallIDs = true, []small{{2, []string{oldID}}}, 1
-	for w.last = 2; w.last < maxMerged-1; w.last++ {
+	for w.last = 2; w.last < maxMerged+1-int64(p.x.merge); w.last++ {
 		w.small = append(w.small, small{write: w.last + 1})
 	}
 	session := "session/" + w.session

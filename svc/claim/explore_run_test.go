@@ -45,7 +45,7 @@ func (x *run) begin() {
 		p := &simProcess{x: x}
 		x.processes[i] = p
 		p.start()
-		if x.merge && i == 0 {
+		if x.merge > 0 && i == 0 {
 			p.nearMerge()
 		}
 	}
