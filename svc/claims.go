@@ -12,9 +12,9 @@ import (
 )
 
 // openClaims connects to etcd, reads the ids that it remembers, and begins to claim and
-// record, until etcdCtx ends or the returned function is called. It gives up when stop ends.
-func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
-	client, err := etcd.Dial(stop, etcd.Server{
+// record, until etcdCtx ends or the returned function is called. It gives up when ctx ends.
+func openClaims(ctx, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
+	client, err := etcd.Dial(ctx, etcd.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
 	if err != nil {
@@ -34,7 +34,7 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *he
 		client.Close()
 	}
 	began := time.Now()
-	if err := claims.Load(stop); err != nil {
+	if err := claims.Load(ctx); err != nil {
 		closeClaims()
 		return nil, nil, err
 	}
@@ -44,9 +44,9 @@ func openClaims(stop, etcdCtx context.Context, cfg Config, role role, status *he
 	return claims, closeClaims, nil
 }
 
-// unlessStopped returns nil instead of an error caused by a stop.
-func unlessStopped(stop context.Context, err error) error {
-	if stop.Err() != nil {
+// unlessStopped returns nil instead of an error caused by the end of ctx.
+func unlessStopped(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
 		return nil
 	}
 	return err

@@ -15,19 +15,21 @@
 //	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
 //	                                      could wait for its handler for over 20 minutes
 //	CONCURRENCY       32                  handlers at once; 1, with one replica, keeps the order
-//	MAX_ATTEMPTS      3                   attempts of one handler before the event is dead-lettered
+//	MAX_ATTEMPTS      3                   attempts at one delivery before it is dead-lettered
 //	HANDLER_TIMEOUT   30s                 timeout of one attempt
 //	CLAIM_TTL         10s                 how long ids stay claimed after their process has died;
 //	                                      2s to 1h
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
 //	                                      0: for ever
-//	CACHE_SIZE        20000000            ids held in memory, 34 to 48 bytes each; beyond it the
-//	                                      oldest are forgotten before DEDUP_WINDOW is over
+//	CACHE_SIZE        20000000            ids remembered, 34 to 48 bytes of memory each; beyond it all
+//	                                      replicas forget the oldest before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
-//	SHUTDOWN_TIMEOUT  15s                 time to finish what has begun; a second signal ends it
+//	SHUTDOWN_TIMEOUT  15s                 of a shutdown: handlers that still run 4 s before its end
+//	                                      (below 8s: after half of it) are cancelled; a second
+//	                                      signal ends the process at once
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
-//	                                      Certificates that are renewed are used without a restart
+//	                                      A renewed client certificate is used without a restart
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
 //	LOG_LEVEL         info                debug, info, warn, error
@@ -73,28 +75,29 @@ func main() {
 		os.Exit(2)
 	}
 	log := newLog(cfg)
-	// The garbage collector runs when the heap has doubled. Memory that is never touched
-	// counts as heap and takes none: with few ids remembered, it saves a sixth of the CPU time.
+	// The garbage collector runs when the heap has doubled. This memory counts as heap, but is
+	// never touched and so takes no space. With few ids remembered, the fewer collections save
+	// a sixth of the CPU time.
 	heapFloor := make([]byte, 32<<20)
 	defer runtime.KeepAlive(heapFloor)
-	stop, restore := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(stop, func() {
-		restore() // a second signal ends the process at once
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, func() {
+		stop() // a second signal ends the process at once
 		time.AfterFunc(time.Second, func() {
 			log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
 		})
 	})
-	if err := run(stop, cfg, log); err != nil {
+	if err := run(ctx, cfg, log); err != nil {
 		os.Exit(1) // run has logged it
 	}
 	log.Info("stopped")
 }
 
-// run serves until stop ends and the deliveries in progress are finished. It logs its
+// run serves until ctx ends and the deliveries in progress are finished. It logs its
 // error.
-func run(stop context.Context, cfg Config, log *slog.Logger) error {
+func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	role := roles[cfg.Service]
-	stop, end := context.WithCancel(stop)
+	ctx, end := context.WithCancel(ctx)
 	defer end()
 	// fail logs an error at once, and then lets everything be closed as at a stop:
 	// that may take a while if other servers are unreachable.
@@ -109,11 +112,11 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 
 	// A shutdown has four steps: take no more events; cancel the handlers that still
 	// run; stop waiting for etcd; close.
-	handlerCtx := cancelAfter(stop, cfg.Shutdown-2*reserve(cfg.Shutdown))
-	etcdCtx := cancelAfter(stop, cfg.Shutdown-reserve(cfg.Shutdown))
+	handlerCtx := cancelAfter(ctx, cfg.Shutdown-2*reserve(cfg.Shutdown))
+	etcdCtx := cancelAfter(ctx, cfg.Shutdown-reserve(cfg.Shutdown))
 
 	// Count to statsd.
-	recorder := metrics.Report(cfg.StatsdAddr, role.name+"_", metrics.Names{
+	recorder := metrics.Start(cfg.StatsdAddr, role.name+"_", metrics.Names{
 		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
 	}, log)
 	defer recorder.Close()
@@ -137,9 +140,9 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 	// With etcd, read the ids that were processed, and begin to claim.
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		etcdClaims, closeClaims, err := openClaims(stop, etcdCtx, cfg, role, status, log)
+		etcdClaims, closeClaims, err := openClaims(ctx, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return fail(unlessStopped(stop, err), etcd.Hint(err))
+			return fail(unlessStopped(ctx, err), etcd.Hint(err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcdClaims)
@@ -166,20 +169,20 @@ func run(stop context.Context, cfg Config, log *slog.Logger) error {
 		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
 
-	// Consume until stop ends, through lost connections.
+	// Consume until ctx ends, through lost connections.
 	prefetch := heldDeliveries(cfg, log)
 	consumer := rabbit.Consumer{
 		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: reserve(cfg.Shutdown) / 3},
 		Topology: rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"},
 		Status:   status, Log: log,
 		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
-		Handle: func(ctx context.Context, d consume.Delivery) {
+		Handle: func(deliveryCtx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)
 			defer stats.inFlight.Add(-1)
-			pipeline.Handle(ctx, handlerCtx, d)
+			pipeline.Handle(deliveryCtx, handlerCtx, d)
 		},
 	}
-	err := consumer.Run(stop)
+	err := consumer.Run(ctx)
 	return fail(err, rabbit.Hint(err))
 }
 
@@ -196,9 +199,9 @@ func reserve(shutdown time.Duration) time.Duration {
 	return min(shutdown/4, 2*time.Second)
 }
 
-// cancelAfter returns a context that ends d after stop does.
-func cancelAfter(stop context.Context, d time.Duration) context.Context {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(stop))
-	context.AfterFunc(stop, func() { time.AfterFunc(d, cancel) })
-	return ctx
+// cancelAfter returns a context that ends d after ctx does.
+func cancelAfter(ctx context.Context, d time.Duration) context.Context {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
+	return later
 }

@@ -48,7 +48,7 @@ type stats struct {
 }
 
 // totals returns what was counted, how many events are being processed, how many ids are
-// remembered, and how far back that reaches; 0 if nothing is forgotten.
+// remembered, and how far back that reaches; 0 if that is for ever or not known.
 func (s *stats) totals() map[string]int64 {
 	totals := s.recorder.Totals()
 	totals[s.prefix+"in_flight"] = s.inFlight.Load()

@@ -6,7 +6,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// role is what SERVICE_NAME names: a queue, and a handler for each type of event.
+// role has a queue, and a handler for each type of event. SERVICE_NAME selects it.
 type role struct {
 	name     string
 	queue    string
@@ -36,7 +36,7 @@ func notifyCustomer(ctx context.Context, job consume.Job) error {
 	return nil
 }
 
-// counters returns the names of all that is counted.
+// counters returns the names of the role's counters.
 func (r role) counters() []string {
 	names := []string{"malformed", "ignored"}
 	for t := range r.handlers {

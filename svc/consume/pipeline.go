@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
@@ -63,8 +64,10 @@ type Claimer interface {
 	// Check makes sure that the claim is still the caller's.
 	// claim.ErrSuspended: that is not known, so Reclaim it.
 	Check(ctx context.Context, c *claim.Claim) error
-	// Complete records the work durably, through outages, and ends the claim.
-	// claim.ErrDone: another process has done and recorded it as well.
+	// Complete records the work durably and ends the claim. It waits through outages, and
+	// takes no ctx: finished work is recorded even if its delivery is gone. claim.ErrDone:
+	// another process has recorded it first. claim.ErrClosed: the process stops, and the
+	// outcome is unknown.
 	Complete(c *claim.Claim) error
 	// Release ends the claim, undone.
 	Release(c *claim.Claim)
@@ -80,7 +83,7 @@ type Counter interface {
 type Pipeline struct {
 	Handlers    map[string]Handler // by type
 	Claims      Claimer
-	RequireID   bool // without it, an event without an id is processed, too
+	RequireID   bool // an event without an id is malformed; false only with claim.NoDedup
 	Counter     Counter
 	Log         *slog.Logger
 	MaxAttempts int
@@ -108,7 +111,7 @@ func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 		switch err := p.process(ctx, handlerCtx, d, e, handler); {
 		case errors.Is(err, claim.ErrDone):
 			p.finish(d, e, "skipped", e.Type+"_skipped")
-		case errors.Is(err, claim.ErrInvalidID): // of claims that take less than event.MaxID
+		case errors.Is(err, claim.ErrInvalidID): // from a Claimer whose ids are shorter than event.MaxID
 			p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 		} // any other error interrupts the delivery: it is redelivered
 	}
@@ -127,7 +130,7 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	// A crash here: the work is done again. By the idempotency key and the token the
 	// receiver of its effect can detect that.
 	if err := p.Claims.Complete(c); err != nil {
-		return err
+		return err // ErrDone, if another process has done it as well: the event counts as skipped
 	}
 	// A crash here: the event is delivered again and skipped.
 	p.finish(d, e, "processed", e.Type+"_ok")
@@ -141,9 +144,9 @@ func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {
 	d.Ack()
 }
 
-// notDone releases the claim of an event whose work was not done, and dead-letters the
-// event if its attempts failed. The failure is not remembered: another copy of the event is
-// tried anew.
+// notDone dead-letters an event whose attempts failed, and then releases its claim, so that
+// no other delivery has the id before the dead letter is stored. The failure is not
+// remembered: another copy of the event is tried anew.
 func (p *Pipeline) notDone(ctx context.Context, d Delivery, c *claim.Claim, e event.Event, err error) error {
 	defer p.Claims.Release(c)
 	if failure, ok := errors.AsType[*Failure](err); ok {
@@ -164,12 +167,12 @@ func (p *Pipeline) deadLetter(ctx context.Context, d Delivery, e event.Event, f 
 	return nil
 }
 
-// maxLogged bounds in bytes what a message can write into a line of the log.
+// maxLogged bounds, in bytes, each value from a message in the log.
 const maxLogged = 1 << 10
 
 func truncate(s string) string {
 	if len(s) <= maxLogged {
 		return s
 	}
-	return s[:maxLogged] + "…"
+	return strings.ToValidUTF8(s[:maxLogged], "") + "…" // without half a character
 }

@@ -98,7 +98,7 @@ func (s *Status) Probe(ctx context.Context, name string, ask func(context.Contex
 // Handler answers
 //
 //	/healthz  200: the process works
-//	/readyz   200 if every part is ready, else 503; which is not, and since when
+//	/readyz   200 if every part is ready, otherwise 503; the state of each part, and since when
 //	/stats    the counters by name, as counted in this process: no packet is lost
 func (s *Status) Handler(stats func() map[string]int64) http.Handler {
 	mux := http.NewServeMux()

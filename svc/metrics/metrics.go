@@ -43,11 +43,11 @@ type counter struct {
 	lastSent time.Time // zero: never
 }
 
-// Report starts to report metrics with these names, prefixed with prefix, to
+// Start returns a Recorder that sends metrics with these names, prefixed with prefix, to
 // the statsd at addr ("host:port", UDP). Each counter is sent with 0 at first, and
 // again every 5 s while it does not change, so that Graphite shows it before
 // anything happens even if statsd starts later than the service. Close it.
-func Report(addr, prefix string, names Names, log *slog.Logger) *Recorder {
+func Start(addr, prefix string, names Names, log *slog.Logger) *Recorder {
 	r := &Recorder{
 		counts: make(map[string]*counter), timers: make(map[string]*timer),
 		addr: addr, outage: outage.New(log, "statsd", "counts are kept until it is found", "check STATSD_ADDR"),

@@ -102,7 +102,7 @@ func (s *sink) expect(want map[string]int64) {
 var names = []string{"new_order_ok", "malformed", "ignored"}
 
 func report(t *testing.T, addr string) *Recorder {
-	return Report(addr, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return Start(addr, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
 func TestCountsAddUp(t *testing.T) {
@@ -143,7 +143,7 @@ func TestNoServerListens(t *testing.T) {
 	s := listen(t)
 	s.Close()
 	var log lines
-	c := Report(s.LocalAddr().String(), "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
+	c := Start(s.LocalAddr().String(), "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 	for range 100_000 {
 		c.Count("ignored")
 	}

@@ -24,7 +24,7 @@ func TestUnresolvableName(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
-		c := Report(unresolvable, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
+		c := Start(unresolvable, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 		begin := time.Now()
 		for range 100_000 {
 			c.Count("ignored")
@@ -95,7 +95,7 @@ func TestNameIsResolvedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log lines
 		_, port, _ := net.SplitHostPort(s.addr())
-		c := Report("statsd.invalid:"+port, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
+		c := Start("statsd.invalid:"+port, "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
 		c.Count("ignored")
 		<-time.After(time.Minute)
 		known.Store(true)

@@ -30,7 +30,7 @@ func (s *sink) lines(name string, n int) (values []string) {
 }
 
 func reportAll(t *testing.T, s *sink) *Recorder {
-	return Report(s.addr(), "orders_", Names{Counters: names, Timers: []string{"claim"}}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return Start(s.addr(), "orders_", Names{Counters: names, Timers: []string{"claim"}}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
 // A few durations are all sent, without a sample rate.

@@ -7,11 +7,11 @@
 //	curl localhost:8090    says how many effects there were
 //
 // The rule: perform the effect and store the Idempotency-Key in one transaction; answer
-// a repeated key as it was answered the first time; refuse a token below one seen before,
-// since its sender has lost the claim. The key alone makes this effect happen once. The
-// token tells a sender that it has lost the claim, and would keep it from an effect that
-// cannot be part of the transaction. The store is bbolt. Any database with transactions
-// serves as well, if it is the one that the effect goes to.
+// a repeated key as it was answered the first time; refuse a token below the one stored
+// with the same key, since its sender has lost the claim. The key alone makes this effect
+// happen once. The token tells a sender that it has lost the claim, and would keep it from
+// an effect that cannot be part of the transaction. The store is bbolt. Any database with
+// transactions serves as well, if it is the one that the effect goes to.
 package main
 
 import (
@@ -59,7 +59,7 @@ func main() {
 func open(path string) (*bolt.DB, error) {
 	store, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: time.Second})
 	if err != nil {
-		return nil, fmt.Errorf("open %s, unless another receiver has it open: %w", path, err)
+		return nil, fmt.Errorf("open %s (does another receiver have it open?): %w", path, err)
 	}
 	return store, store.Update(func(tx *bolt.Tx) error {
 		_, err1 := tx.CreateBucketIfNotExists(keys)
