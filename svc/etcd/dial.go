@@ -36,7 +36,6 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 	cfg := clientv3.Config{
 		Endpoints: server.Endpoints, TLS: server.TLS,
 		Username: server.Username, Password: server.Password,
-		DialTimeout: callTimeout,
 		// The timeout holds for unacknowledged data, too: it bounds how long a
 		// network that drops packets goes unnoticed. A slow etcd must be able to
 		// answer within it.
@@ -60,7 +59,11 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 	defer detach()
 	cfg.Context = alive
 	defer c.tries.Wait()
-	c.Raw, err = call(ctx, c, noResend, func(context.Context) (*clientv3.Client, error) { return connect(cfg) }, rpctypes.ErrAuthFailed)
+	c.Raw, err = call(ctx, c, noResend, func(try context.Context) (*clientv3.Client, error) {
+		deadline, _ := try.Deadline()
+		cfg.DialTimeout = time.Until(deadline) // of the login
+		return connect(cfg)
+	}, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
 		err = fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
