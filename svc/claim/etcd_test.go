@@ -349,3 +349,23 @@ func TestForeignKeys(t *testing.T) {
 		t.Errorf("the key is logged %d times, want once", n)
 	}
 }
+
+// Many unreadable keys, such as those of the first version, are logged in one short line
+// each time that all keys are read.
+func TestManyForeignKeys(t *testing.T) {
+	etcd, role := sharedEtcd(t), newRole()
+	client := newClient(t, etcd)
+	for i := range 10 {
+		var puts []clientv3.Op
+		for j := range 100 {
+			puts = append(puts, clientv3.OpPut(fmt.Sprintf("/service/%s/32/%d", role, 100*i+j), "done 17000000"))
+		}
+		if _, err := client.Txn(t.Context()).Then(puts...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := startOn(t, etcd, claim.Options{Role: role, Window: time.Hour})
+	if lines := p.log.find("level=WARN"); len(lines) != 1 || len(lines[0]) > 500 {
+		t.Errorf("%d lines with %d bytes are logged", len(lines), len(strings.Join(lines, "")))
+	}
+}

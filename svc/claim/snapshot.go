@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -45,6 +46,7 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 		}()
 		return answers
 	}
+	var unreadable error // of the first page that has such keys
 	told, limit := time.Now(), int64(100)
 	for next := read(s.prefix, limit, 0); next != nil; {
 		a := <-next
@@ -65,13 +67,14 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		if err := state.Apply(changes, func(string, bool) {}); err != nil {
-			s.logUnreadable(err)
-		}
+		unreadable = cmp.Or(unreadable, state.Apply(changes, func(string, bool) {}))
 		if time.Since(told) > progressInterval {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
 		}
+	}
+	if unreadable != nil {
+		s.logUnreadable(unreadable)
 	}
 	return revision, nil
 }

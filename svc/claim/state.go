@@ -79,17 +79,17 @@ func (s *roleState) checkNoGap(changes []change) error {
 
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
 // that they may concern: no process sees a part of a revision. recorded says that a record
-// lists the id; otherwise its owner may have changed. The error names the keys that cannot
-// be read; they are ignored.
+// lists the id; otherwise its owner may have changed. Keys that cannot be read are ignored.
+// The error names the first of them: there may be very many.
 func (s *roleState) Apply(changes []change, changed func(id string, recorded bool)) error {
 	touched := make([][]string, len(changes))
 	recorded := func(i int) bool { return strings.HasPrefix(changes[i].Key, "done/") }
 	added := 0
-	var errs []error
+	var unreadable error
 	for i, ch := range changes {
 		ids, err := s.apply(ch)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("key %s: %w", ch.Key, err))
+			unreadable = cmp.Or(unreadable, fmt.Errorf("key %s: %w", ch.Key, err))
 		}
 		if touched[i] = ids; recorded(i) {
 			added += len(ids)
@@ -101,7 +101,7 @@ func (s *roleState) Apply(changes []change, changed func(id string, recorded boo
 			changed(id, recorded(i))
 		}
 	}
-	return errors.Join(errs...)
+	return unreadable
 }
 
 // apply applies one change, and returns the ids that it may concern.

@@ -108,7 +108,8 @@ func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 	return nil
 }
 
-// logUnreadable logs keys that cannot be read, not again each time that one changes.
+// logUnreadable logs the first of the keys that cannot be read, not again each time that it
+// changes.
 func (s *Etcd) logUnreadable(err error) {
 	if err.Error() == s.unreadable {
 		return
