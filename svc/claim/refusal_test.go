@@ -110,6 +110,33 @@ func (c *countedGrants) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGr
 	return c.Lease.Grant(ctx, ttl)
 }
 
+// While the leases of new sessions are lost at once, as when ETCD_ENDPOINTS names members of
+// different clusters, etcd is not asked for them without a pause, and the log says so once.
+func TestLeasesOfNewSessionsAreLost(t *testing.T) {
+	client := newClient(t, sharedEtcd(t))
+	lease := &lostLeases{countedGrants{Lease: client.Lease}}
+	losing := &clientv3.Client{KV: client.KV, Lease: lease, Watcher: client.Watcher}
+	began := time.Now()
+	p := start(t, losing, client, claim.Options{Role: newRole(), Window: time.Hour})
+	if took := time.Since(began); took < 500*time.Millisecond {
+		t.Errorf("%d leases were granted within %v", lease.n.Load(), took)
+	}
+	if n := len(p.log.find("level=WARN", "ETCD_ENDPOINTS")); n != 1 {
+		t.Errorf("%d warnings, want one", n)
+	}
+}
+
+// lostLeases grants leases of which the first six have ended already.
+type lostLeases struct{ countedGrants }
+
+func (l *lostLeases) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	resp, err := l.countedGrants.Grant(ctx, ttl)
+	if err == nil && l.n.Load() <= 6 {
+		_, err = l.Lease.Revoke(ctx, resp.ID)
+	}
+	return resp, err
+}
+
 // An id that cannot be stored unchanged, or is too long to be stored, is refused at once.
 func TestInvalidID(t *testing.T) {
 	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})

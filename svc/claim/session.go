@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
@@ -47,18 +48,29 @@ type session struct {
 
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
-	lease, err := s.client.Grant(ctx, s.o.TTL)
-	if err != nil {
-		return nil, err
+	pause := etcd.NewBackoff()
+	for warned := false; ; warned = true {
+		lease, err := s.client.Grant(ctx, s.o.TTL)
+		if err != nil {
+			return nil, err
+		}
+		ses := &session{randomName(), lease.ID, lease.Asked.Add(s.o.TTL)}
+		key := s.prefix + "session/" + ses.name
+		_, err = s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
+			[]clientv3.Op{clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))})
+		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return ses, err
+		}
+		if !warned {
+			s.o.Log.Warn("the lease of a new session was lost before its key was written: events wait unacknowledged",
+				"hint", "check that ETCD_ENDPOINTS names members of one cluster, and that etcd answers within CLAIM_TTL")
+		}
+		select {
+		case <-time.After(pause.NextBackOff()):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	ses := &session{randomName(), lease.ID, lease.Asked.Add(s.o.TTL)}
-	key := s.prefix + "session/" + ses.name
-	_, err = s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
-		[]clientv3.Op{clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))})
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // it expired before the key was written
-		return s.open(ctx)
-	}
-	return ses, err
 }
 
 // runSession renews the session and sends its writes until it is over.
