@@ -21,7 +21,8 @@ type doneSet struct {
 	windows map[uint32]*window
 	numbers map[string]uint32 // of the windows
 	last    uint32            // number given
-	living  int               // ids of living windows
+	held    int               // ids in the shards
+	living  int               // those of living windows
 	cursor  int               // the shard that was swept last
 	unswept int               // how many shards may hold ids of ended windows
 	loading *[shards][]loaded // not nil during a load
@@ -89,6 +90,7 @@ func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
 	}
 	shard[h] = n
 	s.windows[n].ids++
+	s.held++
 	if s.windows[n].created > 0 {
 		s.living++
 	}
@@ -153,11 +155,7 @@ func (s *doneSet) end(name string) {
 // sweep is called after added ids were added. It removes the ids of ended windows from the
 // next shards, from so many that all are swept before the set has grown by half.
 func (s *doneSet) sweep(added int) {
-	held := 1
-	for _, w := range s.windows {
-		held += w.ids
-	}
-	for steps := 1 + 2*shards*added/held; steps > 0 && s.unswept > 0; steps-- {
+	for steps := 1 + 2*shards*added/(1+s.held); steps > 0 && s.unswept > 0; steps-- {
 		s.unswept--
 		s.cursor = (s.cursor + 1) % shards
 		shard := s.shards[s.cursor]
@@ -174,6 +172,7 @@ func (s *doneSet) sweep(added int) {
 // id.
 func (s *doneSet) removed(n uint32) {
 	w := s.windows[n]
+	s.held--
 	if w.ids--; w.ids == 0 && s.ended(n) {
 		delete(s.windows, n)
 	}

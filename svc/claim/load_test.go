@@ -20,8 +20,8 @@ func TestLoadedSet(t *testing.T) {
 	}
 	read.endLoad()
 	for range 2 {
-		if added.living != read.living {
-			t.Errorf("%d ids are living, want %d", read.living, added.living)
+		if added.living != read.living || added.held != read.held {
+			t.Errorf("%d of %d ids are living, want %d of %d", read.living, read.held, added.living, added.held)
 		}
 		for i := range 8000 {
 			if id := fmt.Sprint(i); added.has(id) != read.has(id) {
