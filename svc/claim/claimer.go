@@ -170,6 +170,12 @@ func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 func (c *claimer) requestCheck() chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.forceWrite()
+}
+
+// forceWrite makes the session write even if it has nothing else to write. The channel is
+// closed when that is committed.
+func (c *claimer) forceWrite() chan struct{} {
 	check := make(chan struct{})
 	c.checks = append(c.checks, check)
 	c.notify()

@@ -187,6 +187,32 @@ func TestNextProcess(t *testing.T) {
 	}
 }
 
+// writeIfWaiting forces one write of a process that waits for another, and none of the owner.
+func TestWriteIfWaiting(t *testing.T) {
+	x := newPair(t, "1")
+	first := x.a.c.enqueue("1")
+	x.runUntilIdle()
+	x.b.c.enqueue("1")
+	x.a.c.enqueue("1") // waits for a delivery of its own process
+	x.runUntilIdle()
+	for want, p := range []*simProcess{x.a, x.b} {
+		p.c.writeIfWaiting()
+		p.c.writeIfWaiting()
+		if n := x.write(p); n != want {
+			t.Errorf("%d writes are sent, want %d", n, want)
+		}
+	}
+	// The session of a ends. Its work has finished, and waits for b.
+	x.expect(first, "granted")
+	x.lose(x.a)
+	x.runUntilIdle()
+	x.a.c.finish(first)
+	x.a.c.writeIfWaiting()
+	if n := x.write(x.a); n != 1 {
+		t.Errorf("a process whose finished work waits for another sends %d writes, want 1", n)
+	}
+}
+
 func TestOtherProcessCompletes(t *testing.T) {
 	x := newPair(t, "1")
 	first, second := x.a.c.enqueue("1"), x.b.c.enqueue("1")

@@ -105,8 +105,7 @@ func (c *claimer) apply(changes []change) error {
 func (c *claimer) doubtSession() {
 	c.suspend(ErrSuspended)
 	c.validUntil = time.Time{}
-	c.checks = append(c.checks, make(chan struct{}))
-	c.notify()
+	c.forceWrite()
 }
 
 // rebuild replaces the state by one that was read anew. If it does not show a write of
@@ -132,6 +131,18 @@ func (c *claimer) shown() (write int64, lags bool) {
 	defer c.mu.Unlock()
 	write = c.state.Version(c.writer.session)
 	return write, write < c.writer.last && !c.validUntil.IsZero()
+}
+
+// writeIfWaiting forces a write if a delivery, or the record of finished work, waits for
+// another process. Unless the view shows that write in time, it is read again: see shown.
+func (c *claimer) writeIfWaiting() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if len(c.checks) == 0 && (e.stage == workDone || e.holder == nil && e.wanted()) {
+			c.forceWrite()
+		}
+	}
 }
 
 // lastWrite returns the number of the last write that is known to be committed.

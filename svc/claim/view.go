@@ -124,7 +124,8 @@ func (s *Etcd) change(kv *mvccpb.KeyValue) change {
 
 // checkHistory makes follow read the view again if etcd's revision is below one that
 // the view has seen: etcd was restored from a backup, and the watch would wait in
-// silence for the revisions that it lost.
+// silence for the revisions that it lost. It also has the watch tested while deliveries wait
+// for other processes: a member whose disk hangs keeps its watches open and shows nothing.
 func (s *Etcd) checkHistory(ctx context.Context) {
 	tick := time.NewTicker(historyInterval)
 	defer tick.Stop()
@@ -137,6 +138,7 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 		if resp.Header.Revision < seen {
 			s.requestReread(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
 		}
+		s.writeIfWaiting()
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
