@@ -3,6 +3,7 @@ package claim
 import (
 	"slices"
 	"strings"
+	"time"
 )
 
 // next returns the next write of the session, or nil if there is nothing to
@@ -32,6 +33,9 @@ func (c *claimer) next() *sessionWrite {
 // claims.
 func (c *claimer) record(n *sessionWrite) {
 	w := &c.writer
+	if w.windowed && w.window.over(time.Now()) {
+		return // these ids were finished after the last call of needsWindow
+	}
 	bytes, rewritten := 0, 0
 	for _, l := range w.dirty {
 		rewritten += l.bytes

@@ -185,6 +185,25 @@ func TestNeedsWindow(t *testing.T) {
 	}
 }
 
+// An id that is finished between a look at the window and the next write is not recorded in
+// a window whose time is over: it would be forgotten too early.
+func TestFinishedInAnOldWindow(t *testing.T) {
+	d := newDriver(t)
+	d.done("1") // the window's key exists
+	w := d.c.enqueue("2")
+	d.pump()
+	d.c.writer.window.Until = time.Now()
+	d.finish(w)
+	if n := d.c.next(); n != nil {
+		t.Errorf("the next write records %v in window %s", n.Done, n.Window.Name)
+	}
+	old := d.c.writer.window.Name
+	d.pump()
+	if !d.c.state.Done("2") || d.c.writer.window.Name == old {
+		t.Error("the id is not recorded in a new window")
+	}
+}
+
 // A write does not put more ids into a window than it has room for.
 func TestRoomOfAWindow(t *testing.T) {
 	d := newDriver(t)

@@ -113,8 +113,11 @@ func (c *claimer) needsWindow(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	w := c.writer.window
-	return len(c.writer.finished) > 0 && (w.Name == "" || w.Room <= 0 || !w.Until.IsZero() && !now.Before(w.Until))
+	return len(c.writer.finished) > 0 && (w.Name == "" || w.Room <= 0 || w.over(now))
 }
+
+// over reports whether no more ids are recorded in the window.
+func (w *recordWindow) over(now time.Time) bool { return !w.Until.IsZero() && !now.Before(w.Until) }
 
 // setWindow sets the window of the records that follow. A write under way that was
 // refused because its window has ended is moved to the new one.
