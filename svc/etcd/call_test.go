@@ -50,6 +50,31 @@ func TestRefusedCallGivenUp(t *testing.T) {
 	c.tries.Wait()
 }
 
+// The end of a refusal is logged once when one of the refused calls succeeds and the others
+// are given up, as those of a session that has ended. It is not logged if a call was refused
+// in between.
+func TestRefusalEndsWithACallGivenUp(t *testing.T) {
+	const accepts = "etcd accepts calls again"
+	c, lines := newLogged()
+	r, get, renew := c.refusals, new(error), new(error)
+	r.begin(get, rpctypes.ErrPermissionDenied)
+	r.begin(renew, rpctypes.ErrPermissionDenied)
+	r.end(get, true)
+	r.begin(renew, rpctypes.ErrPermissionDenied)
+	r.end(renew, false)
+	if strings.Contains(lines.String(), accepts) {
+		t.Errorf("the end is logged although the last answer was a refusal:\n%s", lines)
+	}
+	r.begin(get, rpctypes.ErrPermissionDenied)
+	r.begin(renew, rpctypes.ErrPermissionDenied)
+	r.end(get, true)
+	r.end(renew, false)
+	r.end(get, true)
+	if n := strings.Count(lines.String(), accepts); n != 1 {
+		t.Errorf("the end is logged %d times, want once:\n%s", n, lines)
+	}
+}
+
 // After a call that succeeds only on its second try, other calls send their second
 // try sooner for some time.
 func TestQuickResend(t *testing.T) {

@@ -17,8 +17,9 @@ import (
 type refusals struct {
 	log *slog.Logger
 
-	mu    sync.Mutex
-	calls map[any]error // by a pointer that identifies the call
+	mu       sync.Mutex
+	calls    map[any]error // by a pointer that identifies the call
+	accepted bool          // a call that was refused has succeeded since the last refusal
 }
 
 func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[any]error)} }
@@ -32,17 +33,21 @@ func (r *refusals) begin(call any, err error) {
 	for _, other := range r.calls {
 		known = known || other.Error() == err.Error()
 	}
+	r.accepted = false
 	if r.calls[call] = err; !known {
 		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
 	}
 }
 
-// end notes that a call has succeeded or is given up. It may have been refused before.
+// end notes that a call has succeeded or is given up. It may have been refused before. The
+// last refused call of several may be given up: the others have succeeded all the same.
 func (r *refusals) end(call any, succeeded bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	_, refused := r.calls[call]
-	if delete(r.calls, call); refused && succeeded && len(r.calls) == 0 {
+	r.accepted = r.accepted || refused && succeeded
+	if delete(r.calls, call); r.accepted && len(r.calls) == 0 {
+		r.accepted = false
 		r.log.Info("etcd accepts calls again")
 	}
 }
