@@ -350,6 +350,36 @@ func TestForeignKeys(t *testing.T) {
 	}
 }
 
+// With a DEDUP_WINDOW that is shorter than etcd's answers take, ids are recorded all the
+// same.
+func TestWindowShorterThanAnAnswer(t *testing.T) {
+	client := newClient(t, sharedEtcd(t))
+	slow := &clientv3.Client{KV: client.KV, Lease: shortLeases{client.Lease}, Watcher: client.Watcher}
+	p := start(t, slow, client, claim.Options{Role: newRole(), TTL: time.Hour, Window: time.Second})
+	recorded := make(chan struct{})
+	go func() {
+		defer close(recorded)
+		p.mustComplete("1")
+	}()
+	select {
+	case <-recorded:
+	case <-time.After(10 * time.Second):
+		t.Fatal("the id is not recorded")
+	}
+}
+
+// shortLeases stands for an etcd whose answers take four seconds: the leases that it grants
+// for less have ended by then.
+type shortLeases struct{ clientv3.Lease }
+
+func (l shortLeases) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	resp, err := l.Lease.Grant(ctx, ttl)
+	if err == nil && ttl < 4 {
+		_, err = l.Lease.Revoke(ctx, resp.ID)
+	}
+	return resp, err
+}
+
 // Many unreadable keys, such as those of the first version, are logged in one short line
 // each time that all keys are read.
 func TestManyForeignKeys(t *testing.T) {

@@ -16,14 +16,14 @@ const (
 	maxSpan     = time.Hour
 )
 
-// openWindow grants a lease for the records that follow.
-func (s *Etcd) openWindow(ctx context.Context) error {
+// openWindow grants a lease for the records that follow. They live longer by extra.
+func (s *Etcd) openWindow(ctx context.Context, extra time.Duration) error {
 	if s.o.Window == 0 {
 		s.setWindow(recordWindow{Name: forever, Room: 1 << 62})
 		return nil
 	}
 	span := min(s.o.Window/windowParts, maxSpan)
-	lease, err := s.client.Grant(ctx, s.o.Window+span)
+	lease, err := s.client.Grant(ctx, s.o.Window+span+extra)
 	if err != nil {
 		return err
 	}

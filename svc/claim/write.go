@@ -28,7 +28,7 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 				runtime.Gosched()
 			}
 			if s.needsWindow(time.Now()) {
-				if err := s.openWindow(ctx); err != nil {
+				if err := s.openWindow(ctx, 0); err != nil {
 					return err
 				}
 			}
@@ -46,7 +46,9 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 // commit sends a write until its outcome is known. A crash here: if the write was
 // committed, its claims expire after CLAIM_TTL, and its records stay.
 func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error {
-	for {
+	// A new window may have ended as well before the write arrives, if etcd is slow and
+	// DEDUP_WINDOW short. So each further one lives longer.
+	for extra := time.Duration(0); ; extra = min(2*extra+time.Second, maxSpan) {
 		resp, err := s.send(ctx, ses, w)
 		switch {
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -55,7 +57,7 @@ func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error 
 			if len(w.Done) == 0 || w.Window.Lease == 0 {
 				return fmt.Errorf("write %d: %w", w.N, err)
 			}
-			if err := s.openWindow(ctx); err != nil {
+			if err := s.openWindow(ctx, extra); err != nil {
 				return err
 			}
 			continue
