@@ -178,10 +178,7 @@ func (s *doneSet) removed(n uint32) {
 	}
 }
 
-func (s *doneSet) ended(n uint32) bool {
-	named, ok := s.numbers[s.windows[n].name]
-	return !ok || named != n
-}
+func (s *doneSet) ended(n uint32) bool { return s.numbers[s.windows[n].name] != n }
 
 // oldestTwo returns the two oldest living windows, not counting the window forever. A
 // window without a name means that there is none.
