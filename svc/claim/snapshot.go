@@ -73,8 +73,6 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
 		}
 	}
-	if unreadable != nil {
-		s.logUnreadable(unreadable)
-	}
+	s.logUnreadable(unreadable)
 	return revision, nil
 }

@@ -100,9 +100,7 @@ func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 	if err := s.state.checkNoGap(changes); err != nil {
 		return err
 	}
-	if err := s.apply(changes); err != nil {
-		s.logUnreadable(err)
-	}
+	s.logUnreadable(s.apply(changes))
 	s.viewed.Store(resp.Header.Revision)
 	s.checkFull()
 	return nil
@@ -111,7 +109,7 @@ func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
 // logUnreadable logs the first of the keys that cannot be read, not again each time that it
 // changes.
 func (s *Etcd) logUnreadable(err error) {
-	if err.Error() == s.unreadable {
+	if err == nil || err.Error() == s.unreadable {
 		return
 	}
 	s.unreadable = err.Error()
