@@ -124,17 +124,13 @@ func (w *recordWindow) over(now time.Time) bool { return !w.Until.IsZero() && !n
 func (c *claimer) setWindow(w recordWindow) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.writer.use(w)
+	c.writer.window, c.writer.windowed = w, false
+	c.writer.small, c.writer.smallIDs = nil, 0
 	if p := c.writer.pending; p != nil && len(p.recorded) > 0 {
 		p.Window, p.NewWindow = w, true
 		p.Done, p.MergedFrom = ids(p.recorded), 0
 		c.writer.window.Room -= len(p.Done)
 	}
-}
-
-func (w *writer) use(window recordWindow) {
-	w.window, w.windowed = window, false
-	w.small, w.smallIDs = nil, 0
 }
 
 // committed notes that the pending write was committed.
