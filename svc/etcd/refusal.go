@@ -67,12 +67,9 @@ func isRefusal(err error) bool {
 	if errors.Is(err, rpctypes.ErrTooManyRequests) { // etcd is overloaded for the moment
 		return false
 	}
-	var code codes.Code
-	var e rpctypes.EtcdError
-	if errors.As(err, &e) {
+	code := status.Code(err)
+	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		code = e.Code()
-	} else {
-		code = status.Code(err)
 	}
 	switch code {
 	case codes.InvalidArgument, codes.OutOfRange, codes.PermissionDenied, codes.ResourceExhausted, codes.NotFound, codes.Unimplemented:
