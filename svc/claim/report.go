@@ -139,8 +139,9 @@ func (c *claimer) writeIfWaiting() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
-		if len(c.checks) == 0 && (e.stage == workDone || e.holder == nil && e.wanted()) {
+		if e.stage == workDone || e.holder == nil && e.wanted() {
 			c.forceWrite()
+			return
 		}
 	}
 }

@@ -122,12 +122,12 @@ func (s *Etcd) change(kv *mvccpb.KeyValue) change {
 
 // checkHistory makes follow read the view again if etcd's revision is below one that
 // the view has seen: etcd was restored from a backup, and the watch would wait in
-// silence for the revisions that it lost. It also has the watch tested while deliveries wait
-// for other processes: a member whose disk hangs keeps its watches open and shows nothing.
+// silence for the revisions that it lost. It also tests a watch that shows nothing while
+// deliveries wait for other processes: a member whose disk hangs keeps its watches open.
 func (s *Etcd) checkHistory(ctx context.Context) {
 	tick := time.NewTicker(historyInterval)
 	defer tick.Stop()
-	for {
+	for before := int64(0); ; {
 		seen := s.viewed.Load()
 		resp, err := s.client.Get(ctx, s.prefix)
 		if err != nil {
@@ -136,7 +136,10 @@ func (s *Etcd) checkHistory(ctx context.Context) {
 		if resp.Header.Revision < seen {
 			s.requestReread(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
 		}
-		s.writeIfWaiting()
+		if seen == before {
+			s.writeIfWaiting() // all processes see it, so they do not all write
+		}
+		before = seen
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
