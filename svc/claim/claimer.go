@@ -22,14 +22,14 @@ type claimer struct {
 	checks  []chan struct{} // each closed when the next write of the session is committed
 
 	validUntil time.Time       // the session lives that long; each renewal moves it on
-	held       context.Context // of every claim that is granted now; replaced when the session resumes
+	held       context.Context // of every claim that is granted now; replaced when a session begins or resumes
 	suspend    context.CancelCauseFunc
 }
 
 // entry is an id that deliveries of this process want or have, or that one of
 // its claims still lists.
 //
-//	wanted ──write──▶ listed ──granted──▶ working ──Complete──▶ finished ──write──▶ recorded
+//	wanted ──write──▶ listed ──granted──▶ held ──Complete──▶ workDone ──▶ recordQueued ──write──▶ recordPending
 type entry struct {
 	id      string
 	waiting []*Claim // of the deliveries that want the id, in the order of asking

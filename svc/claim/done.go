@@ -21,7 +21,7 @@ type doneSet struct {
 	windows map[uint32]*window
 	numbers map[string]uint32 // of the windows
 	last    uint32            // number given
-	held    int               // ids in the shards
+	total   int               // ids in the shards
 	living  int               // those of living windows
 	cursor  int               // the shard that was swept last
 	unswept int               // how many shards may hold ids of ended windows
@@ -90,7 +90,7 @@ func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
 	}
 	shard[h] = n
 	s.windows[n].ids++
-	s.held++
+	s.total++
 	if s.windows[n].created > 0 {
 		s.living++
 	}
@@ -152,10 +152,10 @@ func (s *doneSet) end(name string) {
 	s.unswept = shards
 }
 
-// sweep is called after added ids were added. It removes the ids of ended windows from the
-// next shards, from so many that all are swept before the set has grown by half.
+// sweep removes the ids of ended windows from the next shards, and visits all of them before
+// the set has grown by half. added is how many ids were added since the last call.
 func (s *doneSet) sweep(added int) {
-	for steps := 1 + 2*shards*added/(1+s.held); steps > 0 && s.unswept > 0; steps-- {
+	for steps := 1 + 2*shards*added/(1+s.total); steps > 0 && s.unswept > 0; steps-- {
 		s.unswept--
 		s.cursor = (s.cursor + 1) % shards
 		shard := s.shards[s.cursor]
@@ -172,7 +172,7 @@ func (s *doneSet) sweep(added int) {
 // id.
 func (s *doneSet) removed(n uint32) {
 	w := s.windows[n]
-	s.held--
+	s.total--
 	if w.ids--; w.ids == 0 && s.ended(n) {
 		delete(s.windows, n)
 	}

@@ -79,8 +79,8 @@ func TestSweep(t *testing.T) {
 			t.Errorf("step %d sweeps %d ids", i, swept)
 		}
 	}
-	if n := s.size(); n != ids+1 || s.held != n {
-		t.Errorf("%d ids are kept after the sweep, want %d; counted: %d", n, ids+1, s.held)
+	if n := s.size(); n != ids+1 || s.total != n {
+		t.Errorf("%d ids are kept after the sweep, want %d; counted: %d", n, ids+1, s.total)
 	}
 	if s.living != ids+1 || !s.has("old1") || s.has("old2") || !s.has("new1") {
 		t.Errorf("%d ids are done after the sweep", s.living)
@@ -111,8 +111,8 @@ func TestWindowsEndOften(t *testing.T) {
 		s.sweep(ids)
 		s.end(fmt.Sprint(w - living))
 	}
-	if n := s.size(); n > 2*living*ids || s.held != n || len(s.windows) > 2*living {
-		t.Errorf("%d ids in %d windows are held, of which %d are done; counted: %d", n, len(s.windows), s.living, s.held)
+	if n := s.size(); n > 2*living*ids || s.total != n || len(s.windows) > 2*living {
+		t.Errorf("%d ids in %d windows are held, of which %d are done; counted: %d", n, len(s.windows), s.living, s.total)
 	}
 }
 

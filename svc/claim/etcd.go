@@ -84,7 +84,7 @@ func (s *Etcd) Run(ctx context.Context) {
 // record has an unknown outcome, may only expire.
 func (s *Etcd) revokeLast(ctx context.Context, last clientv3.LeaseID) {
 	if n := s.inUse(); n > 0 {
-		s.o.Log.Warn("stopped before the work was recorded: these events are done again when the claims expire", "claims", n, "within", s.o.TTL)
+		s.o.Log.Warn("stopped before it was known that the work is recorded: these events may be done again when the claims expire", "claims", n, "within", s.o.TTL)
 		return
 	}
 	if last == clientv3.NoLease {

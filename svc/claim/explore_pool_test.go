@@ -43,6 +43,6 @@ func (p *statePool) get() *roleState {
 	}
 	clear(s.done.windows)
 	clear(s.done.numbers)
-	s.done.last, s.done.held, s.done.living, s.done.cursor, s.done.unswept = 0, 0, 0, 0, 0
+	s.done.last, s.done.total, s.done.living, s.done.cursor, s.done.unswept = 0, 0, 0, 0, 0
 	return s
 }

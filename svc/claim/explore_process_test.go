@@ -65,7 +65,7 @@ func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	name := p.x.newSession()
 	p.x.etcd.commit([]change{p.x.etcd.put("session/"+name, "host 1", p.lease)})
-	p.c.begin(name, farFuture)
+	p.c.beginSession(name, farFuture)
 	p.over = false
 }
 
@@ -182,9 +182,9 @@ func (p *simProcess) nearMerge() {
 		e.put("window/"+w.window.Name, "24h", w.window.Lease),
 		e.put(e.paths.recordPath(first, 2), listJSON([]string{oldID}), w.window.Lease),
 	}
-	w.windowed, w.small, w.smallIDs = true, []small{{2, []string{oldID}}}, 1
+	w.windowed, w.small, w.smallIDs = true, []smallRecord{{2, []string{oldID}}}, 1
 	for w.last = 2; w.last < maxMerged+1-int64(p.x.merge); w.last++ {
-		w.small = append(w.small, small{write: w.last + 1})
+		w.small = append(w.small, smallRecord{write: w.last + 1})
 	}
 	session := "session/" + w.session
 	for e.keys[session].version < w.last {

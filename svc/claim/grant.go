@@ -13,7 +13,7 @@ func (c *claimer) evaluate(e *entry) {
 	case e.stage == unfinished && len(e.waiting) == 0: // no delivery waits
 		return
 	case e.done:
-		c.end(e, ErrDone)
+		c.answerDone(e, ErrDone)
 		return
 	}
 	owner := c.state.Owner(e.id)
@@ -33,15 +33,15 @@ func (c *claimer) evaluate(e *entry) {
 	}
 }
 
-// end tells the deliveries that wait that the id is done, and the one whose work
-// is finished how its record went.
-func (c *claimer) end(e *entry, recorded error) {
+// answerDone tells the deliveries that wait that the id is done, and the one whose work is
+// finished the outcome of its record.
+func (c *claimer) answerDone(e *entry, outcome error) {
 	for _, claim := range e.waiting {
 		claim.answer <- ErrDone
 	}
 	e.waiting = nil
 	if e.stage != unfinished {
-		e.holder.answer <- recorded
+		e.holder.answer <- outcome
 		e.stage, e.holder = unfinished, nil
 	}
 	c.unlist(e)

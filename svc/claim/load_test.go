@@ -20,8 +20,8 @@ func TestLoadedSet(t *testing.T) {
 	}
 	read.endLoad()
 	for range 2 {
-		if added.living != read.living || added.held != read.held {
-			t.Errorf("%d of %d ids are living, want %d of %d", read.living, read.held, added.living, added.held)
+		if added.living != read.living || added.total != read.total {
+			t.Errorf("%d of %d ids are living, want %d of %d", read.living, read.total, added.living, added.total)
 		}
 		for i := range 8000 {
 			if id := fmt.Sprint(i); added.has(id) != read.has(id) {

@@ -13,9 +13,9 @@ import (
 // valid reports whether the session may be assumed to live.
 func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
 
-// begin starts a new session, whose key exists with version 1. It will claim the ids
+// beginSession starts a new session, whose key exists with version 1. It will claim the ids
 // that deliveries still want, or have finished.
-func (c *claimer) begin(session string, validUntil time.Time) {
+func (c *claimer) beginSession(session string, validUntil time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.suspend(ErrSuspended)
@@ -60,7 +60,7 @@ func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 }
 
 // suspendSession ends the contexts of all claims and grants nothing until renewed or
-// begin.
+// beginSession.
 func (c *claimer) suspendSession() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

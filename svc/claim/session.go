@@ -21,7 +21,7 @@ func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
 			return last
 		}
 		last = ses.lease
-		s.begin(ses.name, ses.validUntil)
+		s.beginSession(ses.name, ses.validUntil)
 		s.o.Log.Debug("session opened", "session", ses.name, "lease", leaseName(ses.lease), "ttl", s.o.TTL)
 		if err = s.runSession(ctx, ses); ctx.Err() != nil {
 			return last

@@ -78,7 +78,8 @@ func (s *roleState) checkNoGap(changes []change) error {
 }
 
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
-// that they may concern: no process sees a part of a revision. recorded says that a record
+// that they may concern: no process sees a part of a revision. (A page of a snapshot may be a
+// part, but its state is used only when all pages have been applied.) recorded says that a record
 // lists the id; otherwise its owner may have changed. Keys that cannot be read are ignored.
 // The error names the first of them: there may be very many.
 func (s *roleState) Apply(changes []change, changed func(id string, recorded bool)) error {
@@ -131,28 +132,33 @@ func (s *roleState) apply(ch change) ([]string, error) {
 		}
 		return ids, err
 	case "claim":
-		claim, known := s.claims[ch.Key]
-		switch {
-		case ch.Deleted && known:
-			delete(s.claims, ch.Key)
-			return s.list(claim, nil), nil
-		case ch.Deleted:
-			return nil, nil
-		case !known:
-			session, write, _ := strings.Cut(name, "/")
-			n, err := strconv.ParseInt(write, 10, 64)
-			if err != nil {
-				return nil, err
-			}
-			claim = &claimKey{session: session, write: n, token: ch.Created}
-			s.claims[ch.Key] = claim
-		}
-		ids, err := parseIDs(ch.Value)
-		return s.list(claim, ids), err
+		return s.applyClaim(ch, name)
 	default:
 		return nil, errors.New("not of a known form: ignored")
 	}
 	return nil, nil
+}
+
+// applyClaim applies a change of the key claim/<name>.
+func (s *roleState) applyClaim(ch change, name string) ([]string, error) {
+	claim, known := s.claims[ch.Key]
+	switch {
+	case ch.Deleted && known:
+		delete(s.claims, ch.Key)
+		return s.list(claim, nil), nil
+	case ch.Deleted:
+		return nil, nil
+	case !known:
+		session, write, _ := strings.Cut(name, "/")
+		n, err := strconv.ParseInt(write, 10, 64)
+		if err != nil {
+			return nil, err
+		}
+		claim = &claimKey{session: session, write: n, token: ch.Created}
+		s.claims[ch.Key] = claim
+	}
+	ids, err := parseIDs(ch.Value)
+	return s.list(claim, ids), err
 }
 
 // list makes a claim list these ids, and returns those that it did not list before or

@@ -247,7 +247,7 @@ func TestRebuiltWithoutAWrite(t *testing.T) {
 func TestRenewedAsItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newClaimer(newRoleState())
-		c.begin("s", time.Now().Add(ttlOfTest))
+		c.beginSession("s", time.Now().Add(ttlOfTest))
 		<-time.After(ttlOfTest)
 		c.renewed(time.Now().Add(ttlOfTest))
 		if c.suspendExpired() || !c.valid() {

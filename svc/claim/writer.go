@@ -34,7 +34,7 @@ const (
 //
 // It is sent until its outcome is known. A copy that arrives late does not meet the
 // condition. The content changes only if etcd refuses the write because its window has
-// ended, which excludes every copy: then it moves to a new window.
+// ended, so no copy of it was committed: then it moves to a new window.
 type sessionWrite struct {
 	Session    string
 	N          int64
@@ -74,9 +74,9 @@ type writer struct {
 	window   recordWindow
 	windowed bool // the window's key exists
 	wanted   []*entry
-	finished []*entry   // to be recorded, if they are still queued
-	dirty    []*listing // some of their ids have ended
-	small    []small    // records that may be merged, of this session and window
+	finished []*entry      // to be recorded, if they are still queued
+	dirty    []*listing    // some of their ids have ended
+	small    []smallRecord // records that may be merged, of this session and window
 	smallIDs int
 }
 
@@ -95,7 +95,8 @@ func (w *writer) markDirty(l *listing) {
 	}
 }
 
-type small struct {
+// smallRecord is a record that may be merged with others.
+type smallRecord struct {
 	write int64
 	ids   []string
 }
@@ -154,7 +155,7 @@ func (c *claimer) committed() {
 func (c *claimer) recordedAll(p *sessionWrite) {
 	for _, e := range p.recorded {
 		e.listing = nil
-		c.end(e, nil)
+		c.answerDone(e, nil)
 	}
 }
 
@@ -162,7 +163,7 @@ func (c *claimer) recordedAll(p *sessionWrite) {
 // large enough together, are left alone.
 func (w *writer) countSmall(p *sessionWrite) {
 	if p.MergedFrom == 0 {
-		w.small = append(w.small, small{p.N, p.Done})
+		w.small = append(w.small, smallRecord{p.N, p.Done})
 		w.smallIDs += len(p.Done)
 	}
 	if p.MergedFrom > 0 || w.smallIDs >= maxMergedIDs || len(w.small) >= maxMerged {

@@ -43,9 +43,9 @@ func (c *Client) pauseAfter(try int, resend time.Duration) time.Duration {
 	return resend
 }
 
-// call repeats f until it succeeds. It returns an error only if f's is one of final, or
+// call repeats f until it succeeds. It returns an error only if f's is one of permanent, or
 // when ctx ends. Calls of f overlap when one is not answered within resend.
-func call[T any](ctx context.Context, c *Client, resend time.Duration, f func(context.Context) (T, error), final ...error) (T, error) {
+func call[T any](ctx context.Context, c *Client, resend time.Duration, f func(context.Context) (T, error), permanent ...error) (T, error) {
 	type answer struct {
 		try   int // from 1
 		v     T
@@ -78,7 +78,7 @@ func call[T any](ctx context.Context, c *Client, resend time.Duration, f func(co
 			start.Reset(c.pauseAfter(sent, resend))
 		case a := <-answers:
 			underWay--
-			if a.err == nil || slices.ContainsFunc(final, func(err error) bool { return errors.Is(a.err, err) }) {
+			if a.err == nil || slices.ContainsFunc(permanent, func(err error) bool { return errors.Is(a.err, err) }) {
 				if underWay > sent-a.try { // an earlier try is still unanswered
 					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
 				}

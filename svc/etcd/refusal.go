@@ -62,7 +62,8 @@ func (r *refusals) current() error {
 	return nil
 }
 
-// isRefusal reports whether etcd has answered, and will not answer otherwise.
+// isRefusal reports whether etcd refuses a call, and will do so until an operator changes
+// something.
 func isRefusal(err error) bool {
 	if errors.Is(err, rpctypes.ErrTooManyRequests) { // etcd is overloaded for the moment
 		return false
