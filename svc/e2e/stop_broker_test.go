@@ -31,6 +31,39 @@ func TestStopWithUnreadDeadLetters(t *testing.T) {
 	e.waitDepth("orders-queue", letters)
 }
 
+// While a large dead letter waits because the broker has stopped reading, the library can
+// send no heartbeats, and gives up the connection. The dead letter is sent again over new
+// connections until the broker reads. All the while the service is not ready, and the log
+// does not say that the dead queue is reachable. The dead letter is stored once.
+func TestAlarmOutlastsConnection(t *testing.T) {
+	// The test is not parallel, because the alarm applies to the whole broker.
+	e := newBrokerEnv(t, newVhost(t), "orders")
+	e.amqpURL = e.directAMQP + "?heartbeat=1"
+	relay := newRelay(e, 0)
+	large := "poison" + strings.Repeat(" ", 32<<20)
+	e.publishBodies(large)
+	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
+	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
+	eventually(t, "two more connections for dead letters", func() error {
+		if relay.accepted.Load() < 4 {
+			return errNotYet
+		}
+		return nil
+	})
+	s.waitReady("dead_letters")
+	if n := s.log.count("reachable again"); n > 0 {
+		t.Errorf("the log says %d times that the dead queue is reachable", n)
+	}
+	ctl(t, "set_vm_memory_high_watermark", "0.6")
+	s.waitLog("the dead queue is reachable again")
+	s.waitLog("msg=dead-lettered")
+	s.waitReady()
+	s.stop()
+	e.wantStored(large)
+}
+
 // The broker's answer to basic.cancel may arrive late, behind a full prefetch of
 // deliveries. The connection stays open until the handlers have finished and their work
 // is acknowledged.

@@ -44,7 +44,10 @@ func (d *deadLetters) connect(ctx context.Context) error {
 	}
 	d.conn = conn
 	blockings := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	d.listening.Go(func() { d.listen(blockings) })
+	d.listening.Go(func() {
+		d.listen(blockings)
+		conn.raw.Close() // the library does that later if a write blocks
+	})
 	return nil
 }
 
@@ -60,22 +63,23 @@ func (d *deadLetters) disconnect() {
 	d.conn, d.ch = nil, nil
 }
 
-// listen notes whether the broker takes messages, until the connection ends.
+// listen notes whether the broker takes messages, until the connection ends. A
+// message that is being published then goes on to wait, for the next connection.
 func (d *deadLetters) listen(blockings <-chan amqp.Blocking) {
 	unblock := func() {
-		if d.blocked.Swap(false) {
-			d.outage.Answered(time.Now())
-			d.setDown(nil)
+		d.outage.Answered(time.Now())
+		d.setDown(nil)
+	}
+	for b := range blockings {
+		d.blocked.Store(b.Active)
+		if b.Active {
+			d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+		} else {
+			unblock()
 		}
 	}
-	defer unblock()
-	for b := range blockings {
-		if !b.Active {
-			unblock()
-			continue
-		}
-		d.blocked.Store(true)
-		d.setDown(fmt.Errorf("the broker takes no messages: %s", b.Reason))
+	if d.blocked.Swap(false) && len(d.turn) == 0 {
+		unblock()
 	}
 }
 

@@ -30,3 +30,22 @@ func TestAlarmEndsWithTheConnection(t *testing.T) {
 		t.Errorf("the log does not say that the alarm is over:\n%s", log.String())
 	}
 }
+
+// The end of a blocked connection does not help a message that is being published. It
+// waits for the next connection, so the log and the status still say that it waits.
+func TestMessageWaitsBeyondItsConnection(t *testing.T) {
+	var log strings.Builder
+	var status statusLog
+	d := newDeadLetters(&Consumer{Status: &status, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	d.turn <- struct{}{} // held by the message
+	blockings := make(chan amqp.Blocking, 1)
+	blockings <- amqp.Blocking{Active: true, Reason: "low on disk"}
+	close(blockings)
+	d.listen(blockings)
+	if len(status) != 1 || status[0] == nil {
+		t.Errorf("the status was told %v", status)
+	}
+	if strings.Contains(log.String(), "reachable again") {
+		t.Errorf("the log says that the dead queue is reachable:\n%s", log.String())
+	}
+}
