@@ -97,3 +97,18 @@ func TestDeadLetterOfHugeHeaders(t *testing.T) {
 		t.Errorf("%d warnings", n)
 	}
 }
+
+// A publisher can send the headers of a dead letter itself, of any size. That does not
+// keep its message out of the dead queue.
+func TestDeadLetterOfForgedHeaders(t *testing.T) {
+	e, _ := newBroker(t)
+	forged := plumber("not an event")
+	forged.Headers = amqp.Table{"x-failed-at": "f", "x-routing-key": "f", "x-exchange": strings.Repeat("f", 130_900)}
+	e.publish(forged)
+	s := e.start("orders")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	if got := e.wantStored("not an event")["not an event"].Headers; got["x-exchange"] != "events" || got["x-routing-key"] != "foo" {
+		t.Errorf("the exchange is %.50q, the routing key is %q", got["x-exchange"], got["x-routing-key"])
+	}
+}

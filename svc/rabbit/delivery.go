@@ -59,7 +59,7 @@ func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publis
 		}
 	}
 	// A dead letter that was published again keeps where it came from first.
-	if headers["x-failed-at"] == nil || headers["x-exchange"] == nil || headers["x-routing-key"] == nil {
+	if headers["x-failed-at"] == nil || !isName(headers["x-exchange"]) || !isName(headers["x-routing-key"]) {
 		headers["x-exchange"] = msg.Exchange
 		headers["x-routing-key"] = msg.RoutingKey
 	}
@@ -73,6 +73,13 @@ func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publis
 		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
 		Timestamp: msg.Timestamp, Type: msg.Type, AppId: msg.AppId,
 	}
+}
+
+// isName reports whether a header can be the name of an exchange, or a routing key. A
+// publisher can send anything, and trimHeaders keeps these headers.
+func isName(header any) bool {
+	name, ok := header.(string)
+	return ok && len(name) <= 255
 }
 
 // truncate makes at most n bytes of valid UTF-8 of s, which may quote anything.

@@ -107,6 +107,24 @@ func TestDeadLetter(t *testing.T) {
 				"x-exchange": "events", "x-routing-key": "foo",
 			})},
 		},
+		"an x-exchange that is too long for one": {
+			msg: amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{
+				"x-failed-at": "old", "x-exchange": strings.Repeat("x", 256), "x-routing-key": "first",
+			}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo",
+			})},
+		},
+		"an x-routing-key that is a table": {
+			msg: amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{
+				"x-failed-at": "old", "x-exchange": "first", "x-routing-key": amqp.Table{"a": "b"},
+			}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo",
+			})},
+		},
 		"reply_to of a direct reply": {
 			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to"},
 			letter: boom,
