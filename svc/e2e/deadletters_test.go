@@ -206,6 +206,25 @@ func TestDeadLetterDiesAgain(t *testing.T) {
 	}
 }
 
+// A dead letter that a slow network carries for longer than confirmTimeout is stored at the
+// first attempt.
+func TestDeadLetterOverSlowNetwork(t *testing.T) {
+	const rate, seconds = 100, 34 // KB a second
+	e, _ := newBroker(t)
+	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
+	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	way.toxic(fmt.Sprintf(`{"name":"narrow","type":"bandwidth","stream":"upstream","attributes":{"rate":%d}}`, rate))
+	large := "poison" + strings.Repeat(" ", seconds*rate<<10)
+	e.publishBodies(large)
+	s := e.start("orders")
+	s.waitLog("msg=dead-lettered")
+	s.stop()
+	if n := s.log.count("level=WARN"); n > 0 {
+		t.Errorf("%d warnings", n)
+	}
+	e.wantStored(large)
+}
+
 // A message with a direct reply-to is stored with the address that the broker has put
 // there.
 func TestDeadLetterOfDirectReply(t *testing.T) {

@@ -10,9 +10,12 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// confirmTimeout bounds the wait for a confirm while the broker has not said
-// that it is short of memory or disk.
-const confirmTimeout = 30 * time.Second
+// The broker has confirmTimeout to confirm a message, and a second more for each
+// minRate bytes of its body, unless it says that it is short of memory or disk.
+const (
+	confirmTimeout = 30 * time.Second
+	minRate        = 32 << 10
+)
 
 var (
 	errReturned = errors.New("the dead queue is gone")
@@ -93,6 +96,7 @@ func (d *deadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) erro
 	}
 	answer := make(chan error, 1)
 	go func() { answer <- d.send(msg) }()
+	timeout := confirmTimeout + time.Duration(len(msg.Body)/minRate)*time.Second
 	for {
 		select {
 		case err := <-answer:
@@ -100,7 +104,7 @@ func (d *deadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) erro
 		case <-ctx.Done():
 			defer d.conn.closeSoon().Stop()
 			return <-answer
-		case <-time.After(confirmTimeout):
+		case <-time.After(timeout):
 			if d.blocked.Load() {
 				continue
 			}
