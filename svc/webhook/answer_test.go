@@ -118,20 +118,22 @@ func TestAnswer(t *testing.T) {
 func TestRetryAfter(t *testing.T) {
 	const short = 150 * time.Millisecond // the longest first pause of the pipeline itself
 	for header, want := range map[string]time.Duration{
-		"":          short,
-		"0":         short,
-		"1":         time.Second,
-		"12":        12 * time.Second,
-		"30":        30 * time.Second,
-		"31":        30 * time.Second,
-		"86400":     30 * time.Second,
-		"999999999": 30 * time.Second,
-		"-1":        short,
-		"-99999":    short,
-		"soon":      short,
-		"1.5":       short,
-		"1s":        short,
-		"0x10":      short,
+		"":                     short,
+		"0":                    short,
+		"1":                    time.Second,
+		"12":                   12 * time.Second,
+		"30":                   30 * time.Second,
+		"31":                   30 * time.Second,
+		"86400":                30 * time.Second,
+		"999999999":            30 * time.Second,
+		"99999999999999999999": 30 * time.Second,
+		"-1":                   short,
+		"-99999":               short,
+		"-10000000000":         short,
+		"soon":                 short,
+		"1.5":                  short,
+		"1s":                   short,
+		"0x10":                 short,
 	} {
 		for _, code := range []int{429, 502, 503, 504} {
 			t.Run(fmt.Sprintf("%d, %q", code, header), func(t *testing.T) {

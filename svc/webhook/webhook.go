@@ -146,7 +146,7 @@ func escape(id string) string {
 // clock, if the answer has a Date.
 func retryAfter(h http.Header) time.Duration {
 	var wait time.Duration
-	if seconds, err := strconv.Atoi(h.Get("Retry-After")); err == nil {
+	if seconds, err := strconv.ParseUint(h.Get("Retry-After"), 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		wait = time.Duration(min(seconds, 3600)) * time.Second
 	} else if until, err := http.ParseTime(h.Get("Retry-After")); err == nil {
 		now, err := http.ParseTime(h.Get("Date"))
