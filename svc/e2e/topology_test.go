@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -85,5 +87,39 @@ func TestTopologyNotRestored(t *testing.T) {
 	}
 	e.publishBodies(orders("r", 1)...)
 	s.waitLog("msg=processed")
+	s.stop()
+}
+
+// If the reason why the topology cannot be declared changes, the log and the status name
+// the new one.
+func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
+	t.Parallel() // it shares nothing
+	vhost := newVhost(t)
+	broker(t, addUser(vhost), permit(vhost, ".*", ".*", ".*"))
+	e := newBrokerEnv(t, vhost, "orders")
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
+	e.channel(func(ch *amqp.Channel) error {
+		if err := ch.ExchangeDelete("events", false, false); err != nil {
+			return err
+		}
+		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
+	})
+	s.waitLog("the topology cannot be declared", "inequivalent arg 'type'", "hint=", "delete the exchange")
+	broker(t, permit(vhost, "", ".*", ".*"))
+	s.waitLog("the topology cannot be declared", "refused for user", "hint=", "permissions")
+	eventually(t, "the new reason in the status", func() error {
+		var answer struct {
+			Parts map[string]struct{ Error string }
+		}
+		get(t, s.healthAt()+"/readyz", &answer)
+		if reason := answer.Parts["consumer"].Error; !strings.Contains(reason, "refused for user") {
+			return errors.New(reason)
+		}
+		return nil
+	})
+	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
+	broker(t, permit(vhost, ".*", ".*", ".*"))
+	s.waitReady()
 	s.stop()
 }

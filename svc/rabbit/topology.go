@@ -75,7 +75,7 @@ const verifyEvery = 3 * time.Second
 // binding is missing the broker drops every event without an error, and the
 // consumer does not notice.
 func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
-	failed := false
+	logged := "" // the error of the last call; "": none
 	for sleep(ctx, verifyEvery) {
 		// These calls return when the broker answers or the connection ends. AMQP cannot be
 		// asked whether a binding exists, so the queue is bound again each time.
@@ -84,14 +84,15 @@ func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
-		case err != nil && !failed:
+		case err != nil && err.Error() != logged:
+			logged = err.Error()
 			c.Log.Warn("the topology cannot be declared: new events may not arrive",
 				"error", fmt.Errorf("the broker at %s: %w", conn.broker, err), "hint", Hint(err))
 			c.Status.Set(PartConsumer, err)
-		case err == nil && (gone || failed):
+		case err == nil && (gone || logged != ""):
+			logged = ""
 			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
 			c.Status.Set(PartConsumer, nil)
 		}
-		failed = err != nil
 	}
 }
