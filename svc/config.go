@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"reflect"
 	"regexp"
@@ -56,24 +57,17 @@ type Config struct {
 // every value that is not allowed.
 func readConfig(environ []string) (Config, error) {
 	values := env.ToMap(environ)
-	for name, value := range values { // empty is as good as not set
-		if value == "" {
-			delete(values, name)
-		}
-	}
+	maps.DeleteFunc(values, func(_, value string) bool { return value == "" }) // as good as not set
 	var c Config
 	bad := make(map[string]error) // by field
-	var all env.AggregateError
-	if err := env.ParseWithOptions(&c, env.Options{Environment: values}); errors.As(err, &all) {
-		for _, err := range all.Errors {
-			var parse env.ParseError
-			if !errors.As(err, &parse) {
-				return c, err
-			}
-			bad[parse.Name] = errNotAllowed
+	// env returns no other error than an AggregateError.
+	all, _ := errors.AsType[env.AggregateError](env.ParseWithOptions(&c, env.Options{Environment: values}))
+	for _, err := range all.Errors {
+		parse, ok := errors.AsType[env.ParseError](err)
+		if !ok {
+			return c, err
 		}
-	} else if err != nil {
-		return c, err
+		bad[parse.Name] = errNotAllowed
 	}
 	c.check(values, func(field string, err error) {
 		if err != nil && bad[field] == nil {
