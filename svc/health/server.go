@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -26,18 +27,15 @@ func Serve(addr string, handler http.Handler, log *slog.Logger) (stop func(), er
 		MaxHeaderBytes: 8 << 10,
 		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		server.Serve(listener) // until Shutdown
-	}()
+	var serving sync.WaitGroup
+	serving.Go(func() { server.Serve(listener) }) // until Shutdown
 	return func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 200*time.Millisecond)
 		defer cancel()
 		if server.Shutdown(ctx) != nil {
 			server.Close()
 		}
-		<-ended
+		serving.Wait()
 	}, nil
 }
 
