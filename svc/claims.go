@@ -43,11 +43,3 @@ func openClaims(ctx, etcdCtx context.Context, cfg Config, role role, status *hea
 	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
 	return claims, closeClaims, nil
 }
-
-// unlessStopped returns nil instead of an error caused by the end of ctx.
-func unlessStopped(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	return err
-}

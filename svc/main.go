@@ -100,12 +100,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	// fail logs an error at once, and then lets everything be closed as at a stop:
-	// that may take a while if other servers are unreachable.
+	// that may take a while if other servers are unreachable. It drops errors during a
+	// stop, which the stop has caused.
 	fail := func(err error, hint string) error {
-		if err != nil {
-			log.Error("cannot go on", "error", err, "hint", hint)
-			end()
+		if err == nil || ctx.Err() != nil {
+			return nil
 		}
+		log.Error("cannot go on", "error", err, "hint", hint)
+		end()
 		return err
 	}
 	log.Info("starting", "etcd", cfg.Etcd)
@@ -142,7 +144,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.Etcd {
 		etcdClaims, closeClaims, err := openClaims(ctx, etcdCtx, cfg, role, status, log)
 		if err != nil {
-			return fail(unlessStopped(ctx, err), etcd.Hint(err))
+			return fail(err, etcd.Hint(err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcdClaims)
