@@ -75,8 +75,7 @@ var hints = []struct{ text, hint string }{
 	{"message size", "raise max_message_size at the broker"},
 	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
 	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
-	{"connection refused", checkAddress},
-	{"no such host", checkAddress},
+	{"dial tcp", checkAddress},
 	{errNoAnswer.Error(), checkAddress},
 	{errNoReason.Error(), "see the log of the broker, which may be down behind a proxy"},
 }

@@ -1,6 +1,8 @@
 package rabbit
 
 import (
+	"net"
+	"os"
 	"strings"
 	"testing"
 
@@ -50,6 +52,7 @@ func TestDenied(t *testing.T) {
 		"set QUEUE_TYPE":      mismatch("queue", "x-queue-type"),
 		"by a policy":         mismatch("queue", "x-message-ttl"),
 		"delete the exchange": mismatch("exchange", "type"),
+		"host and port":       &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded},
 	} {
 		if got := Hint(err); !strings.Contains(got, hint) {
 			t.Errorf("the hint of %q is %q, want %q", err, got, hint)
