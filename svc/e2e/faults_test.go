@@ -33,7 +33,7 @@ func TestQueueDeleted(t *testing.T) {
 		_, err := ch.QueueDelete("orders-queue", false, false, false)
 		return err
 	})
-	s.waitLog("not consuming", "cancelled the consumer")
+	s.waitLog("not consuming", "cancelled the consumer", "deleted", "consumer_timeout")
 	s.waitLogs(2, "msg=consuming")
 	e.publishBodies(orders("q", 1)...)
 	s.waitLog("msg=processed", "id=q0")

@@ -130,7 +130,7 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 		case !ok && len(closed) > 0: // the library sends the error before the deliveries end
 			return <-closed
 		case !ok:
-			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved")
+			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved, or a delivery took longer than consumer_timeout")
 		case single && c.oneByOne == 0: // with prefetch 1 no other delivery is open
 			return errPastUnreadable
 		case single:
