@@ -70,7 +70,7 @@ func (a *acker) run() {
 			for _, tag := range order.outOfOrder() {
 				a.ack(tag, false)
 			}
-		} else if len(order.open) > 0 && late == nil {
+		} else if len(order.unacked) > 0 && late == nil {
 			late = time.After(ackDelay)
 		}
 	}
@@ -83,7 +83,7 @@ func (a *acker) run() {
 type ackOrder struct {
 	last    uint64   // the latest tag that is finished
 	missing []uint64 // the tags before it that are not, in their order
-	open    []uint64 // finished and not acknowledged
+	unacked []uint64 // finished and not acknowledged
 }
 
 func (o *ackOrder) add(tag uint64) {
@@ -94,17 +94,17 @@ func (o *ackOrder) add(tag uint64) {
 	if i, found := slices.BinarySearch(o.missing, tag); found {
 		o.missing = slices.Delete(o.missing, i, i+1)
 	}
-	o.open = append(o.open, tag)
+	o.unacked = append(o.unacked, tag)
 }
 
 // prefix returns the latest tag that can be acknowledged together with all
 // before it, if there is one.
 func (o *ackOrder) prefix() (tag uint64, ok bool) {
-	o.open = slices.DeleteFunc(o.open, func(open uint64) bool {
-		if len(o.missing) > 0 && o.missing[0] < open {
+	o.unacked = slices.DeleteFunc(o.unacked, func(finished uint64) bool {
+		if len(o.missing) > 0 && o.missing[0] < finished {
 			return false
 		}
-		tag = max(tag, open)
+		tag = max(tag, finished)
 		return true
 	})
 	return tag, tag > 0 // the first tag is 1
@@ -112,7 +112,7 @@ func (o *ackOrder) prefix() (tag uint64, ok bool) {
 
 // outOfOrder returns the finished tags behind one that is not.
 func (o *ackOrder) outOfOrder() []uint64 {
-	tags := o.open
-	o.open = nil
+	tags := o.unacked
+	o.unacked = nil
 	return tags
 }

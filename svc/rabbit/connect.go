@@ -129,8 +129,8 @@ func (c *connection) within(ctx context.Context, timeout time.Duration, f func()
 	return err
 }
 
-// closeSoon ends the connection in closeTimeout, under whatever waits for the
-// broker.
+// closeSoon closes the socket after closeTimeout, so that a call that still waits for the
+// broker returns. Stop the timer when the call has returned.
 func (c *connection) closeSoon() *time.Timer {
 	return time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
 }

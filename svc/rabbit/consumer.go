@@ -37,7 +37,7 @@ type Consumer struct {
 	semaphore chan struct{}
 	consumed  bool   // ever
 	from      int    // the URL to try first
-	oneByOne  int    // deliveries to take one at a time, see session
+	oneByOne  int    // deliveries to take one at a time, see consumeOnce
 	logged    string // the error that was logged last, without numbers; "": it has consumed since
 	wait      *backoff.ExponentialBackOff
 }
@@ -67,7 +67,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer c.handling.Wait()
 	c.wait = newBackoff(minPause, maxPause)
 	for denials := 0; ; {
-		err := c.session(ctx)
+		err := c.consumeOnce(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -109,7 +109,7 @@ func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{InitialInterval: first, Multiplier: 2, MaxInterval: most, RandomizationFactor: 0.5}
 }
 
-// sleep waits, and reports whether ctx has not ended.
+// sleep waits for d. It returns false if ctx ends first.
 func sleep(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):

@@ -13,9 +13,9 @@ import (
 	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-// A message that the broker refuses is tried again after minRefused at first, and
-// after maxRefused in the end.
-const minRefused, maxRefused = time.Second, 30 * time.Second
+// A message that the broker refuses is tried again after minRefusedWait at first, and
+// after maxRefusedWait in the end.
+const minRefusedWait, maxRefusedWait = time.Second, 30 * time.Second
 
 // deadLetters publishes to a role's dead queue, one message at a time: what the
 // broker answers is about that message and no other. One that it refuses is
@@ -68,8 +68,8 @@ func (d *deadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 		"id", e.ID, "reason", msg.Headers["x-reason"], "error", err, "hint", Hint(err))
 	d.addRefused(1, err)
 	defer d.addRefused(-1, err)
-	pace := newBackoff(minRefused, maxRefused)
-	for sleep(ctx, pace.NextBackOff()) {
+	wait := newBackoff(minRefusedWait, maxRefusedWait)
+	for sleep(ctx, wait.NextBackOff()) {
 		if err := d.publishInTurn(ctx, msg, 0); err == nil {
 			return nil
 		}
@@ -77,9 +77,9 @@ func (d *deadLetters) publish(ctx context.Context, msg amqp.Publishing) error {
 	return context.Cause(ctx)
 }
 
-// publishInTurn publishes while no other message is being published. It waits
-// for a connection, and returns when a broker has stored the message, when it and
-// as many others have refused it, or when ctx ends.
+// publishInTurn publishes while no other message is being published. It waits for a
+// connection, and returns when a broker has stored the message, when others+1 brokers have
+// refused it, or when ctx ends.
 func (d *deadLetters) publishInTurn(ctx context.Context, msg amqp.Publishing, others int) error {
 	select {
 	case d.turn <- struct{}{}:

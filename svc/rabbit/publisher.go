@@ -87,9 +87,9 @@ func (d *deadLetters) listen(blockings <-chan amqp.Blocking) {
 }
 
 // publishOnce publishes, over a new connection if there is none, and returns the
-// broker's answer. It ends the connection when the broker is silent. When ctx
-// ends it still waits up to CloseTimeout for the confirm of a message that is on
-// its way: that message would be delivered again, and stored twice.
+// broker's answer. It ends the connection when the broker is silent. When ctx ends
+// it still waits up to CloseTimeout for the confirm of a message that is on its way:
+// otherwise the message would be redelivered, and stored in the dead queue twice.
 func (d *deadLetters) publishOnce(ctx context.Context, msg amqp.Publishing) error {
 	if err := d.connect(ctx); err != nil {
 		return err

@@ -57,7 +57,8 @@ func declareError(err error, kind, name string) error {
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
 }
 
-// onChannel calls f with a channel of its own, which an error of f has closed.
+// onChannel calls f with a channel of its own. An error of AMQP closes a channel, so after
+// an error of f there is nothing to close.
 func onChannel(conn *amqp.Connection, f func(*amqp.Channel) error) error {
 	ch, err := conn.Channel()
 	if err != nil {
@@ -79,7 +80,7 @@ func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 	for sleep(ctx, verifyEvery) {
 		// These calls return when the broker answers or the connection ends. AMQP cannot be
 		// asked whether a binding exists, so the queue is bound again each time.
-		gone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
+		exchangeGone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
 		err := onChannel(conn.Connection, c.Topology.declare)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
@@ -89,9 +90,9 @@ func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
 			c.Log.Warn("the topology cannot be declared: new events may not arrive",
 				"error", fmt.Errorf("the broker at %s: %w", conn.broker, err), "hint", Hint(err))
 			c.Status.Set(PartConsumer, err)
-		case err == nil && (gone || logged != ""):
+		case err == nil && (exchangeGone || logged != ""):
 			logged = ""
-			c.Log.Warn("topology restored: events published meanwhile are lost", "exchange", exchange, "queue", c.Topology.Queue)
+			c.Log.Warn("topology restored: events published meanwhile may be lost", "exchange", exchange, "queue", c.Topology.Queue)
 			c.Status.Set(PartConsumer, nil)
 		}
 	}

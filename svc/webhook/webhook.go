@@ -30,18 +30,18 @@ const (
 
 // Poster posts events to one URL. The receiver recognizes a repeated post by its
 // Idempotency-Key, and a late one, from a process that has lost its claim, by an
-// X-Fencing-Token smaller than one it has seen before.
+// X-Fencing-Token smaller than one that it has seen with the same key.
 type Poster struct {
 	url, role string
 	transport *http.Transport // not a Client, which would follow redirects
 	outages   *outage.Log
 }
 
-// New returns a Poster for the events of role that runs up to maxPosts posts at
-// once. Close it when no post runs.
-func New(url, role string, maxPosts int, log *slog.Logger) *Poster {
+// New returns a Poster for the events of role. It keeps up to maxIdle idle connections:
+// pass how many posts run at once. Close it when no post runs.
+func New(url, role string, maxIdle int, log *slog.Logger) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxPosts, maxPosts
+	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxIdle, maxIdle
 	transport.MaxResponseHeaderBytes = maxAnswer
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{

@@ -13,21 +13,22 @@ import (
 
 var (
 	errStopping = errors.New("stopping")
-	// errPastUnreadable ends a session in which deliveries came one at a time.
+	// errPastUnreadable ends a connection on which deliveries came one at a time.
 	errPastUnreadable = errors.New("the unreadable message is gone: taking many deliveries at once again")
 )
 
-// pastHead is how many deliveries have to come in place of an unreadable head
-// until it counts as gone. Another replica may have it for a moment.
+// pastHead is how many readable deliveries must arrive before the unreadable message counts
+// as gone: another replica may hold it for a moment.
 const pastHead = 10
 
-// session is one connection, from dialing to its end. It returns why it ended.
+// consumeOnce consumes over one connection, from dialing to its end, and returns why it
+// ended.
 //
 // A message that the library cannot read ends the connection, and all that were
 // prefetched with it come again. From then on they come one at a time: those
 // before it are finished and acknowledged, and when the connection ends again
 // the unreadable one is at the head of the queue.
-func (c *Consumer) session(ctx context.Context) error {
+func (c *Consumer) consumeOnce(ctx context.Context) error {
 	conn, err := c.Server.dial(ctx, c.Topology.Queue+" consumer", writeTimeout, c.from)
 	if err != nil {
 		return err
@@ -131,11 +132,11 @@ func (c *Consumer) dispatch(ctx context.Context, deliveries <-chan amqp.Delivery
 			return <-closed
 		case !ok:
 			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved, or a delivery took longer than consumer_timeout")
-		case single && c.oneByOne == 0: // with prefetch 1 no other delivery is open
+		case single && c.oneByOne == 0: // with prefetch 1 no other delivery is unacknowledged
 			return errPastUnreadable
 		case single:
 			c.oneByOne--
-		default: // a session that takes one at a time may end at the same message again
+		default: // a connection that takes one at a time may end at the same message again
 			c.wait.Reset()
 		}
 		select {
