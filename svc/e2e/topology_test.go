@@ -66,11 +66,10 @@ func (e *env) tryPublish(body string) {
 	})
 }
 
-// A topology that cannot be restored is logged once, and the service is not ready.
-func TestTopologyNotRestored(t *testing.T) {
-	e, _ := newBroker(t)
-	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitReady()
+// replaceExchange replaces the exchange by one of another type, and waits until the service
+// has logged that.
+func (e *env) replaceExchange(s *service) {
+	e.t.Helper()
 	e.channel(func(ch *amqp.Channel) error {
 		if err := ch.ExchangeDelete("events", false, false); err != nil {
 			return err
@@ -78,6 +77,14 @@ func TestTopologyNotRestored(t *testing.T) {
 		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
 	})
 	s.waitLog("the topology cannot be declared", "inequivalent arg 'type'", "hint=", "delete the exchange")
+}
+
+// A topology that cannot be restored is logged once, and the service is not ready.
+func TestTopologyNotRestored(t *testing.T) {
+	e, _ := newBroker(t)
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
+	e.replaceExchange(s)
 	s.waitReady("consumer")
 	<-time.After(4 * time.Second)
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
@@ -99,13 +106,7 @@ func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
 	e := newBrokerEnv(t, vhost, "orders")
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
 	s.waitReady()
-	e.channel(func(ch *amqp.Channel) error {
-		if err := ch.ExchangeDelete("events", false, false); err != nil {
-			return err
-		}
-		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
-	})
-	s.waitLog("the topology cannot be declared", "inequivalent arg 'type'", "hint=", "delete the exchange")
+	e.replaceExchange(s)
 	broker(t, permit(vhost, "", ".*", ".*"))
 	s.waitLog("the topology cannot be declared", "refused for user", "hint=", "permissions")
 	eventually(t, "the new reason in the status", func() error {
