@@ -2,14 +2,12 @@ package claim_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -71,22 +69,8 @@ func newLinks(t *testing.T, etcd []*stack.Etcd) (links [claimers][]*link) {
 func (l *link) open(t *testing.T) {
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	l.proxy = toxiproxy.NewProxy(server, l.upstream, l.address, l.upstream)
-	if err := listen(l.proxy); err != nil {
+	if err := stack.Relisten(l.proxy.Start); err != nil {
 		t.Error(err)
-	}
-}
-
-// listen starts a proxy on a port that was closed before. If an etcd member is being
-// started meanwhile, its new process holds a copy of the listening socket until it
-// executes its program; listen retries until then.
-func listen(p *toxiproxy.Proxy) (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	for {
-		err = p.Start()
-		if !errors.Is(err, syscall.EADDRINUSE) || !pause(ctx, 10*time.Millisecond) {
-			return err
-		}
 	}
 }
 

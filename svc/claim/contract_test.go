@@ -213,7 +213,7 @@ func newProxied(t *testing.T, backend *stack.Etcd, role string) *proxied {
 	}
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), backend.Endpoint()), alive: func() {}}
-	if err := listen(p.proxy); err != nil {
+	if err := stack.Relisten(p.proxy.Start); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -258,7 +258,7 @@ func (p *proxied) Expire() {
 }
 
 func (p *proxied) Resume() {
-	if err := listen(p.proxy); err != nil {
+	if err := stack.Relisten(p.proxy.Start); err != nil {
 		p.t.Error(err)
 	}
 }

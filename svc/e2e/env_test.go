@@ -38,7 +38,12 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 	for _, member := range etcd {
 		endpoints = append(endpoints, member.Endpoint())
 	}
-	statsd, err := stack.StartStatsd()
+	port, err := stack.ReserveUDPPort()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { port.Close() })
+	statsd, err := stack.StartStatsdAt(port.Addr())
 	if err != nil {
 		t.Fatal(err)
 	}

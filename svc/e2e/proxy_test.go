@@ -2,12 +2,9 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
@@ -49,18 +46,8 @@ func (p *proxy) must(err error) {
 func (p *proxy) cut()       { p.Stop() }
 func (p *proxy) reconnect() { p.t.Helper(); p.must(p.reopen()) }
 
-// reopen listens again on the port that ReservePort or cut has closed. If another test
-// starts a process at that moment, the process holds a copy of the socket until it
-// executes its program; reopen retries until then.
-func (p *proxy) reopen() (err error) {
-	for range 100 {
-		if err = p.Start(); !errors.Is(err, syscall.EADDRINUSE) {
-			return err
-		}
-		<-time.After(20 * time.Millisecond)
-	}
-	return err
-}
+// reopen listens again on the port that ReservePort or cut has closed.
+func (p *proxy) reopen() error { return stack.Relisten(p.Start) }
 
 // blackhole drops all packets in both directions until restore.
 func (p *proxy) blackhole() {

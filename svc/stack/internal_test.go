@@ -1,8 +1,11 @@
 package stack
 
 import (
+	"context"
 	"errors"
-	"net"
+	"io"
+	"os/exec"
+	"sync"
 	"testing"
 )
 
@@ -14,25 +17,71 @@ func TestNoRabbit(t *testing.T) {
 
 // A reserved port is free for a server, and cannot be reserved again until it is closed.
 func TestReservedPort(t *testing.T) {
-	p, err := ReservePort()
+	tests := map[string]struct {
+		reserve      func() (Port, error)
+		listen, lock func(addr string) (io.Closer, error)
+	}{
+		"TCP": {ReservePort, listenTCP, listenUDP},
+		"UDP": {ReserveUDPPort, listenUDP, listenTCP},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p, err := tt.reserve()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := Relisten(bind(tt.listen, p.Addr())); err != nil {
+					t.Fatal(err)
+				}
+				if lock, err := tt.lock(p.Addr()); err == nil {
+					lock.Close()
+					t.Error("reserved twice")
+				}
+			}
+			p.Close()
+			if err := Relisten(bind(tt.lock, p.Addr())); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// bind returns a function that listens at an address and closes the socket at once.
+func bind(listen func(addr string) (io.Closer, error), addr string) func() error {
+	return func() error {
+		l, err := listen(addr)
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	}
+}
+
+// A sink starts at once at the port of one that was just closed, even though processes that
+// are being started hold copies of its socket.
+func TestRelisten(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var starting sync.WaitGroup
+	for range 2 {
+		starting.Go(func() {
+			for ctx.Err() == nil {
+				exec.Command("true").Run()
+			}
+		})
+	}
+	defer starting.Wait()
+	defer cancel()
+	port, err := ReserveUDPPort()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 2 {
-		l, err := net.Listen("tcp", p.Addr())
+	defer port.Close()
+	for range 100 {
+		s, err := StartStatsdAt(port.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Close()
-		if lock, err := net.ListenPacket("udp4", p.Addr()); err == nil {
-			lock.Close()
-			t.Error("reserved twice")
-		}
+		s.Close()
 	}
-	p.Close()
-	lock, err := net.ListenPacket("udp4", p.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	lock.Close()
 }

@@ -26,13 +26,18 @@ const receiveBuffer = 4 << 20
 // StartStatsd starts a sink on a free port of 127.0.0.1.
 func StartStatsd() (*Statsd, error) { return StartStatsdAt("127.0.0.1:0") }
 
-// StartStatsdAt starts a sink at an address.
+// StartStatsdAt starts a sink at an address, where another sink may have been closed just
+// before.
 func StartStatsdAt(addr string) (*Statsd, error) {
 	udp, err := net.ResolveUDPAddr("udp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("start statsd: %w", err)
 	}
-	conn, err := net.ListenUDP("udp", udp)
+	var conn *net.UDPConn
+	err = Relisten(func() (err error) {
+		conn, err = net.ListenUDP("udp", udp)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("start statsd: %w", err)
 	}
