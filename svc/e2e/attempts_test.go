@@ -19,6 +19,7 @@ import (
 // The webhook's answers decide how often an event is posted. A failure is not remembered:
 // once its cause is fixed, the event can be published again.
 func TestAttempts(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		status int
 		vars   []string
@@ -101,6 +102,7 @@ func (s *receiver) attempts(id string) (attempts []int) {
 // The service waits as long as Retry-After asks, and such an answer does not count as
 // an attempt.
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	const asked = 2 * time.Second
 	for _, status := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-
-	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 // The permissions in the README are sufficient, and each of them is necessary.
@@ -111,15 +109,10 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 // services log in as the user that addUser makes.
 func newBrokerEnv(t *testing.T, vhost, role string) *env {
 	t.Helper()
-	statsd, err := stack.StartStatsd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { statsd.Close() })
 	direct := shared.rabbit.URL() + vhost
 	e := &env{
 		t: t, directAMQP: direct, amqpURL: strings.Replace(direct, "guest:guest", "user-"+vhost+":s3cret", 1),
-		etcdEndpoints: "127.0.0.1:1", statsd: statsd,
+		etcdEndpoints: "127.0.0.1:1", statsd: newStatsd(t),
 	}
 	e.topology(role)
 	return e

@@ -73,6 +73,7 @@ const (
 // chaos is a faultEnv that records all work.
 type chaos struct {
 	*faultEnv
+	rabbit      *stack.Rabbit
 	faults      []fault
 	deck        []int       // shuffled indexes of the next faults, so that every fault occurs
 	webhookDown atomic.Bool // the webhook answers 503
@@ -121,7 +122,9 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 		defer mu.Unlock()
 		return answers.IntN(n) == 0
 	}
-	c.faultEnv = newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int { return c.answer(p, one) },
+	members := startMembers(t, 1, stack.EtcdOptions{})
+	c.rabbit = startRabbit(t)
+	c.faultEnv = newFaultEnvAt(t, c.rabbit.URL(), members, func(p post) int { return c.answer(p, one) },
 		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.faults = []fault{
 		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, "a replica was killed", (*service).kill) }},

@@ -52,8 +52,8 @@ func newCluster(t *testing.T) *cluster {
 	}
 
 	c := &cluster{
-		faultEnv: &faultEnv{env: newEnvOn(t, first.URL(), members...), rabbit: first, members: members, copiesOfEachEvent: 2,
-			pause: 40 * time.Millisecond}, // six servers on one machine
+		faultEnv: &faultEnv{env: newEnvOn(t, first.URL(), members...), members: members, copiesOfEachEvent: 2,
+			pause: 100 * time.Millisecond}, // six servers on one machine
 		nodes: nodes,
 	}
 	for _, n := range nodes {

@@ -118,6 +118,7 @@ func TestValueIsAllowed(t *testing.T) {
 
 // The service sends the broker the heartbeat of AMQP_URL, or 5 s if there is none.
 func TestHeartbeat(t *testing.T) {
+	t.Parallel()
 	for parameter, want := range map[string]string{"": "5", "?heartbeat=7": "7"} {
 		t.Run(want, func(t *testing.T) {
 			e := newProxiedEnv(t)

@@ -38,6 +38,22 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 	for _, member := range etcd {
 		endpoints = append(endpoints, member.Endpoint())
 	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	e := &env{
+		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdEndpoints: strings.Join(endpoints, ","),
+		statsd: newStatsd(t), etcd: client,
+	}
+	e.clear()
+	return e
+}
+
+// newStatsd returns a statsd whose port stays reserved while it is closed, see listen.
+func newStatsd(t testing.TB) *stack.Statsd {
+	t.Helper()
 	port, err := stack.ReserveUDPPort()
 	if err != nil {
 		t.Fatal(err)
@@ -48,17 +64,7 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { statsd.Close() })
-	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	e := &env{
-		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdEndpoints: strings.Join(endpoints, ","),
-		statsd: statsd, etcd: client,
-	}
-	e.clear()
-	return e
+	return statsd
 }
 
 // must fails the test if err is not nil.

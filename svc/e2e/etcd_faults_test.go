@@ -131,6 +131,7 @@ func TestWatchCutOff(t *testing.T) {
 // bumped. Ids in the backup are skipped. Ids that were recorded later are forgotten, and
 // done again when they are published again. New events are done.
 func TestEtcdRestored(t *testing.T) {
+	t.Parallel()
 	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000} {
 		t.Run(name, func(t *testing.T) {
 			w := newFaultEnv(t)

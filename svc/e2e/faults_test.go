@@ -44,7 +44,9 @@ func TestQueueDeleted(t *testing.T) {
 // letter must not delay the acknowledgements of good events.
 func TestAlarm(t *testing.T) {
 	hold := make(chan struct{})
-	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(p post) int {
+	members := startMembers(t, 1, stack.EtcdOptions{})
+	rabbit := startRabbit(t)
+	w := newFaultEnvAt(t, rabbit.URL(), members, func(p post) int {
 		if strings.HasPrefix(p.ID, "b") {
 			<-hold
 		}
@@ -60,14 +62,14 @@ func TestAlarm(t *testing.T) {
 		return nil
 	})
 	w.publishBodies(append(orders("b", 100), "poison 1", "poison 2")...)
-	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
+	if _, err := rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
 		t.Fatal(err)
 	}
 	close(hold)
 	w.waitCounts(map[string]int64{"orders_new_order_ok": 600})
 	// When all good events are acknowledged, only poison messages are left.
 	eventually(t, "acknowledgements under the alarm", func() error {
-		queues, err := w.rabbit.Queues(ctx, "messages")
+		queues, err := rabbit.Queues(ctx, "messages")
 		if err != nil {
 			return err
 		}
@@ -77,7 +79,7 @@ func TestAlarm(t *testing.T) {
 		}
 		return fmt.Errorf("not yet: %v", queues)
 	})
-	if _, err := w.rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "0.6"); err != nil {
+	if _, err := rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "0.6"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "three dead letters", func() error {

@@ -31,6 +31,7 @@ func (f *fencing) refuses(p post) bool {
 // then finds out that it has lost the claim, and skips the event instead of
 // dead-lettering it.
 func TestWebhookRefusesAnOlderToken(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			b := newProxiedEnv(t)

@@ -85,6 +85,7 @@ func TestLateBrokerOfTwo(t *testing.T) {
 // The service waits for an etcd that is unreachable at its start before it consumes, and
 // logs that once.
 func TestLateEtcd(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		begin, end func(*proxiedEnv)
 		within     time.Duration

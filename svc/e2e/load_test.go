@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -17,12 +18,11 @@ import (
 	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
-// faultEnv is the env of a test that breaks things. It has its own servers behind
-// proxies, two replicas of orders that post to a receiver, and a steady stream of
+// faultEnv is the env of a test that breaks things. It has its own etcd and its own virtual
+// host or broker, behind proxies, two replicas of orders that post to a receiver, and a steady stream of
 // events.
 type faultEnv struct {
 	*env
-	rabbit            *stack.Rabbit
 	brokers           []string // where events are published, tried in turn
 	members           []*stack.Etcd
 	etcdServer        *stack.Etcd // the only member; nil if there are several
@@ -70,19 +70,34 @@ func startEtcdMembers(t testing.TB, n int, o stack.EtcdOptions) []*stack.Etcd {
 	return members
 }
 
-// newFaultEnvOn returns a faultEnv with that etcd. There is a proxy only to a single
-// member, and none to several.
+// newFaultEnvOn returns a faultEnv with that etcd, and with a virtual host of its own on
+// the shared broker.
 func newFaultEnvOn(t testing.TB, members []*stack.Etcd, answer func(post) int, vars ...string) *faultEnv {
+	t.Helper()
+	return newFaultEnvAt(t, shared.rabbit.URL()+newVhost(t), members, answer, vars...)
+}
+
+// startRabbit starts a broker for a test that breaks it.
+func startRabbit(t *testing.T) *stack.Rabbit {
 	t.Helper()
 	rabbit, err := stack.StartRabbit(deadline(t), filepath.Join(t.TempDir(), "rabbit"), stack.RabbitOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { rabbit.Close() })
+	return rabbit
+}
 
-	w := &faultEnv{env: newEnvOn(t, rabbit.URL(), members...), rabbit: rabbit, brokers: []string{rabbit.URL()}, members: members, copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
-	w.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", rabbit.Port()))
-	w.amqpURL = "amqp://guest:guest@" + w.toRabbit.Listen + "/?heartbeat=2"
+// newFaultEnvAt returns a faultEnv with these servers, which nothing else may use. There is a proxy only to a
+// single member of etcd, and none to several.
+func newFaultEnvAt(t testing.TB, amqpURL string, members []*stack.Etcd, answer func(post) int, vars ...string) *faultEnv {
+	t.Helper()
+	w := &faultEnv{env: newEnvOn(t, amqpURL, members...), brokers: []string{amqpURL}, members: members,
+		copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
+	broker, err := url.Parse(amqpURL)
+	w.must(err)
+	w.toRabbit = newProxy(t, broker.Host)
+	w.amqpURL = strings.Replace(amqpURL, broker.Host, w.toRabbit.Listen, 1) + "?heartbeat=2"
 	if len(members) == 1 {
 		w.etcdServer = members[0]
 		w.toEtcd = newProxy(t, members[0].Endpoint())

@@ -5,6 +5,7 @@ import "testing"
 // The service holds only as many deliveries as its handlers are sure to finish before the
 // broker's consumer_timeout, even if each attempt takes the whole HANDLER_TIMEOUT.
 func TestHeldDeliveries(t *testing.T) {
+	t.Parallel()
 	const events = 1100
 	tests := map[string]struct {
 		vars []string

@@ -43,7 +43,7 @@ var vhosts struct {
 
 // newVhost returns an unused virtual host. It makes a dozen at a time, because each
 // call of rabbitmqctl takes a second.
-func newVhost(t *testing.T) string {
+func newVhost(t testing.TB) string {
 	t.Helper()
 	vhosts.Lock()
 	defer vhosts.Unlock()

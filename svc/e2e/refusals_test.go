@@ -13,6 +13,7 @@ import (
 // when its cause is removed. The log names the virtual host, the broker's reason and a
 // hint.
 func TestRefusedForAWhile(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		refuse     func(t *testing.T, e *env, vhost string) (end func())
 		says, hint string

@@ -42,6 +42,7 @@ func TestBadValuesShowNoPassword(t *testing.T) {
 
 // A publisher can neither fill the log nor forge lines in it.
 func TestLogLinesAreBounded(t *testing.T) {
+	t.Parallel()
 	for format, begin := range map[string]string{"text": "time=", "json": `{"time":`} {
 		t.Run(format, func(t *testing.T) {
 			b := newProxiedEnv(t)

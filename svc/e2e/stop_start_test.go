@@ -6,12 +6,11 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/streamdal/gophercon2021/svc/stack"
 )
 
 // A stop is in time before the service has connected to anything.
 func TestStopBeforeTheFirstConnection(t *testing.T) {
+	t.Parallel()
 	const unusedAddr = "127.0.0.1:1"
 	tests := map[string]struct {
 		vars   []string
@@ -44,12 +43,7 @@ func TestStopBeforeTheFirstConnection(t *testing.T) {
 					}
 					vars = append(vars[:len(vars):len(vars)], tt.silent+"="+addr)
 				}
-				statsd, err := stack.StartStatsd()
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { statsd.Close() })
-				e := &env{t: t, amqpURL: shared.rabbit.URL(), etcdEndpoints: shared.etcd.Endpoint(), statsd: statsd}
+				e := &env{t: t, amqpURL: shared.rabbit.URL(), etcdEndpoints: shared.etcd.Endpoint(), statsd: newStatsd(t)}
 				s := e.start("orders", append([]string{"SHUTDOWN_TIMEOUT=" + shutdown.String()}, vars...)...)
 				if tt.log != "" {
 					s.waitLog(tt.log)

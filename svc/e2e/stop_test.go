@@ -104,6 +104,7 @@ func TestStopUnderLoad(t *testing.T) {
 // not be recorded, because etcd was unreachable, is done again. Recorded work whose
 // acknowledgement was lost is not.
 func TestStopDuringOutage(t *testing.T) {
+	t.Parallel()
 	const ids = 1000
 	broker := "not consuming"
 	tests := map[string]struct {

@@ -39,12 +39,7 @@ func TestTLS(t *testing.T) {
 		return etcd
 	}
 	etcd, old := startEtcd(good), startEtcd(expired)
-	statsd, err := stack.StartStatsd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { statsd.Close() })
-	e := &env{t: t, amqpURL: rabbit.TLSURL(), directAMQP: rabbit.URL(), etcdEndpoints: etcd.Endpoint(), statsd: statsd}
+	e := &env{t: t, amqpURL: rabbit.TLSURL(), directAMQP: rabbit.URL(), etcdEndpoints: etcd.Endpoint(), statsd: newStatsd(t)}
 	e.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{etcd.Endpoint()}, TLS: ours.client(good), Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
@@ -91,7 +86,7 @@ func TestTLS(t *testing.T) {
 		for name, tt := range bad {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				s := (&env{t: t, amqpURL: e.amqpURL, etcdEndpoints: e.etcdEndpoints, statsd: statsd}).start("orders", tt.vars...)
+				s := (&env{t: t, amqpURL: e.amqpURL, etcdEndpoints: e.etcdEndpoints, statsd: e.statsd}).start("orders", tt.vars...)
 				t.Log(s.waitLog(tt.want...))
 				s.alive()
 				s.stop()

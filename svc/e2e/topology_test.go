@@ -13,6 +13,7 @@ import (
 // While the binding is missing, the broker drops every event without an error. The
 // service restores it within 10 s, and logs that if the exchange was missing.
 func TestTopologyLost(t *testing.T) {
+	t.Parallel()
 	tests := map[string]struct {
 		lose func(*amqp.Channel) error
 		said int
