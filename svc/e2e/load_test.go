@@ -19,8 +19,8 @@ import (
 )
 
 // faultEnv is the env of a test that breaks things. It has its own etcd and its own virtual
-// host or broker, behind proxies, two replicas of orders that post to a receiver, and a steady stream of
-// events.
+// host or broker, behind proxies, two replicas of orders that post to a receiver, and a
+// steady stream of events.
 type faultEnv struct {
 	*env
 	brokers           []string // where events are published, tried in turn
