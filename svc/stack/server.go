@@ -16,7 +16,7 @@ import (
 
 // startTimeout is far more than a server needs, so that tests do not fail on a busy
 // machine.
-const startTimeout = 90 * time.Second
+const startTimeout = 3 * time.Minute
 
 // Server is the process of a RabbitMQ node or an etcd member. It can be
 // broken in the ways that processes break. Its methods may be called from
