@@ -77,8 +77,8 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	e := newBrokerEnv(t, vhost, "orders")
 	// The broker takes 3 s to refuse a password.
 	wrong := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL="+strings.Replace(e.amqpURL, "s3cret", "wr0ng", 1))
-	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
-	s := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL=amqp://user-"+vhost+":s3cret@"+way.Listen+"/"+vhost)
+	way := e.proxyBroker()
+	s := e.start("orders", "LOG_LEVEL=debug")
 	e.publishBodies("poison") // opens the connection for dead letters, too
 	s.waitLog("msg=dead-lettered")
 	for i, tt := range []struct {

@@ -211,8 +211,7 @@ func TestDeadLetterDiesAgain(t *testing.T) {
 func TestDeadLetterOverSlowNetwork(t *testing.T) {
 	const rate, seconds = 100, 34 // KB a second
 	e, _ := newBroker(t)
-	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
-	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	way := e.proxyBroker()
 	way.toxic(fmt.Sprintf(`{"name":"narrow","type":"bandwidth","stream":"upstream","attributes":{"rate":%d}}`, rate))
 	large := "poison" + strings.Repeat(" ", seconds*rate<<10)
 	e.publishBodies(large)

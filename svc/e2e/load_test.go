@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -94,10 +93,8 @@ func newFaultEnvAt(t testing.TB, amqpURL string, members []*stack.Etcd, answer f
 	t.Helper()
 	w := &faultEnv{env: newEnvOn(t, amqpURL, members...), brokers: []string{amqpURL}, members: members,
 		copiesOfEachEvent: 2, pause: 20 * time.Millisecond}
-	broker, err := url.Parse(amqpURL)
-	w.must(err)
-	w.toRabbit = newProxy(t, broker.Host)
-	w.amqpURL = strings.Replace(amqpURL, broker.Host, w.toRabbit.Listen, 1) + "?heartbeat=2"
+	w.toRabbit = w.proxyBroker()
+	w.amqpURL += "?heartbeat=2"
 	if len(members) == 1 {
 		w.etcdServer = members[0]
 		w.toEtcd = newProxy(t, members[0].Endpoint())
@@ -121,8 +118,8 @@ func newFaultEnvAt(t testing.TB, amqpURL string, members []*stack.Etcd, answer f
 	return w
 }
 
-// publishSteadily publishes up to 250 events a second, each twice, until finish. It
-// publishes nothing while the broker is unreachable.
+// publishSteadily publishes bursts of events, each event copiesOfEachEvent times, until
+// finish. It publishes nothing while the broker is unreachable.
 func (w *faultEnv) publishSteadily() {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stopPublishing = cancel

@@ -26,11 +26,9 @@ func newProxiedEnv(t *testing.T) *proxiedEnv {
 func newProxiedEnvWith(t *testing.T, o stack.EtcdOptions) *proxiedEnv {
 	t.Helper()
 	etcd := startMembers(t, 1, o)[0]
-	vhost := newVhost(t)
-	b := &proxiedEnv{env: newEnvOn(t, shared.rabbit.URL()+vhost, etcd), etcdServer: etcd}
-	b.toRabbit = newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
-	b.toEtcd = newProxy(t, etcd.Endpoint())
-	b.amqpURL, b.etcdEndpoints = "amqp://guest:guest@"+b.toRabbit.Listen+"/"+vhost, b.toEtcd.Listen
+	b := &proxiedEnv{env: newEnvOn(t, shared.rabbit.URL()+newVhost(t), etcd), etcdServer: etcd}
+	b.toRabbit, b.toEtcd = b.proxyBroker(), newProxy(t, etcd.Endpoint())
+	b.etcdEndpoints = b.toEtcd.Listen
 	b.topology("orders")
 	return b
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -32,6 +33,16 @@ func newProxy(t testing.TB, upstream string) *proxy {
 		p.Stop()
 		port.Close()
 	})
+	return p
+}
+
+// proxyBroker makes the services that e starts reach the broker through a proxy.
+func (e *env) proxyBroker() *proxy {
+	e.t.Helper()
+	broker, err := url.Parse(e.amqpURL)
+	e.must(err)
+	p := newProxy(e.t, broker.Host)
+	e.amqpURL = strings.Replace(e.amqpURL, broker.Host, p.Listen, 1)
 	return p
 }
 

@@ -88,8 +88,7 @@ func TestLoginWithoutEnd(t *testing.T) {
 // arguments. It consumes again once that queue is deleted.
 func TestOtherArgumentsLater(t *testing.T) {
 	e, _ := newBroker(t)
-	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
-	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	way := e.proxyBroker()
 	s := e.start("orders", "LOG_LEVEL=debug")
 	s.waitLog("msg=consuming")
 	way.cut()

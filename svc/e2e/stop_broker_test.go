@@ -75,8 +75,7 @@ func TestStopBehindFullPrefetch(t *testing.T) {
 		bodies = append(bodies, fmt.Sprintf(`{"type":"new_order","id":"%d","pad":"%s"}`, i, strings.Repeat("x", 10_000)))
 	}
 	e.publishBodies(bodies...)
-	way := newProxy(t, fmt.Sprintf("127.0.0.1:%d", shared.rabbit.Port()))
-	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), way.Listen, 1)
+	way := e.proxyBroker()
 	way.toxic(`{"name":"narrow","type":"bandwidth","stream":"downstream","attributes":{"rate":100}}`)
 
 	began, finish := make(chan post, events), make(chan struct{})

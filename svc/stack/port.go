@@ -25,8 +25,8 @@ type Port struct {
 	lock   io.Closer
 }
 
-// Ports of TCP and UDP have numbers of their own, because a port that ReservePort tries is
-// in use for a moment, even if it is reserved.
+// TCP and UDP ports have ranges of their own: to try a port, ReservePort opens both ports of
+// its number for a moment, and must not take one at which a server is about to listen.
 const (
 	lowestPort    = 20000
 	lowestUDPPort = 30000
