@@ -11,7 +11,7 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/etcd"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // This example processes ids in a loop, without a broker. However many processes run

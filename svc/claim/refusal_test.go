@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 

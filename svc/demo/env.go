@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // env holds what all scenes share: the servers, the terminal and the page.

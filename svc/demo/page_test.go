@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/chromedp/chromedp"
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 )
 
 // browser shows the page. If no browser is installed, ctx is nil and nothing is checked.

@@ -1,6 +1,6 @@
 package main
 
-import "github.com/streamdal/gophercon2021/svc/harness"
+import "github.com/streamdal/gophercon2021/svc/test/harness"
 
 // scene is one scene of the demo. Its commands show how to do the same by hand, from the
 // root of the repository, with the servers of docker-compose.yaml.

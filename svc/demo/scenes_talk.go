@@ -3,7 +3,7 @@ package main
 import (
 	"slices"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 )
 
 // Scenes 1 to 3, from the talk.

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 	"golang.org/x/term"
 )
 

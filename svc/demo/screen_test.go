@@ -8,7 +8,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 var escape = regexp.MustCompile("\x1b\\[[0-9;]*[a-zA-Z]")

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	"golang.org/x/sync/errgroup"
 )
 

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // roles names the two services, in the order in which they are shown.

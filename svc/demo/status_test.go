@@ -4,7 +4,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // The page may read a view while the scene goes on, and the view does not change.

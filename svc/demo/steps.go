@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 )
 
 // This file contains the steps that publish events and check their outcomes.

@@ -7,8 +7,8 @@ import (
 	"testing"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/harness"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )

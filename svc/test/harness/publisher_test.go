@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // A publisher does not wait for a broker that hangs longer than it may. It notices that

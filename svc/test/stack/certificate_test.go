@@ -29,7 +29,7 @@ func makeCertificates(t *testing.T) certificates {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	check(t, err)
 	sign := func(template, parent *x509.Certificate) *x509.Certificate {
-		template.Subject = pkix.Name{CommonName: fmt.Sprintf("svc/stack, authority: %t", template.IsCA)}
+		template.Subject = pkix.Name{CommonName: fmt.Sprintf("svc/test/stack, authority: %t", template.IsCA)}
 		template.SerialNumber = big.NewInt(time.Now().UnixNano())
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
 		der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), key)

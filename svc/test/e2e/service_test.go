@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 )
 
 // maxWait bounds each wait of a test. On a loaded machine a broker takes a minute to start.

@@ -4,7 +4,7 @@ import (
 	"context"
 	"testing"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 )
 
 type post = harness.Post

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -28,7 +28,7 @@ var (
 // twice: a fault that explains the repetition must have lasted while the work was done
 // or recorded.
 //
-//	go test ./svc/e2e -run TestChaos -v -chaos.for=10m -timeout=15m -chaos.seed=7
+//	go test ./svc/test/e2e -run TestChaos -v -chaos.for=10m -timeout=15m -chaos.seed=7
 func TestChaos(t *testing.T) {
 	seed := cmp.Or(*chaosSeed, uint64(time.Now().UnixNano()))
 	t.Logf("-chaos.seed=%d", seed)

@@ -24,7 +24,7 @@ func TestGoRun(t *testing.T) {
 			id := fmt.Sprint("run", i)
 			e.publishBodies(`{"type":"new_order","id":"` + id + `"}`)
 			cmd := exec.Command("sh", "-c", line)
-			cmd.Dir = "../.."
+			cmd.Dir = "../../.."
 			cmd.Env = append(cmd.Environ(), e.vars()...)
 			s := startCommand(t, line, cmd)
 			s.waitLog("msg=consuming")
@@ -107,7 +107,7 @@ func TestBadConfiguration(t *testing.T) {
 			[]string{"AMQP_URL is not set: AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://", `AMQP_CACERT="/nonexistent"`, "AMQP_KEY is not set", "ETCD_CERT is not set", "ETCD_PASSWORD is not set"},
 		},
 		"TLS to one broker of two": {
-			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=../../assets/rabbitmq.conf", "AMQP_URL=amqps://a/,amqp://b/"},
+			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=../../../assets/rabbitmq.conf", "AMQP_URL=amqps://a/,amqp://b/"},
 			[]string{`AMQP_URL="amqps://a/,amqp://b/"`, "there is no certificate in it"},
 		},
 		"passwords": {

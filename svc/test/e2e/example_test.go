@@ -13,7 +13,7 @@ import (
 func TestExample1(t *testing.T) {
 	b := newProxiedEnv(t)
 	bin := filepath.Join(t.TempDir(), "example1")
-	if out, err := exec.Command("go", "build", "-o", bin, "../../example1").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", bin, "../../../example1").CombinedOutput(); err != nil {
 		t.Fatalf("build example1: %v\n%s", err, out)
 	}
 	cmd := exec.Command(bin)

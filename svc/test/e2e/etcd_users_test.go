@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 )
@@ -148,7 +148,7 @@ func (b *proxiedEnv) wantHealthcheck(ctx context.Context) {
 	if status, err := anonymous.AuthStatus(ctx); err != nil || !status.Enabled {
 		b.t.Errorf("the status of authentication: %v, %v", status, err)
 	}
-	if !strings.Contains(readFile(b.t, "../../docker-compose.yaml"), "test: [CMD, /usr/local/bin/etcdctl, --command-timeout=3s, auth, status]") {
+	if !strings.Contains(readFile(b.t, "../../../docker-compose.yaml"), "test: [CMD, /usr/local/bin/etcdctl, --command-timeout=3s, auth, status]") {
 		b.t.Error("docker-compose.yaml has another healthcheck for etcd")
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // BenchmarkReplicaKilled kills a replica that works on events, and measures when another

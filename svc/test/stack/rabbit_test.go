@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 func channel(t *testing.T, conn *amqp.Connection, err error) *amqp.Channel {

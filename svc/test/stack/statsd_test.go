@@ -7,7 +7,7 @@ import (
 	"net"
 	"testing"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 func TestStatsd(t *testing.T) {

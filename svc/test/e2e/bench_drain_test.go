@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	"golang.org/x/sync/errgroup"
 )
 

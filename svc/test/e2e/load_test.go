@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/harness"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // faultEnv is the env of a test that breaks things. It has its own etcd and its own virtual

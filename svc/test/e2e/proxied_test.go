@@ -6,7 +6,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // proxiedEnv is an env with breakable connections to its servers. It has a virtual host

@@ -19,16 +19,16 @@ func TestConfigurationIsDocumented(t *testing.T) {
 		return string(text)
 	}
 	code := make(map[string]string) // default by variable
-	for _, m := range regexp.MustCompile("`env:\"(\\w+)\"(?: envDefault:\"([^\"]*)\")?").FindAllStringSubmatch(read("../config.go"), -1) {
+	for _, m := range regexp.MustCompile("`env:\"(\\w+)\"(?: envDefault:\"([^\"]*)\")?").FindAllStringSubmatch(read("../../config.go"), -1) {
 		code[m[1]] = m[2]
 	}
 	if len(code) < 20 {
 		t.Fatalf("only %d variables found in config.go", len(code))
 	}
-	doc, _, _ := strings.Cut(read("../main.go"), "package main")
+	doc, _, _ := strings.Cut(read("../../main.go"), "package main")
 	for place, row := range map[string]*regexp.Regexp{
-		read("../../README.md"): regexp.MustCompile(`(?m)^\| ([A-Z_, ]+) \| (.*?) \|`),
-		doc:                     regexp.MustCompile(`(?m)^//\t([A-Z_]+(?:, [A-Z_]+)*) +(\S+)`),
+		read("../../../README.md"): regexp.MustCompile(`(?m)^\| ([A-Z_, ]+) \| (.*?) \|`),
+		doc:                        regexp.MustCompile(`(?m)^//\t([A-Z_]+(?:, [A-Z_]+)*) +(\S+)`),
 	} {
 		name := "README.md"
 		if place == doc {

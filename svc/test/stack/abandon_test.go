@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // abandonVar names the environment variable that makes this test binary run abandon,

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/streamdal/gophercon2021/svc/harness"
-	"github.com/streamdal/gophercon2021/svc/stack"
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // shared holds the servers for tests that break no server.
