@@ -38,7 +38,11 @@ type Client struct {
 func New(raw *clientv3.Client, log *slog.Logger) *Client {
 	return &Client{
 		Raw: raw, refusals: newRefusals(log),
-		outage: outage.New(log, "etcd", "events wait unacknowledged", "check that etcd is up, and ETCD_ENDPOINTS"),
+		outage: &outage.Log{
+			Logger: log, Level: slog.LevelWarn,
+			Begins: "etcd is unreachable: events wait unacknowledged", Ends: "etcd is reachable again",
+			Hint: "check that etcd is up, and ETCD_ENDPOINTS",
+		},
 	}
 }
 

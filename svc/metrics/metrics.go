@@ -50,7 +50,10 @@ type counter struct {
 func Start(addr, prefix string, names Names, log *slog.Logger) *Recorder {
 	r := &Recorder{
 		counts: make(map[string]*counter), timers: make(map[string]*timer),
-		addr: addr, outage: outage.New(log, "statsd", "counts are kept until it is found", "check STATSD_ADDR"),
+		addr: addr, outage: &outage.Log{
+			Logger: log, Level: slog.LevelWarn,
+			Begins: "statsd is unreachable: counts are kept until it is found", Ends: "statsd is reachable again", Hint: "check STATSD_ADDR",
+		},
 		quit: make(chan struct{}), done: make(chan struct{}),
 	}
 	for _, name := range names.Counters {

@@ -1,66 +1,89 @@
-// Package outage logs an outage of a server in two lines, one when it begins and
-// one when it ends, however many calls fail in between.
+// Package outage logs what lasts, such as an outage of a server: a line when it begins, a
+// line when it ends, and none for the many calls that fail in between.
+//
+//	unreachable := &outage.Log{Logger: log, Level: slog.LevelWarn, Begins: "etcd is unreachable: events wait", Ends: "etcd is reachable again"}
+//	began := time.Now()
+//	if err := call(); err != nil {
+//		unreachable.Failed(began, err, "")
+//	} else {
+//		unreachable.Answered(began)
+//	}
 package outage
 
 import (
 	"cmp"
+	"context"
 	"log/slog"
+	"regexp"
 	"sync"
 	"time"
 )
 
-// Log is the state of one server as its callers see it. The zero value is not
-// usable; its methods may be called by many goroutines at once.
+// Log is the state of one thing that can fail for a while, as its callers see it. Set the
+// exported fields before the first call. Many goroutines may call its methods at once.
 //
-// Callers pass when the call began that failed or was answered, and a call that
-// began before the last change is not logged. Otherwise the last calls from
-// before a change would log the opposite for a moment.
+// Callers pass when the call began that failed or was answered, and a call that began before
+// the last change is not counted. Otherwise the last calls from before a change would log the
+// opposite for a moment.
 type Log struct {
-	log       *slog.Logger
-	server    string
-	meanwhile string
-	advice    string
+	Logger *slog.Logger
+	Level  slog.Level // of the line that begins an outage
+	Begins string     // that line's message
+	Ends   string     // the message of the line that ends it, at level info; "": none
+	Hint   string     // of errors that come without a hint; "": none
 
-	mu          sync.Mutex
-	unreachable bool
-	changed     time.Time // the last change of unreachable
-	hint        string    // the last one logged
+	mu      sync.Mutex
+	err     error               // the last one of the outage; nil: there is none
+	changed time.Time           // the last beginning or end
+	causes  map[string]struct{} // those that were logged in this outage
 }
 
-// New returns a Log for server, a name such as "etcd". Meanwhile is the effect of an
-// outage, such as "events wait". Advice is the hint of failures that have none of their own.
-func New(log *slog.Logger, server, meanwhile, advice string) *Log {
-	return &Log{log: log, server: server, meanwhile: meanwhile, advice: advice}
-}
-
-// Failed notes a failed call and logs the first of an outage. Hint, which may
-// be empty, says how to fix what does not pass by itself; a new hint is logged
-// again.
-func (l *Log) Failed(began time.Time, err error, hint string) {
+// Failed notes a failed call. It logs the error if it is the first of its cause in this
+// outage. The cause is the hint, which says how to fix what does not pass by itself, or
+// without one the error's text, but for the numbers in it.
+func (l *Log) Failed(began time.Time, err error, hint string, attrs ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if began.Before(l.changed) || l.unreachable && (hint == "" || hint == l.hint) {
+	if began.Before(l.changed) {
 		return
 	}
-	if !l.unreachable {
-		l.unreachable, l.changed = true, time.Now()
+	if l.err == nil {
+		l.changed, l.causes = time.Now(), make(map[string]struct{})
 	}
-	l.hint = hint
-	args := []any{"error", err}
-	if hint = cmp.Or(hint, l.advice); hint != "" {
-		args = append(args, "hint", hint)
+	l.err = err
+	hint = cmp.Or(hint, l.Hint)
+	cause := cmp.Or(hint, numbers.ReplaceAllString(err.Error(), ""))
+	if _, logged := l.causes[cause]; logged {
+		return
 	}
-	l.log.Warn(l.server+" is unreachable: "+l.meanwhile, args...)
+	l.causes[cause] = struct{}{}
+	attrs = append([]any{"error", err}, attrs...)
+	if hint != "" {
+		attrs = append(attrs, "hint", hint)
+	}
+	l.Logger.Log(context.Background(), l.Level, l.Begins, attrs...)
 }
 
-// Answered notes a call that was answered and logs the end of an outage.
+// numbers matches what may differ between two errors of one cause, such as local ports.
+var numbers = regexp.MustCompile(`[0-9]+`)
+
+// Answered notes a call that was answered, and logs the end of an outage.
 func (l *Log) Answered(began time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if began.Before(l.changed) || !l.unreachable {
+	if began.Before(l.changed) || l.err == nil {
 		return
 	}
 	now := time.Now()
-	l.log.Info(l.server+" is reachable again", "after", now.Sub(l.changed).Round(time.Millisecond))
-	l.unreachable, l.changed, l.hint = false, now, ""
+	if l.Ends != "" {
+		l.Logger.Info(l.Ends, "after", now.Sub(l.changed).Round(time.Millisecond))
+	}
+	l.err, l.changed = nil, now
+}
+
+// Err returns the last error of the outage, or nil if there is none.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
 }

@@ -22,7 +22,10 @@ func newLog(name, meanwhile, advice string) (*outage.Log, *bytes.Buffer) {
 		}
 		return a
 	}})
-	return outage.New(slog.New(h), name, meanwhile, advice), &lines
+	return &outage.Log{
+		Logger: slog.New(h), Level: slog.LevelWarn,
+		Begins: name + " is unreachable: " + meanwhile, Ends: name + " is reachable again", Hint: advice,
+	}, &lines
 }
 
 // call is one call of a test: it was answered, or failed with an error and a hint.
@@ -43,11 +46,15 @@ func TestLog(t *testing.T) {
 		"answered":      {calls: []call{{answered: true}, {answered: true}}},
 		"the first try": {calls: []call{{err: "refused"}}, want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`}},
 		"one outage": {
-			calls: []call{{err: "refused"}, {err: "refused"}, {err: "timeout", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
-			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1.5s`},
+			calls: []call{{err: "port 1 refused"}, {err: "port 22 refused"}, {err: "port 1 refused", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
+			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error="port 1 refused"`, `level=INFO msg="etcd is reachable again" after=1.5s`},
+		},
+		"two causes by turns": {
+			calls: []call{{err: "refused"}, {err: "timeout"}, {err: "refused"}, {err: "timeout"}},
+			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=WARN msg="etcd is unreachable: events wait" error=timeout`},
 		},
 		"two outages": {
-			calls: []call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {err: "c"}, {answered: true, after: 123456 * time.Microsecond}},
+			calls: []call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {answered: true, after: 123456 * time.Microsecond}},
 			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=a`, `level=INFO msg="etcd is reachable again" after=1h0m0s`,
 				`level=WARN msg="etcd is unreachable: events wait" error=b`, `level=INFO msg="etcd is reachable again" after=123ms`},
 		},

@@ -3,6 +3,7 @@ package rabbit
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,7 +50,10 @@ type deadLetters struct {
 
 func newDeadLetters(c *Consumer) *deadLetters {
 	return &deadLetters{
-		consumer: c, queue: c.Topology.deadQueue(), outage: outage.New(c.Log, "the dead queue", "dead letters wait unacknowledged", ""),
+		consumer: c, queue: c.Topology.deadQueue(), outage: &outage.Log{
+			Logger: c.Log, Level: slog.LevelWarn,
+			Begins: "the dead queue is unreachable: dead letters wait unacknowledged", Ends: "the dead queue is reachable again",
+		},
 		turn: make(chan struct{}, 1), wait: newBackoff(minPause, maxPause),
 	}
 }

@@ -46,7 +46,11 @@ func New(url, role string, maxIdle int, log *slog.Logger) *Poster {
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
 		url: url, role: role, transport: transport,
-		outages: outage.New(log, "the webhook", "events wait, claimed and unacknowledged", ""),
+		outages: &outage.Log{
+			Logger: log, Level: slog.LevelWarn,
+			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
+			Hint: "check that the receiver at WEBHOOK_URL is up",
+		},
 	}
 }
 
