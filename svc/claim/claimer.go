@@ -8,53 +8,36 @@ import (
 	"unicode/utf8"
 )
 
-// claimer claims ids for the deliveries of one process. It follows the state of
-// the role, decides what the process's session writes next, and grants each id to
-// one delivery at a time. It talks to no server: see [Etcd].
+// claimer claims ids for the deliveries of one process. It follows the view of the role,
+// grants each id to one delivery at a time, and composes what the process's session writes
+// next. It talks to no server: see [Etcd].
 type claimer struct {
 	wake chan struct{} // receives when there may be something to write
 
 	mu      sync.Mutex
 	closed  bool
-	state   *roleState
+	view    *roleState
+	viewed  int64 // the revision of the view
 	entries map[string]*entry
-	writer  writer
-	checks  []chan struct{} // each closed when the next write of the session is committed
+	due     []*entry // those about which there may be something to write
 
-	validUntil time.Time       // the session lives that long; each renewal moves it on
+	// The writes of the session; see compose.go.
+	pending   *write          // composed, and not shown by the view; nil: none
+	sent      int64           // the number of the last write that was composed
+	committed int64           // the revision at which that was committed; 0: unanswered
+	window    recordWindow    // of the next record
+	checks    []chan struct{} // each closed when the view shows the next write
+
+	// The life of the session; see session.go.
+	end        func(error)     // ends it; nil: it is over, or has not begun
+	validUntil time.Time       // it lives that long; each renewal moves that on
 	held       context.Context // of every claim that is granted now; replaced when a session begins or resumes
 	suspend    context.CancelCauseFunc
 }
 
-// entry is an id that deliveries of this process want or have, or that one of
-// its claims still lists.
-//
-//	wanted ──write──▶ listed ──granted──▶ held ──Complete──▶ workDone ──▶ recordQueued ──write──▶ recordPending
-type entry struct {
-	id      string
-	waiting []*Claim // of the deliveries that want the id, in the order of asking
-	holder  *Claim   // of the delivery that works, or waits for its record; nil: none
-	stage   stage    // of the holder's work
-	listing *listing // the claim key that lists the id; nil: none yet
-	done    bool     // by the state; cached, because a look-up among many ids is slow
-}
-
-// stage says how far the work on an id has come.
-type stage byte
-
-const (
-	unfinished    stage = iota
-	workDone            // to be recorded when the id is this process's
-	recordQueued        // to be recorded by a later write
-	recordPending       // recorded by the pending write
-)
-
-func (e *entry) wanted() bool { return e.holder != nil || len(e.waiting) > 0 }
-
-// newClaimer returns a claimer that follows state. It is suspended until
-// a session begins.
-func newClaimer(state *roleState) *claimer {
-	c := &claimer{wake: make(chan struct{}, 1), state: state, entries: make(map[string]*entry)}
+// newClaimer returns a claimer that is suspended until a session begins.
+func newClaimer() *claimer {
+	c := &claimer{wake: make(chan struct{}, 1), view: newRoleState(""), entries: make(map[string]*entry)}
 	c.held, c.suspend = context.WithCancelCause(context.Background())
 	c.suspend(ErrSuspended)
 	return c
@@ -82,22 +65,18 @@ func (c *claimer) enqueue(id string) *Claim {
 	case c.closed:
 		claim.answer <- ErrClosed
 		return claim
-	case c.state.Done(id):
+	case c.view.Done(id):
 		claim.answer <- ErrDone
 		return claim
 	}
 	e, known := c.entries[id]
 	if !known {
-		e = &entry{id: id}
+		e = &entry{id: id, claims: c.view.Claims(id)}
 		c.entries[id] = e
-		c.writer.wanted = append(c.writer.wanted, e)
-		c.notify()
 	}
-	claim.entry, e.done = e, false
+	claim.entry, e.done, e.recorded = e, false, false
 	e.waiting = append(e.waiting, claim)
-	if known {
-		c.evaluate(e)
-	}
+	c.review(e)
 	return claim
 }
 
@@ -120,7 +99,7 @@ func (c *claimer) requeue(claim *Claim) {
 		return
 	}
 	claim.entry.waiting = slices.Insert(claim.entry.waiting, 0, claim)
-	c.evaluate(claim.entry)
+	c.review(claim.entry)
 }
 
 // wait waits for the answer to a delivery that wants an id.
@@ -148,7 +127,7 @@ func (c *claimer) withdraw(claim *Claim) bool {
 		return false
 	}
 	claim.entry.waiting = slices.Delete(claim.entry.waiting, i, i+1)
-	c.unlist(claim.entry)
+	c.review(claim.entry)
 	return true
 }
 
@@ -156,7 +135,7 @@ func (c *claimer) withdraw(claim *Claim) bool {
 // caller's. Otherwise it returns the cause of Held's end, or of ctx's.
 func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	select {
-	case <-c.requestCheck():
+	case <-c.requestWrite():
 		return context.Cause(claim.Held) // nil, unless the claim was suspended meanwhile
 	case <-claim.Held.Done():
 		return context.Cause(claim.Held)
@@ -165,17 +144,11 @@ func (c *claimer) Check(ctx context.Context, claim *Claim) error {
 	}
 }
 
-// requestCheck returns a channel that is closed when the next write of the session is
-// committed. If the session ends first, it never is.
-func (c *claimer) requestCheck() chan struct{} {
+// requestWrite makes the session write even if it has nothing to write. The channel is closed
+// when the view shows that. If the session ends first, it never is.
+func (c *claimer) requestWrite() chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.forceWrite()
-}
-
-// forceWrite makes the session write even if it has nothing else to write. The channel is
-// closed when that is committed.
-func (c *claimer) forceWrite() chan struct{} {
 	check := make(chan struct{})
 	c.checks = append(c.checks, check)
 	c.notify()
@@ -190,16 +163,16 @@ func (c *claimer) Complete(claim *Claim) error {
 	return <-claim.answer
 }
 
-// finish queues the id of a claim to be recorded.
+// finish notes that the work under a claim is done.
 func (c *claimer) finish(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	claim.entry.stage = workDone
+	claim.entry.finished = true
 	if c.closed {
 		claim.answer <- ErrClosed
 		return
 	}
-	c.evaluate(claim.entry)
+	c.review(claim.entry)
 }
 
 // Release gives up the id without recording it. The next delivery that wants it may have
@@ -208,17 +181,29 @@ func (c *claimer) Release(claim *Claim) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := claim.entry
-	if e.holder != claim || e.stage != unfinished {
+	if e.holder != claim || e.finished {
 		return
 	}
 	e.holder = nil
-	c.evaluate(e)
-	c.unlist(e)
+	c.review(e)
 }
 
-func (c *claimer) notify() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
+// inUse returns how many ids deliveries work on, or have finished without a
+// record.
+func (c *claimer) inUse() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if e.holder != nil {
+			n++
+		}
 	}
+	return n
+}
+
+// Remembered returns how many ids are known to be done.
+func (c *claimer) Remembered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.view.done.living
 }

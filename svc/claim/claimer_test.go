@@ -20,25 +20,33 @@ func newPair(t *testing.T, ids ...string) *pair {
 	return x
 }
 
-// write makes a process send its writes and get their answers, but see no changes yet.
-// It returns the number of writes.
-func (x *pair) write(p *simProcess) (writes int) {
-	for p.canWrite() {
-		if p.write(); p.c.pending() == nil {
-			break
-		}
-		_, answer := x.execute(len(x.net) - 1)
-		p.answer(answer)
-		writes++
+// write makes a process send a write and get the answer, but see no changes yet. It reports
+// whether there was something to write.
+func (x *pair) write(p *simProcess) bool {
+	if p.canWrite() {
+		p.write()
 	}
-	return writes
+	if p.sending == nil {
+		return false
+	}
+	_, answer := x.execute(len(x.net) - 1)
+	p.answer(answer)
+	return true
 }
 
-// runUntilIdle runs both processes until nothing is left to be written or seen.
-func (x *pair) runUntilIdle() {
+// see makes a process see all changes.
+func (x *pair) see(p *simProcess) { p.watch(x.etcd.revision - p.view) }
+
+// runUntilIdle runs both processes until nothing is left to be written or seen. It returns
+// how many writes they sent.
+func (x *pair) runUntilIdle() (writes int) {
 	for more := true; more; {
-		more = x.write(x.a)+x.write(x.b) > 0
+		more = false
 		for _, p := range x.processes {
+			if x.write(p) {
+				writes++
+				more = true
+			}
 			for p.view < x.etcd.revision {
 				p.watch(1)
 				more = true
@@ -48,6 +56,7 @@ func (x *pair) runUntilIdle() {
 	if x.violation != "" {
 		x.t.Error(x.violation)
 	}
+	return writes
 }
 
 // expect checks the state of a delivery: "waits", "granted" or the text of its error.
@@ -109,39 +118,29 @@ func recorded(t *testing.T, c *Claim) (err error) {
 	return err
 }
 
-func TestGrantedWhenTheClaimIsSeen(t *testing.T) {
-	x := newPair(t, "1")
-	w := x.a.c.enqueue("1")
-	x.expect(w, "waits")
-	if n := x.write(x.a); n != 1 {
-		t.Errorf("%d writes", n)
-	}
-	x.expect(w, "waits")
-	x.runUntilIdle()
-	x.expect(w, "granted")
-	if w.Token != x.etcd.truth[x.etcd.revision]["1"].token || w.Held.Err() != nil {
-		t.Errorf("granted %+v", w)
-	}
-}
-
+// A second delivery of an id causes no write, and is skipped when the first is recorded. Both
+// are answered when the view shows the write.
 func TestSecondDeliveryOfTheProcess(t *testing.T) {
 	x := newPair(t, "1")
 	first := x.a.c.enqueue("1")
+	x.write(x.a)
+	x.expect(first, "waits")
 	x.runUntilIdle()
 	second := x.a.c.enqueue("1")
-	if n := x.write(x.a); n != 0 {
-		t.Errorf("the second delivery causes %d writes", n)
+	if x.write(x.a) {
+		t.Error("the second delivery causes a write")
 	}
 	x.finish(x.a, first)
+	x.write(x.a)
 	x.expect(second, "waits")
-	if n := x.write(x.a); n != 1 {
-		t.Errorf("the record takes %d writes", n)
-	}
-	x.expect(second, done) // on the answer to the write, before its changes are seen
+	x.see(x.a)
+	x.expect(second, done)
 	if err := recorded(t, first); err != nil {
 		t.Error(err)
 	}
-	x.runUntilIdle()
+	if n := x.runUntilIdle(); n != 0 {
+		t.Errorf("%d writes follow the record", n)
+	}
 	x.expect(x.b.c.enqueue("1"), done)
 	x.expectClaims("1", 0)
 }
@@ -163,7 +162,10 @@ func TestReleasedToTheNextOfTheProcess(t *testing.T) {
 // makes it the owner.
 func TestNextProcess(t *testing.T) {
 	for name, end := range map[string]func(x *pair, c *Claim){
-		"released":         func(x *pair, c *Claim) { x.a.c.Release(c) },
+		"released": func(x *pair, c *Claim) {
+			x.a.c.Release(c)
+			x.write(x.a)
+		},
 		"crashed, expired": func(x *pair, c *Claim) { x.etcd.end(x.a.lease) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,9 +176,8 @@ func TestNextProcess(t *testing.T) {
 			x.runUntilIdle()
 			x.expect(second, "waits")
 			end(x, first)
-			x.write(x.a)
-			if n := x.write(x.b); n != 0 {
-				t.Errorf("the waiting process sends %d writes", n)
+			if x.write(x.b) {
+				t.Error("the waiting process writes")
 			}
 			x.b.watch(1)
 			x.expect(second, "granted")
@@ -187,47 +188,17 @@ func TestNextProcess(t *testing.T) {
 	}
 }
 
-// writeIfWaiting forces one write of a process that waits for another, and none of the owner.
-func TestWriteIfWaiting(t *testing.T) {
+// A session with entries writes when it has been quiet, and one without does not.
+func TestProbe(t *testing.T) {
 	x := newPair(t, "1")
-	first := x.a.c.enqueue("1")
+	x.a.c.enqueue("1")
 	x.runUntilIdle()
-	x.b.c.enqueue("1")
-	x.a.c.enqueue("1") // waits for a delivery of its own process
-	x.runUntilIdle()
-	for want, p := range []*simProcess{x.a, x.b} {
-		p.c.writeIfWaiting()
-		p.c.writeIfWaiting()
-		if n := x.write(p); n != want {
-			t.Errorf("%d writes are sent, want %d", n, want)
+	for p, want := range map[*simProcess]bool{x.a: true, x.b: false} {
+		p.c.probe()
+		p.c.notify()
+		if got := x.write(p); got != want {
+			t.Errorf("a process with %d entries writes: %t", len(p.c.entries), got)
 		}
-	}
-	// The session of a ends. Its work has finished, and waits for b.
-	x.expect(first, "granted")
-	x.lose(x.a)
-	x.runUntilIdle()
-	x.a.c.finish(first)
-	x.a.c.writeIfWaiting()
-	if n := x.write(x.a); n != 1 {
-		t.Errorf("a process whose finished work waits for another sends %d writes, want 1", n)
-	}
-}
-
-func TestOtherProcessCompletes(t *testing.T) {
-	x := newPair(t, "1")
-	first, second := x.a.c.enqueue("1"), x.b.c.enqueue("1")
-	x.runUntilIdle()
-	x.finish(x.a, first)
-	x.write(x.a)
-	x.b.watch(1)
-	x.expect(second, done)
-	if err := recorded(t, first); err != nil {
-		t.Error(err)
-	}
-	x.runUntilIdle()
-	x.expectClaims("1", 0)
-	if n := len(x.a.c.entries) + len(x.b.c.entries); n > 0 {
-		t.Errorf("%d ids are kept", n)
 	}
 }
 
@@ -235,28 +206,18 @@ func TestWithdrawn(t *testing.T) {
 	t.Run("before it is asked for", func(t *testing.T) {
 		x := newPair(t, "1")
 		x.a.c.withdraw(x.a.c.enqueue("1"))
-		if n := x.write(x.a); n != 0 {
-			t.Errorf("%d writes", n)
+		if x.write(x.a) {
+			t.Error("it is asked for")
 		}
 	})
 	t.Run("while etcd does not answer", func(t *testing.T) {
-		c := newClaimer(newRoleState())
+		c := newClaimer()
 		for range 10 {
 			c.withdraw(c.enqueue("1"))
 		}
-		if len(c.entries)+len(c.writer.wanted) > 0 {
-			t.Errorf("%d entries are kept, %d of them to be written", len(c.entries), len(c.writer.wanted))
+		if len(c.entries)+len(c.due) > 0 {
+			t.Errorf("%d entries are kept, %d of them to be written", len(c.entries), len(c.due))
 		}
-	})
-	t.Run("on the way", func(t *testing.T) {
-		x := newPair(t, "1")
-		w := x.a.c.enqueue("1")
-		x.a.write()
-		x.a.c.withdraw(w)
-		_, answer := x.execute(0)
-		x.a.answer(answer)
-		x.runUntilIdle()
-		x.expectClaims("1", 0)
 	})
 	t.Run("while another owns", func(t *testing.T) {
 		x := newPair(t, "1")
@@ -297,24 +258,29 @@ func TestWithdrawn(t *testing.T) {
 	})
 }
 
-// A check is answered by a write of its session, and not by a write of a later session.
+// A check is answered by the next write of its session, and not by one of a later session.
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t, "1")
 	claimed := x.a.c.enqueue("1")
 	x.runUntilIdle()
-	check := x.a.c.requestCheck()
-	if n := x.write(x.a); n != 1 {
-		t.Errorf("%d writes", n)
+	for _, undone := range []bool{false, true} {
+		check := x.a.c.requestWrite()
+		if undone {
+			x.a.write()
+			x.a.c.undo(x.a.sending)
+			x.a.sending, x.net = nil, nil
+		}
+		if n := x.runUntilIdle(); n != 1 {
+			t.Errorf("%d writes", n)
+		}
+		select {
+		case <-check:
+		default:
+			t.Error("the write does not answer the check")
+		}
 	}
-	select {
-	case <-check:
-	default:
-		t.Error("the write does not answer the check")
-	}
-	check = x.a.c.requestCheck()
-	x.etcd.end(x.a.lease)
-	x.a.end()
-	x.a.endSession()
+	check := x.a.c.requestWrite()
+	x.lose(x.a)
 	x.runUntilIdle()
 	select {
 	case <-check:

@@ -4,151 +4,228 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/streamdal/gophercon2021/svc/etcd"
 )
 
-// next returns the next write of the session, or nil if there is nothing to
-// write. The previous one must have been answered.
-func (c *claimer) next() *sessionWrite {
+// The limits of a write. etcd allows 128 operations by default (--max-txn-ops; some
+// installations set 64) and 1.5 MiB. etcd.Hint asks for 48 operations and 512 KiB: larger
+// writes gain nothing.
+const (
+	maxID      = 10_000          // bytes; in JSON it grows sixfold at most
+	maxClaims  = etcd.MaxOps - 4 // besides the session, the window, the record and the new claim
+	maxList    = 64 << 10        // bytes of JSON of a new claim, and of a record
+	maxRewrite = 128 << 10       // of the claims that are written again
+)
+
+// A key costs etcd far more than an id in it, so ids are added to the session's last record
+// until that lists smallRecord of them.
+const smallRecord = 16
+
+// write is one transaction of a session:
+//
+//	If    version(session/<s>) = N-1
+//	Then  put session/<s>, and each of the following that is there
+//	      put claim/<s>/<N> = Claim
+//	      put claim/<s>/<m> = ids that are left, or delete it, for each m of Left
+//	      put window/<w>, once for a window
+//	      put done/<w>/<s>/<n> = Done, n being N or the number of a small record that it replaces
+//
+// It is sent until its outcome is known. A copy that arrives late does not meet the condition.
+type write struct {
+	Session   string
+	N         int64
+	Claim     []string
+	Left      []remainder // earlier claims, some of whose ids have ended
+	Window    recordWindow
+	NewWindow bool // its key is to be put
+	Done      []string
+	Record    int64 // the number of the record's key
+
+	entries  []*entry // those whose ids it lists or takes off
+	checks   []chan struct{}
+	sent     time.Time
+	answered time.Time // zero: not yet
+}
+
+// remainder is an earlier claim of the session with the ids that remain on it.
+type remainder struct {
+	N   int64
+	IDs []string // empty: the key is to be deleted
+}
+
+// recordWindow is a window that ids are recorded in. Its records expire together.
+type recordWindow struct {
+	Name  string // the lease in hex, or forever; "": none
+	Lease int64
+	Until time.Time // no ids are recorded in it after that; zero: for ever
+	Room  int       // how many more ids may be recorded in it
+}
+
+// forever is the window of ids that are never forgotten.
+const forever = "forever"
+
+// compose returns the next write of the session, or nil if there is nothing to write, or the
+// view does not show the previous write yet.
+func (c *claimer) compose() *write {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	w := &c.writer
-	if w.session == "" || w.pending != nil {
+	if c.end == nil || c.pending != nil {
 		return nil
 	}
-	n := &sessionWrite{Session: w.session, N: w.last + 1, Window: w.window, checks: c.checks}
-	c.record(n)
-	c.rewrite(n)
-	if c.held.Err() == nil {
-		c.list(n)
-	}
-	if len(n.Claim)+len(n.Left)+len(n.Done)+len(n.checks) == 0 {
-		return nil
-	}
-	c.checks = nil
-	w.pending = n
-	return n
-}
-
-// record adds finished ids to the write, as long as it has room to take them off their
-// claims.
-func (c *claimer) record(n *sessionWrite) {
-	w := &c.writer
-	if w.windowed && w.window.over(time.Now()) {
-		return // these ids were finished after the last call of needsWindow
-	}
-	bytes, rewritten := 0, 0
-	for _, l := range w.dirty {
-		rewritten += l.bytes
-	}
-	for len(w.finished) > 0 && len(n.recorded) < w.window.Room {
-		e := w.finished[0]
-		if e.stage != recordQueued { // another process has recorded it meanwhile
-			w.finished = w.finished[1:]
-			continue
-		}
-		if bytes += jsonSize(e.id); bytes > maxList {
-			break
-		}
-		if l := e.listing; !l.dirty {
-			w.markDirty(l)
-			rewritten += l.bytes
-		}
-		if len(w.dirty) > maxClaims || rewritten > maxRewrite {
-			break
-		}
-		e.stage = recordPending
-		n.recorded = append(n.recorded, e)
-		w.finished = w.finished[1:]
-	}
-	if len(n.recorded) == 0 {
-		return
-	}
-	w.window.Room -= len(n.recorded)
-	n.NewWindow = !w.windowed
-	n.Done = ids(n.recorded)
-	if merged := w.merge(n.Done); merged != nil {
-		n.Done, n.MergedFrom = merged, w.small[0].write
-	}
-}
-
-// merge returns the ids of the small records and of the next one, if it is time
-// to merge them.
-func (w *writer) merge(next []string) (merged []string) {
-	if len(w.small) < maxMerged-1 || w.smallIDs+len(next) >= maxMergedIDs {
-		return nil
-	}
-	for _, s := range w.small {
-		merged = append(merged, s.ids...)
-	}
-	merged = append(merged, next...)
-	bytes := 0
-	for _, id := range merged {
-		bytes += jsonSize(id)
-	}
-	if bytes > maxList {
-		return nil
-	}
-	return merged
-}
-
-// rewrite takes ended ids off their claims: those that this write records, and those that
-// no delivery wants any more.
-func (c *claimer) rewrite(n *sessionWrite) {
-	w := &c.writer
-	bytes := 0
-	for len(w.dirty) > 0 && len(n.Left) < maxClaims {
-		l := w.dirty[0]
-		if bytes += l.bytes; bytes > maxRewrite {
-			break
-		}
-		w.dirty = w.dirty[1:]
-		n.Left = append(n.Left, c.compact(l))
-	}
-}
-
-// compact removes the entries that have ended from a listing.
-func (c *claimer) compact(l *listing) remainder {
-	left := remainder{N: l.write}
-	l.bytes, l.dirty = 0, false
-	l.entries = slices.DeleteFunc(l.entries, func(e *entry) bool {
-		switch {
-		case e.stage == recordPending: // by this write: it remains an entry until the answer
-		case !e.wanted():
-			delete(c.entries, e.id)
+	now := time.Now()
+	w := &write{Session: c.view.session, N: c.sent + 1, Window: c.window, checks: c.checks, sent: now}
+	d := draft{write: w, suspended: c.held.Err() != nil}
+	d.beginRecord(c.view.record, now)
+	later := c.due[:0]
+	for _, e := range c.due {
+		switch todo := e.next(w.Session); {
+		case todo == wait || todo == drop:
+			e.due = false
+		case d.add(e, todo):
+			e.due, e.inFlight = false, true
+			w.entries = append(w.entries, e)
 		default:
-			left.IDs = append(left.IDs, e.id)
-			l.bytes += jsonSize(e.id)
+			later = append(later, e)
+		}
+	}
+	clear(c.due[len(later):])
+	c.due = later
+	if len(w.entries)+len(w.checks) == 0 {
+		return nil
+	}
+	if d.recorded == 0 {
+		w.Done, w.Record = nil, 0
+	}
+	w.NewWindow = len(w.Done) > 0 && !c.view.done.lives(w.Window.Name)
+	c.window.Room -= d.recorded
+	c.remainders(&d)
+	c.checks = nil
+	c.pending, c.sent, c.committed = w, w.N, 0
+	return w
+}
+
+// draft is a write that is being composed.
+type draft struct {
+	*write
+	suspended bool // the session lists nothing new
+	room      int  // how many more ids may be recorded
+	recorded  int
+	listBytes int      // of Claim
+	doneBytes int      // of Done
+	ending    []ending // the claims that ids are taken off
+	rewritten int      // bytes of those
+}
+
+// ending is a claim that n ids are taken off.
+type ending struct {
+	*claimKey
+	n int
+}
+
+// beginRecord makes the record of this write the session's last one, if that is small, or
+// else a new one. No ids are recorded in a window whose time is over.
+func (d *draft) beginRecord(last recordKey, now time.Time) {
+	if !d.Window.over(now) {
+		d.room = d.Window.Room
+	}
+	d.Record = d.N
+	if last.window == d.Window.Name && len(last.ids) < smallRecord && last.size < maxList/2 {
+		d.Record, d.Done, d.doneBytes = last.write, slices.Clone(last.ids), last.size
+	}
+}
+
+// add adds what is to be written about an entry. It reports whether there was room for it.
+func (d *draft) add(e *entry, todo todo) bool {
+	size := jsonSize(e.id)
+	if todo == list {
+		if d.suspended || d.listBytes+size > maxList {
 			return false
 		}
+		d.listBytes += size
+		d.Claim = append(d.Claim, e.id)
 		return true
-	})
-	return left
-}
-
-// list adds a claim of the ids that deliveries want.
-func (c *claimer) list(n *sessionWrite) {
-	w := &c.writer
-	l := &listing{write: n.N}
-	for len(w.wanted) > 0 {
-		e := w.wanted[0]
-		size := jsonSize(e.id)
-		if l.bytes+size > maxList {
-			break
+	}
+	if todo == record && (d.recorded >= d.room || d.doneBytes+size > maxList) {
+		return false
+	}
+	claim := e.claimOf(d.Session)
+	i := slices.IndexFunc(d.ending, func(ending ending) bool { return ending.claimKey == claim })
+	if i < 0 {
+		if len(d.ending) == maxClaims || d.rewritten+claim.size > maxRewrite {
+			return false
 		}
-		w.wanted = w.wanted[1:]
-		e.listing = l
-		l.entries = append(l.entries, e)
-		l.bytes += size
-		n.Claim = append(n.Claim, e.id)
+		i = len(d.ending)
+		d.ending = append(d.ending, ending{claimKey: claim})
+		d.rewritten += claim.size
+	}
+	d.ending[i].n++
+	if todo == record {
+		d.recorded++
+		d.doneBytes += size
+		d.Done = append(d.Done, e.id)
+	}
+	return true
+}
+
+// remainders notes the ids that are left on the claims that ids are taken off.
+func (c *claimer) remainders(d *draft) {
+	for _, claim := range d.ending {
+		left := remainder{N: claim.write}
+		if claim.n < len(claim.ids) {
+			for _, id := range claim.ids {
+				if e := c.entries[id]; e != nil && !e.inFlight { // the session lists an id once, so this write takes off those in flight
+					left.IDs = append(left.IDs, id)
+				}
+			}
+		}
+		d.Left = append(d.Left, left)
 	}
 }
 
-func ids(entries []*entry) []string {
-	ids := make([]string, len(entries))
-	for i, e := range entries {
-		ids[i] = e.id
+// committedAt notes the revision at which the write in flight was committed.
+func (c *claimer) committedAt(w *write, revision int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.committed, w.answered = revision, time.Now()
+	c.checkSession()
+}
+
+// undo takes back a write that was not carried out.
+func (c *claimer) undo(w *write) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.checks = append(w.checks, c.checks...)
+	c.pending, c.sent, c.window = nil, c.sent-1, recordWindow{}
+	c.land(w)
+}
+
+// needsWindow reports whether ids wait to be recorded and there is no window to record them
+// in.
+func (c *claimer) needsWindow() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.pending != nil || c.window.Room > 0 && !c.window.over(time.Now()) {
+		return false
 	}
-	return ids
+	return slices.ContainsFunc(c.due, func(e *entry) bool { return e.next(c.view.session) == record })
+}
+
+// setWindow sets the window of the records that follow.
+func (c *claimer) setWindow(w recordWindow) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.window = w
+}
+
+// over reports whether no more ids are recorded in the window.
+func (w *recordWindow) over(now time.Time) bool { return !w.Until.IsZero() && !now.Before(w.Until) }
+
+// backlog returns about how many ids wait to be written.
+func (c *claimer) backlog() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.due)
 }
 
 // jsonSize bounds the length of an id in a JSON array, without encoding it.

@@ -133,6 +133,12 @@ func (s *doneSet) begin(name string, created int64) {
 	w.created = created
 }
 
+// lives reports whether a window's key exists.
+func (s *doneSet) lives(name string) bool {
+	n, ok := s.numbers[name]
+	return ok && s.windows[n].created > 0
+}
+
 // end forgets all ids of a window at once. Their memory is used again after a
 // sweep.
 func (s *doneSet) end(name string) {

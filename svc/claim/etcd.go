@@ -8,10 +8,10 @@ import (
 	"os"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/etcd"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -34,11 +34,8 @@ type Etcd struct {
 	value  string // of the session's key, for operators
 	client *etcd.Client
 
-	viewed atomic.Int64  // the latest revision that the view has seen
-	reread chan error    // receives why the view must be read again
-	full   chan struct{} // receives when too many ids are remembered
-
-	unreadable string // the keys that were last logged as unreadable
+	full       chan struct{} // receives when too many ids are remembered
+	unreadable *outage.Log
 }
 
 // NewEtcd returns the claims of one process. The client remains the caller's. NewEtcd asks
@@ -46,22 +43,22 @@ type Etcd struct {
 func NewEtcd(client *etcd.Client, o Options) *Etcd {
 	host, _ := os.Hostname()
 	return &Etcd{
-		claimer: newClaimer(newRoleState()), o: o, prefix: "/service/" + o.Role + "/",
-		value:  host + " " + strconv.Itoa(os.Getpid()),
-		client: client,
-		reread: make(chan error, 1), full: make(chan struct{}, 1),
+		claimer: newClaimer(), o: o, prefix: "/service/" + o.Role + "/",
+		value:      host + " " + strconv.Itoa(os.Getpid()),
+		client:     client,
+		full:       make(chan struct{}, 1),
+		unreadable: &outage.Log{Logger: o.Log, Level: slog.LevelWarn, Begins: "keys in etcd are ignored: they cannot be read"},
 	}
 }
 
 // Load reads what etcd remembers. It waits for etcd, and fails only when ctx ends.
 func (s *Etcd) Load(ctx context.Context) error {
-	session, write := s.lastWrite()
-	state, revision, err := s.snapshot(ctx)
+	seen := s.seen()
+	view, revision, err := s.snapshot(ctx, s.view.session)
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
 	}
-	s.rebuild(state, session, write)
-	s.viewed.Store(revision)
+	s.rebuild(view, revision, seen)
 	s.checkFull()
 	return nil
 }
@@ -71,8 +68,6 @@ func (s *Etcd) Load(ctx context.Context) error {
 // still works under one.
 func (s *Etcd) Run(ctx context.Context) {
 	var parts sync.WaitGroup
-	parts.Go(func() { s.follow(ctx) })
-	parts.Go(func() { s.checkHistory(ctx) })
 	parts.Go(func() { s.endOldestWindow(ctx) })
 	last := s.runSessions(ctx)
 	s.claimer.close()

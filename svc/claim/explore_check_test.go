@@ -56,12 +56,12 @@ func (x *run) workers(id string) (n int) {
 // process has seen. Therefore two processes at one revision agree.
 func (x *run) checkView(i int, p *simProcess) {
 	for id, want := range x.etcd.truth[p.view] {
-		if got := p.c.state.Done(id); got != want.done {
+		if got := p.c.view.Done(id); got != want.done {
 			x.fail("%c sees %s done: %v at revision %d, want %v", 'A'+i, id, got, p.view, want.done)
 		}
 		var owner claimKey
-		if c := p.c.state.Owner(id); c != nil && !want.done {
-			owner = *c
+		if claims := p.c.view.Claims(id); len(claims) > 0 && !want.done {
+			owner = *claims[0]
 		}
 		token := revisionOf(owner.token)
 		if owner.session != want.session || token != want.token || owner.session != "" && fmt.Sprintf("%016d", owner.write) != want.write {
@@ -73,7 +73,7 @@ func (x *run) checkView(i int, p *simProcess) {
 // checkGrant checks that the token grows with each new owner, and that a claim keeps
 // its token.
 func (x *run) checkGrant(p *simProcess, d *simDelivery) {
-	now := grant{revisionOf(d.claim.Token), p.c.writer.session}
+	now := grant{revisionOf(d.claim.Token), p.c.view.session}
 	last := x.tokens[d.id]
 	if now.token < last.token || now.token == last.token && now.session != last.session {
 		x.fail("%s was granted with %+v after %+v", d.id, now, last)

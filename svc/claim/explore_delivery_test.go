@@ -80,7 +80,7 @@ func (p *simProcess) finish(d *simDelivery) {
 }
 
 // fail ends the work with a permanent failure and does the first part of claimer.Check.
-func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.requestCheck() }
+func (p *simProcess) fail(d *simDelivery) { d.phase, d.check = checking, p.c.requestWrite() }
 
 // cancelled ends the work because the claim is suspended.
 func (p *simProcess) cancelled(d *simDelivery) {

@@ -25,10 +25,10 @@ type simEtcd struct {
 type simLease struct{ living, session bool }
 
 type simKey struct {
-	value            []byte
-	ids              []string // of claims and records
-	created, version int64
-	lease            int64
+	value                      []byte
+	ids                        []string // of claims and records
+	created, modified, version int64
+	lease                      int64
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
@@ -66,6 +66,7 @@ func (e *simEtcd) put(key string, value string, lease int64) change {
 		k.created = e.revision + 1
 	}
 	k.version++
+	k.modified = e.revision + 1
 	k.value, k.lease = []byte(value), lease
 	if value[0] == '[' {
 		k.ids, _ = parseIDs(k.value)
@@ -117,8 +118,8 @@ func (e *simEtcd) snapshot() (events []change) {
 // simAnswer is etcd's answer to a write.
 type simAnswer struct {
 	leaseGone bool
-	succeeded bool
-	version   int64 // of the session's key, if the condition failed
+	version   int64 // of the session's key
+	revision  int64 // at which it was put
 }
 
 // txn carries out one copy of a write, as etcd does for Etcd.send in commit.go.
@@ -126,7 +127,7 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 	session := "session/" + w.Session
 	version := e.keys[session].version
 	if version != w.N-1 && !(e.broken == "no condition on the version" && version > 0) {
-		return simAnswer{version: version}, nil
+		return simAnswer{version: version, revision: e.keys[session].modified}, nil
 	}
 	if len(w.Done) > 0 && !e.lives(w.Window.Lease) {
 		return simAnswer{leaseGone: true}, nil
@@ -143,32 +144,23 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		if w.NewWindow {
 			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
 		}
-		record := e.paths.recordPath(&w.sessionWrite, w.N)
-		events = append(events, e.put(record, listJSON(w.Done), w.Window.Lease))
-		if w.MergedFrom > 0 {
-			from := e.paths.recordPath(&w.sessionWrite, w.MergedFrom)
-			for _, key := range slices.Sorted(maps.Keys(e.keys)) {
-				if from <= key && key < record {
-					events = append(events, e.delete(key))
-				}
-			}
-		}
+		events = append(events, e.put(e.paths.recordPath(&w.write), listJSON(w.Done), w.Window.Lease))
 	}
 	if !w.half {
 		events = append(events, e.rewrite(w, lease)...)
 	}
 	if len(w.Claim) > 0 {
-		events = append(events, e.put(e.paths.claimPath(&w.sessionWrite, w.N), listJSON(w.Claim), lease))
+		events = append(events, e.put(e.paths.claimPath(&w.write, w.N), listJSON(w.Claim), lease))
 	}
 	e.commit(events)
-	return simAnswer{succeeded: true}, nil
+	return simAnswer{version: w.N, revision: e.revision}, nil
 }
 
 var errHalf = fmt.Errorf("carried out by half")
 
 func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []change) {
 	for _, left := range w.Left {
-		key := e.paths.claimPath(&w.sessionWrite, left.N)
+		key := e.paths.claimPath(&w.write, left.N)
 		if _, exists := e.keys[key]; len(left.IDs) > 0 {
 			events = append(events, e.put(key, listJSON(left.IDs), lease))
 		} else if exists {

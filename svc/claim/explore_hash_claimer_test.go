@@ -11,46 +11,28 @@ func clientLease(i int) clientv3.LeaseID { return clientv3.LeaseID(i) }
 
 // addProcess adds the parts of a process on which its next steps depend.
 func (h *hasher) addProcess(p *simProcess) {
-	h.addBools(p.over, len(p.c.wake) > 0, p.running, p.suspended())
-	w := &p.c.writer
-	h.addWrite(w.session, w.last)
-	h.add(h.version(w.session, w.last), index(&h.windows, w.window.Name), len(p.c.checks))
-	h.addBools(w.windowed, w.pending != nil)
-	if w.pending != nil {
-		h.addContent(w.pending)
-		h.add(len(w.pending.checks))
+	c := p.c
+	h.addBools(p.over, len(c.wake) > 0, p.suspended(), p.sending != nil, c.committed == 0, c.viewed >= c.committed)
+	h.addWrite(c.view.session, c.sent)
+	h.add(h.version(c.view.session, c.sent), index(&h.windows, c.window.Name), len(c.checks))
+	if h.addBools(c.pending != nil); c.pending != nil {
+		h.addContent(c.pending)
+		h.add(len(c.pending.checks))
 	}
-	if h.x.merge > 0 {
-		h.add(len(w.small), w.smallIDs)
-		if len(w.small) > 0 {
-			h.addWrite(w.session, w.small[0].write)
-		}
-		for _, s := range w.small {
-			h.addIDs(s.ids)
-		}
+	if r := c.view.record; len(r.ids) > 0 {
+		h.add(index(&h.windows, r.window))
+		h.addWrite(r.session, r.write)
+		h.addIDs(r.ids)
 	}
-	h.addIDs(ids(w.wanted))
-	h.addIDs(ids(w.finished))
-	h.addSorted(len(w.dirty), func(i int) { h.addListing(p, w.dirty[i]) })
 	for _, id := range h.x.etcd.ids {
 		h.addEntry(p, h.renamed(id))
 	}
 	h.addSorted(len(p.deliveries), func(i int) { h.addDelivery(p, p.deliveries[i]) })
 }
 
-func (h *hasher) addListing(p *simProcess, l *listing) {
-	h.addWrite(p.c.writer.session, l.write)
-	h.addBools(l.dirty)
-	h.addSorted(len(l.entries), func(i int) {
-		e := l.entries[i]
-		h.addID(e.id)
-		h.addBools(e.wanted(), p.c.entries[e.id] == e)
-	})
-}
-
 // addEntry adds the process's knowledge of an id.
 func (h *hasher) addEntry(p *simProcess, id string) {
-	s := p.c.state
+	s := p.c.view
 	hash, shard := s.done.hash(id)
 	n, listed := shard[hash]
 	h.addBools(listed, s.Done(id))
@@ -66,11 +48,7 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 		return
 	}
 	h.add(len(e.waiting))
-	h.add(int(e.stage))
-	h.addBools(e.holder != nil, e.listing != nil, e.done)
-	if e.listing != nil {
-		h.addListing(p, e.listing)
-	}
+	h.addBools(e.holder != nil, e.finished, e.done, e.recorded, e.inFlight, e.due)
 }
 
 func (h *hasher) addDelivery(p *simProcess, d *simDelivery) {
@@ -107,7 +85,7 @@ func (h *hasher) addNet() []byte {
 	h.addSorted(len(h.x.net), func(i int) {
 		w := h.x.net[i]
 		h.addBools(w.current(), w.half)
-		h.addContent(&w.sessionWrite)
+		h.addContent(&w.write)
 	})
 	return h.b
 }
@@ -120,7 +98,7 @@ func (h *hasher) version(session string, n int64) int {
 	return 100
 }
 
-func (h *hasher) addContent(w *sessionWrite) {
+func (h *hasher) addContent(w *write) {
 	h.addWrite(w.Session, w.N)
 	h.add(h.version(w.Session, w.N))
 	h.addIDs(w.Claim)
@@ -131,10 +109,8 @@ func (h *hasher) addContent(w *sessionWrite) {
 	h.addIDs(w.Done)
 	if len(w.Done) > 0 {
 		h.add(index(&h.windows, w.Window.Name))
-		h.addBools(w.NewWindow, w.MergedFrom > 0)
-		if w.MergedFrom > 0 {
-			h.addWrite(w.Session, w.MergedFrom)
-		}
+		h.addBools(w.NewWindow)
+		h.addWrite(w.Session, w.Record)
 	}
 }
 

@@ -55,7 +55,7 @@ func (h *hasher) rank() {
 		if parts := strings.Split(name, "/"); parts[0] == "claim" {
 			h.tokens = append(h.tokens, created)
 			h.number(parts[1], parseNumber(parts[2]))
-		} else if parts[0] == "done" && h.x.merge > 0 {
+		} else if parts[0] == "done" {
 			h.number(parts[2], parseNumber(parts[3]))
 		}
 	}
@@ -65,28 +65,17 @@ func (h *hasher) rank() {
 	low := h.x.etcd.revision
 	for _, p := range h.x.processes {
 		low = min(low, p.view)
-		for name, r := range p.c.state.claims {
+		for name, r := range p.c.view.claims {
 			key(name, r.token)
 		}
-		w := &p.c.writer
-		h.number(w.session, w.last)
-		for _, e := range p.c.entries {
-			if e.listing != nil {
-				h.number(w.session, e.listing.write)
-			}
-		}
-		for _, l := range w.dirty {
-			h.number(w.session, l.write)
-		}
-		if w.pending != nil {
-			h.write(w.pending)
-		}
-		if h.x.merge > 0 && len(w.small) > 0 {
-			h.number(w.session, w.small[0].write)
+		h.number(p.c.view.session, p.c.sent)
+		h.number(p.c.view.session, p.c.view.record.write)
+		if p.c.pending != nil {
+			h.write(p.c.pending)
 		}
 	}
 	for _, w := range h.x.net {
-		h.write(&w.sessionWrite)
+		h.write(&w.write)
 	}
 	for _, events := range h.x.etcd.log[low+1:] {
 		for _, e := range events {
@@ -108,13 +97,13 @@ func parseNumber(s string) int64 {
 
 func (h *hasher) number(session string, n int64) { h.numbers[session] = append(h.numbers[session], n) }
 
-func (h *hasher) write(w *sessionWrite) {
+func (h *hasher) write(w *write) {
 	h.number(w.Session, w.N)
 	for _, left := range w.Left {
 		h.number(w.Session, left.N)
 	}
-	if w.MergedFrom > 0 {
-		h.number(w.Session, w.MergedFrom)
+	if w.Record > 0 {
+		h.number(w.Session, w.Record)
 	}
 }
 
@@ -189,9 +178,7 @@ func (h *hasher) addKey(name string, ids []string, created int64) {
 		h.addToken(created)
 	case "done":
 		h.add(index(&h.windows, parts[1]))
-		if h.x.merge > 0 {
-			h.addWrite(parts[2], parseNumber(parts[3]))
-		}
+		h.addWrite(parts[2], parseNumber(parts[3]))
 	}
 	h.addIDs(ids)
 }

@@ -10,8 +10,8 @@ import (
 // there, and its number must be corrected here.
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
-		reflect.TypeFor[claimer](): 10, reflect.TypeFor[entry](): 6, reflect.TypeFor[Claim](): 5, reflect.TypeFor[writer](): 10,
-		reflect.TypeFor[listing](): 4, reflect.TypeFor[sessionWrite](): 10, reflect.TypeFor[roleState](): 4, reflect.TypeFor[doneSet](): 10,
+		reflect.TypeFor[claimer](): 16, reflect.TypeFor[entry](): 9, reflect.TypeFor[Claim](): 5, reflect.TypeFor[write](): 12,
+		reflect.TypeFor[roleState](): 6, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 5, reflect.TypeFor[doneSet](): 10,
 	} {
 		if typ.NumField() != want {
 			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
@@ -28,12 +28,13 @@ type statePool struct {
 
 func (p *statePool) reset() { p.used = 0 }
 
-func (p *statePool) get() *roleState {
+func (p *statePool) get(session string) *roleState {
 	if p.used == len(p.all) {
-		p.all = append(p.all, newRoleState())
+		p.all = append(p.all, newRoleState(""))
 	}
 	s := p.all[p.used]
 	p.used++
+	s.session, s.record = session, recordKey{}
 	clear(s.sessions)
 	clear(s.claims)
 	clear(s.queues)

@@ -12,11 +12,11 @@ import (
 type simProcess struct {
 	x       *run
 	c       *claimer
-	view    int64 // the revision of the claimer's state
-	lease   int64 // of the session
-	over    bool  // Etcd.runSession has returned, and Etcd.endSession has not been called
-	running bool  // Etcd.write is in its inner loop
-	call    int   // number of Etcd.send's last call: answers to earlier calls are dropped
+	view    int64  // the revision of the claimer's state
+	lease   int64  // of the session
+	over    bool   // Etcd.runSession has returned, and the view has not been read again
+	sending *write // that Etcd.commit has not returned from
+	call    int    // number of Etcd.send's last call: answers to earlier calls are dropped
 
 	deliveries []*simDelivery
 }
@@ -24,7 +24,7 @@ type simProcess struct {
 // simCopy is a copy of a write on its way to etcd. Copies are carried out at any time
 // and in any order, even long after their process has crashed.
 type simCopy struct {
-	sessionWrite
+	write
 	from *simProcess
 	c    *claimer // the claimer that sent it; a crash replaces the claimer of from
 	call int
@@ -36,107 +36,87 @@ func (w *simCopy) current() bool { return w.c == w.from.c && w.call == w.from.ca
 
 // start simulates NewEtcd, Load and the first part of Run.
 func (p *simProcess) start() {
-	*p = simProcess{x: p.x, c: newClaimer(p.x.newState())}
+	*p = simProcess{x: p.x, c: newClaimer()}
 	p.load()
 	p.open()
 }
 
 // load simulates Etcd.Load.
 func (p *simProcess) load() {
-	state := p.x.newState()
-	p.x.unreadable(state.Apply(p.x.etcd.snapshot(), func(string, bool) {}))
-	session, committed := p.c.lastWrite()
-	p.c.rebuild(state, session, committed)
+	view := p.x.newState(p.c.view.session)
+	p.x.unreadable(view.Apply(p.x.etcd.snapshot(), func(string, *recordKey) {}))
 	p.view = p.x.etcd.revision
+	p.c.rebuild(view, p.view, p.c.seen())
 }
 
 // watch simulates Etcd.applyChanges with the next n revisions.
 func (p *simProcess) watch(n int64) {
 	events := slices.Concat(p.x.etcd.log[p.view+1 : p.view+1+n]...)
-	p.x.unreadable(p.c.state.checkNoGap(events))
-	p.x.unreadable(p.c.apply(events))
+	p.x.unreadable(p.c.view.checkNoGap(events))
 	p.view += n
+	p.x.unreadable(p.c.apply(events, p.view))
 }
 
 var farFuture = time.Now().Add(1000 * time.Hour)
 
-// open simulates Etcd.open, and begins the session as Etcd.runSessions does.
+// open simulates Etcd.open and the first part of Etcd.runSession.
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	name := p.x.newSession()
 	p.x.etcd.commit([]change{p.x.etcd.put("session/"+name, "host 1", p.lease)})
-	p.c.beginSession(name, farFuture)
 	p.over = false
+	p.c.beginSession(name, p.x.etcd.revision, farFuture, func(error) {
+		p.over, p.sending = true, nil
+		p.call++
+	})
 }
 
-// end simulates the return of Etcd.runSession.
-func (p *simProcess) end() {
-	p.over, p.running = true, false
-	p.call++
-	p.c.suspendSession()
-}
-
-// endSession simulates Etcd.endSession and the next iteration of runSessions. The rebuild
-// that is requested in between comes late, so the view sees the old session's end.
+// endSession simulates the end of an iteration of Etcd.runSessions, and the beginning of the
+// next.
 func (p *simProcess) endSession() {
 	p.x.etcd.end(p.lease)
-	if w := p.c.pending(); w != nil && len(w.Done) > 0 {
-		if _, exists := p.x.etcd.keys[p.x.etcd.paths.recordPath(w, w.N)]; exists {
-			p.c.recordExists()
-		}
-	}
+	p.load()
 	p.open()
 }
 
 // renew simulates an answer to Etcd.renew while the session is suspended.
 func (p *simProcess) renew() {
 	if !p.x.etcd.lives(p.lease) {
-		p.end()
+		p.c.suspendSession()
 		return
 	}
 	p.c.renewed(farFuture)
 }
 
-// canWrite reports whether Etcd.write continues with a next write.
+// canWrite reports whether Etcd.write can go on with a next write.
 func (p *simProcess) canWrite() bool {
-	if p.over || p.c.pending() != nil {
+	if p.over || p.sending != nil || p.c.pending != nil {
 		return false
 	}
-	if w := &p.c.writer; len(w.wanted)+len(w.finished)+len(w.dirty)+len(p.c.checks) == 0 {
-		p.running = false // next would return nil
+	if len(p.c.due)+len(p.c.checks) == 0 { // compose would return nil
 		select {
 		case <-p.c.wake:
 		default:
 		}
 	}
-	return p.running || len(p.c.wake) > 0
+	return len(p.c.wake) > 0
 }
 
-// write simulates one iteration of the inner loop of Etcd.write.
+// write simulates one iteration of the loop of Etcd.write, up to the call of Etcd.send.
 func (p *simProcess) write() {
-	if !p.running {
-		<-p.c.wake
-		p.running = true
-	}
-	if p.c.needsWindow(time.Now()) {
+	<-p.c.wake
+	if p.c.needsWindow() {
 		p.openWindow()
 	}
-	if p.c.next() == nil {
-		p.running = false
-		return
+	if p.sending = p.c.compose(); p.sending != nil {
+		p.call++
+		p.resend()
 	}
-	p.send()
 }
 
-// send simulates the first part of a call in Etcd.send.
-func (p *simProcess) send() {
-	p.call++
-	p.resend()
-}
-
-// resend sends another copy for the same call.
+// resend sends another copy for the same call of Etcd.send.
 func (p *simProcess) resend() {
-	p.x.net = append(p.x.net, &simCopy{sessionWrite: *p.c.pending(), from: p, c: p.c, call: p.call})
+	p.x.net = append(p.x.net, &simCopy{write: *p.sending, from: p, c: p.c, call: p.call})
 }
 
 // openWindow simulates Etcd.openWindow.
@@ -145,51 +125,20 @@ func (p *simProcess) openWindow() {
 	p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 }
 
-// answer simulates Etcd.commit with the answer to a call.
+// answer simulates the rest of the iteration, with the answer to Etcd.send.
 func (p *simProcess) answer(a simAnswer) {
-	switch {
-	case a.leaseGone:
-		if len(p.c.pending().Done) == 0 {
-			p.end()
-			return
-		}
-		p.openWindow()
-		p.send()
-		return
-	case !a.succeeded:
-		if a.version != p.c.pending().N {
-			p.end()
-			return
-		}
-	}
+	w := p.sending
+	p.sending = nil
 	p.call++ // answers to other copies are dropped
-	p.c.committed()
+	switch {
+	case a.leaseGone && len(w.Done) > 0:
+		p.c.undo(w)
+	case a.leaseGone, a.version != w.N:
+		p.c.suspendSession()
+	default:
+		p.c.committedAt(w, a.revision)
+	}
 }
 
 // suspended reports whether the session is suspended.
 func (p *simProcess) suspended() bool { return p.c.held.Err() != nil }
-
-// oldID is in the first of the small records that nearMerge makes.
-const oldID = "old"
-
-// nearMerge gives the session so many small records that a later one is merged with them;
-// see scenario.merge.
-func (p *simProcess) nearMerge() {
-	p.openWindow()
-	w, e := &p.c.writer, p.x.etcd
-	first := &sessionWrite{Session: w.session, N: 2, Window: w.window}
-	events := []change{
-		e.put("window/"+w.window.Name, "24h", w.window.Lease),
-		e.put(e.paths.recordPath(first, 2), listJSON([]string{oldID}), w.window.Lease),
-	}
-	w.windowed, w.small, w.smallIDs = true, []smallRecord{{2, []string{oldID}}}, 1
-	for w.last = 2; w.last < maxMerged+1-int64(p.x.merge); w.last++ {
-		w.small = append(w.small, smallRecord{write: w.last + 1})
-	}
-	session := "session/" + w.session
-	for e.keys[session].version < w.last {
-		events = append(events, e.put(session, "host 1", p.lease))
-	}
-	e.commit(events)
-	p.x.works[oldID] = 1
-}

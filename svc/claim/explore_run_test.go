@@ -28,7 +28,7 @@ type grant struct {
 	session string
 }
 
-func (x *run) newState() *roleState { return x.explorer.states.get() }
+func (x *run) newState(session string) *roleState { return x.explorer.states.get(session) }
 
 func (x *run) newSession() string {
 	x.sessions++
@@ -45,9 +45,6 @@ func (x *run) begin() {
 		p := &simProcess{x: x}
 		x.processes[i] = p
 		p.start()
-		if x.merge > 0 && i == 0 {
-			p.nearMerge()
-		}
 	}
 	for _, p := range x.processes {
 		p.load()
@@ -77,7 +74,9 @@ func (x *run) take(s step) {
 				w.from.watch(1)
 			}
 			w.from.takeAnswers()
-			w.from.answer(answer)
+			if w.current() { // it has not seen the end of its session meanwhile
+				w.from.answer(answer)
+			}
 		}
 	case answerLostStep:
 		if w, _ := x.execute(int(s.i)); w != nil {
@@ -117,7 +116,7 @@ func (x *run) take(s step) {
 		p.fail(p.deliveries[s.i])
 	case leaderStep: // writes that were forwarded to the old leader may be late, and watches end without a leader
 		for _, p := range x.processes {
-			if !p.over && p.c.pending() != nil {
+			if p.sending != nil {
 				p.resend()
 			}
 			p.load()

@@ -141,7 +141,7 @@ func (x *run) faultsOf(p *simProcess, add func(kind, int)) {
 	if !p.over && !p.suspended() {
 		add(suspendStep, 0)
 	}
-	if !p.over && p.c.pending() != nil {
+	if p.sending != nil {
 		add(resendStep, 0)
 	}
 	for i, d := range p.deliveries {

@@ -17,17 +17,10 @@ type scenario struct {
 	first    string   // the process that each message is delivered to first; empty: any
 	faults   int      // maximum in a run
 	mild     bool     // no crashes, suspensions or lost channels, which lead to the most states
-	merge    int      // the first process has so many small records that this one of the next is merged; 0: none
 	broken   string   // the broken variant; "": none
 }
 
-func (s scenario) ids() []string {
-	ids := slices.Compact(slices.Sorted(slices.Values(s.messages)))
-	if s.merge > 0 {
-		ids = append(ids, oldID)
-	}
-	return ids
-}
+func (s scenario) ids() []string { return slices.Compact(slices.Sorted(slices.Values(s.messages))) }
 
 // symmetries returns 2 if the ids a and b can be exchanged, and otherwise 1.
 func (s scenario) symmetries() int {
@@ -63,8 +56,6 @@ func TestExplore(t *testing.T) {
 		"mild faults":                         {messages: []string{"a", "a"}, faults: 3, mild: true},
 		"two ids in one batch":                {messages: []string{"a", "b"}, first: "AA", faults: 1},
 		"two ids, one of them wanted by both": {messages: []string{"a", "b", "a"}, first: "AAB", faults: 0},
-		"merge of one id":                     {messages: []string{"a", "a"}, faults: 1, merge: 1},
-		"merge of two ids":                    {messages: []string{"a", "b"}, first: "AA", faults: 1, merge: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if testing.Short() {

@@ -15,7 +15,7 @@ func TestFollowingIsReading(t *testing.T) {
 	revisions, states := 0, statePool{ids: newHistory(0).ids}
 	for seed := range uint64(300) {
 		h := newHistory(seed)
-		follower, seen := newRoleState(), int64(0)
+		follower, seen := newRoleState(""), int64(0)
 		for range 80 {
 			h.step()
 			if h.rand.IntN(3) == 0 {
@@ -25,14 +25,14 @@ func TestFollowingIsReading(t *testing.T) {
 			if err := follower.checkNoGap(events); err != nil {
 				t.Fatalf("history %d: %v", seed, err)
 			}
-			if err := follower.Apply(events, func(string, bool) {}); err != nil {
+			if err := follower.Apply(events, func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}
 			seen = h.revision
 			revisions++
 			states.reset()
-			reader := states.get()
-			if err := reader.Apply(h.snapshot(), func(string, bool) {}); err != nil {
+			reader := states.get("")
+			if err := reader.Apply(h.snapshot(), func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}
 			if follower.done.living != reader.done.living {
@@ -60,7 +60,7 @@ func TestFollowingIsReading(t *testing.T) {
 type history struct {
 	*simEtcd
 	rand     *rand.Rand
-	sessions []*sessionWrite // the last write of each session
+	sessions []*write // the last write of each session
 	windows  []recordWindow
 }
 
@@ -83,7 +83,7 @@ func (h *history) step() {
 	switch n := h.rand.IntN(12); {
 	case n == 0 || len(h.sessions) == 0:
 		name := fmt.Sprintf("s%d", h.revision)
-		h.sessions = append(h.sessions, &sessionWrite{Session: name, N: 1})
+		h.sessions = append(h.sessions, &write{Session: name, N: 1})
 		h.commit([]change{h.put("session/"+name, "host 1", h.grant(true))})
 	case n == 1 || len(h.windows) == 0:
 		lease := h.grant(false)
@@ -96,9 +96,9 @@ func (h *history) step() {
 }
 
 // write makes a session claim ids, take some off its earlier claims, and record some
-// that it owns, sometimes merged with earlier records.
-func (h *history) write(last *sessionWrite) {
-	w := &sessionWrite{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
+// that it owns, sometimes added to an earlier record.
+func (h *history) write(last *write) {
+	w := &write{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
 	w.Claim = h.some(func(truth) bool { return true })
 	w.Done = h.some(func(t truth) bool { return t.session == w.Session })
 	left := make(map[string][]string)
@@ -108,25 +108,17 @@ func (h *history) write(last *sessionWrite) {
 		}
 	}
 	records := "done/" + w.Window.Name + "/" + w.Session + "/"
+	w.Record = w.N
 	for n := int64(1); n < w.N && len(w.Done) > 0 && h.rand.IntN(2) == 0; n++ {
 		if k, ok := h.keys[fmt.Sprintf("%s%016d", records, n)]; ok {
-			if w.MergedFrom == 0 {
-				w.MergedFrom = n
-			}
-			w.Done = append(w.Done, k.ids...)
-		}
-	}
-	if w.MergedFrom > 0 { // the new record replaces the whole range after the first merged record
-		for _, key := range slices.Sorted(maps.Keys(h.keys)) {
-			if k := h.keys[key]; strings.HasPrefix(key, records) && key > fmt.Sprintf("%s%016d", records, w.MergedFrom) {
-				w.Done = append(w.Done, k.ids...)
-			}
+			w.Record, w.Done = n, append(k.ids, w.Done...)
+			break
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(left)) {
 		w.Left = append(w.Left, remainder{parseNumber(key[strings.LastIndex(key, "/")+1:]), left[key]})
 	}
-	if a, _ := h.txn(&simCopy{sessionWrite: *w}); a.succeeded {
+	if a, _ := h.txn(&simCopy{write: *w}); a.version == w.N {
 		last.N = w.N
 	}
 }

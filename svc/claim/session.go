@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/etcd"
@@ -12,38 +14,36 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// runSessions runs one session after the other until ctx ends. It returns the lease
-// of the last.
-func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
-	for ctx.Err() == nil {
-		ses, err := s.open(ctx)
-		if err != nil {
-			return last
-		}
-		last = ses.lease
-		s.beginSession(ses.name, ses.validUntil)
-		s.o.Log.Debug("session opened", "session", ses.name, "lease", leaseName(ses.lease), "ttl", s.o.TTL)
-		if err = s.runSession(ctx, ses); ctx.Err() != nil {
-			return last
-		}
-		s.o.Log.Warn("session lost: handlers are cancelled, and a new session claims their ids again", "session", ses.name, "error", err)
-		s.suspendSession()
-		if s.endSession(ctx, ses) != nil {
-			return last
-		}
-		// If etcd was restored from a backup, the view has seen keys that do not exist any
-		// more. By now its revisions may be higher than before, so checkHistory alone may
-		// miss it.
-		s.requestReread(errors.New("the session is over"))
-	}
-	return last
-}
-
 // session is a lease that this process keeps alive.
 type session struct {
 	name       string
 	lease      clientv3.LeaseID
 	validUntil time.Time
+	began      int64 // the revision at which its key was put
+}
+
+// runSessions runs one session after the other until ctx ends. It returns the lease
+// of the last.
+func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
+	for {
+		ses, err := s.open(ctx)
+		if err != nil {
+			return last
+		}
+		last = ses.lease
+		s.o.Log.Debug("session opened", "session", ses.name, "lease", leaseName(ses.lease), "ttl", s.o.TTL)
+		err = s.runSession(ctx, ses)
+		if ctx.Err() != nil {
+			return last
+		}
+		s.suspendSession()
+		s.o.Log.Warn("session lost: handlers are cancelled, and a new session claims their ids again", "session", ses.name, "error", err)
+		// After the revocation no late copy of a write can take effect, so a view that is read
+		// now shows all that the session has written, and all that it ever will have.
+		if s.client.Revoke(ctx, ses.lease) != nil || s.reload(ctx, errors.New("the session is over")) != nil {
+			return last
+		}
+	}
 }
 
 // open grants a lease and puts the session's key, which gets version 1.
@@ -54,11 +54,14 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 		if err != nil {
 			return nil, err
 		}
-		ses := &session{randomName(), lease.ID, lease.Asked.Add(s.o.TTL)}
+		ses := &session{name: randomName(), lease: lease.ID, validUntil: lease.Asked.Add(s.o.TTL)}
 		key := s.prefix + "session/" + ses.name
-		_, err = s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
+		resp, err := s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
 			[]clientv3.Op{clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))})
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			if err == nil {
+				ses.began = resp.Header.Revision // or later, if an earlier copy of the call put the key
+			}
 			return ses, err
 		}
 		if !warned {
@@ -73,9 +76,13 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 	}
 }
 
-// runSession renews the session and sends its writes until it is over.
+// runSession follows the changes, renews the session and sends its writes until it is over.
 func (s *Etcd) runSession(ctx context.Context, ses *session) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	s.beginSession(ses.name, ses.began, ses.validUntil, end)
 	parts, ctx := errgroup.WithContext(ctx)
+	parts.Go(func() error { return s.follow(ctx) })
 	parts.Go(func() error { return s.renew(ctx, ses) })
 	parts.Go(func() error { return s.write(ctx, ses) })
 	return parts.Wait()
@@ -96,7 +103,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 		sent, err := s.client.Renew(ctx, ses.lease, s.o.TTL/8)
 		if err != nil {
@@ -107,23 +114,102 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		if s.renewed(validUntil) {
 			s.o.Log.Info("session resumed", "session", ses.name)
 		}
+		if err := s.checkHistory(ctx); err != nil {
+			return err
+		}
 	}
 }
 
-// endSession revokes the lease of a session that is over. After that no late copy
-// of the pending write can take effect, so the record of that write exists now or
-// never will.
-func (s *Etcd) endSession(ctx context.Context, ses *session) error {
-	if err := s.client.Revoke(ctx, ses.lease); err != nil {
-		return err
+// checkHistory fails if etcd's revision is below one that the view has seen: etcd was restored
+// from a backup, and the watch would wait in silence for the revisions that it lost.
+func (s *Etcd) checkHistory(ctx context.Context) error {
+	seen := s.seen()
+	ctx, cancel := context.WithTimeout(ctx, s.o.TTL/8) // the next renewal must not wait for the answer
+	defer cancel()
+	resp, err := s.client.Get(ctx, s.prefix)
+	if err == nil && resp.Header.Revision < seen {
+		return wentBack(seen, resp.Header.Revision)
 	}
-	pending := s.pending()
-	if pending == nil || len(pending.Done) == 0 {
-		return nil
+	return nil
+}
+
+// beginSession starts a new session, whose key was put at that revision with version 1. It
+// will claim the ids that deliveries still want, or have finished. end ends its context.
+func (c *claimer) beginSession(session string, began int64, validUntil time.Time, end func(error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.suspend(ErrSuspended)
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	c.validUntil, c.end = validUntil, end
+	c.view.session, c.view.record = session, recordKey{}
+	c.pending, c.sent, c.committed, c.window = nil, 1, began, recordWindow{}
+	c.checks = nil // their callers have seen the end of Held
+	for _, e := range c.entries {
+		e.inFlight = false
 	}
-	resp, err := s.client.Get(ctx, s.recordPath(pending, pending.N), clientv3.WithCountOnly())
-	if err == nil && resp.Count > 0 {
-		s.recordExists()
+	c.reviewAll()
+}
+
+// renewed notes that the session was renewed. A suspended session goes on, unless it is over,
+// or the answer took so long that the time is over already.
+func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end == nil || !time.Now().Before(validUntil) {
+		return false
 	}
-	return err
+	wasValid := c.valid()
+	c.validUntil = validUntil
+	if wasValid {
+		return false
+	}
+	if resumed = c.held.Err() != nil; resumed {
+		c.held, c.suspend = context.WithCancelCause(context.Background())
+	}
+	c.reviewAll()
+	return resumed
+}
+
+// valid reports whether the session may be assumed to live.
+func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
+
+// suspendSession ends the contexts of all claims, and grants nothing until the next session.
+func (c *claimer) suspendSession() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endSession(nil)
+}
+
+// endSession is suspendSession for callers that hold the lock. The session's context ends.
+func (c *claimer) endSession(cause error) {
+	c.suspend(ErrSuspended)
+	if c.end != nil {
+		c.end(cause)
+		c.end = nil
+	}
+}
+
+// suspendExpired suspends the session unless it was renewed meanwhile. It reports
+// whether it did.
+func (c *claimer) suspendExpired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held.Err() != nil || time.Now().Before(c.validUntil) {
+		return false
+	}
+	c.suspend(ErrSuspended)
+	return true
+}
+
+// reviewAll reviews all entries, in the same order each time, unlike the map's.
+func (c *claimer) reviewAll() {
+	all := make([]*entry, 0, len(c.entries))
+	for _, e := range c.entries {
+		all = append(all, e)
+	}
+	slices.SortFunc(all, func(a, b *entry) int { return strings.Compare(a.id, b.id) })
+	for _, e := range all {
+		c.review(e)
+	}
+	c.notify()
 }

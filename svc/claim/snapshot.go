@@ -17,10 +17,10 @@ const (
 	progressInterval = 5 * time.Second // between two lines of the log while reading
 )
 
-// snapshot reads all keys at one revision.
-func (s *Etcd) snapshot(ctx context.Context) (state *roleState, revision int64, err error) {
+// snapshot reads all keys at one revision, as the view of a process with that session.
+func (s *Etcd) snapshot(ctx context.Context, session string) (state *roleState, revision int64, err error) {
 	for {
-		state = newRoleState()
+		state = newRoleState(session)
 		state.done.load()
 		revision, err = s.readAll(ctx, state)
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
@@ -67,7 +67,7 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		unreadable = cmp.Or(unreadable, state.Apply(changes, func(string, bool) {}))
+		unreadable = cmp.Or(unreadable, state.Apply(changes, func(string, *recordKey) {}))
 		if time.Since(told) > progressInterval {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)

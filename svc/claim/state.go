@@ -12,20 +12,24 @@ import (
 
 // change is one change of a key.
 type change struct {
-	Key     string // without /service/<role>/
+	Key     string // without the prefix of the role's keys
 	Value   []byte
 	Deleted bool
 	Created int64 // the key's CreateRevision
 	Version int64 // how often the key was put since then
 }
 
-// roleState is the state of a role at one revision, as a pure function of its keys. It
-// knows no server, no goroutine and no clock, and is not safe for concurrent use.
+// roleState is the state of a role at one revision, as a pure function of its keys: the
+// view of a process. It knows no server, no goroutine and no clock, and is not safe for
+// concurrent use.
 type roleState struct {
 	sessions map[string]int64       // versions of session/<s>
 	claims   map[string]*claimKey   // by claim/<s>/<n>
 	queues   map[string][]*claimKey // the claims that list an id, the oldest first
 	done     *doneSet
+
+	session string    // of the process whose view this is; "": it has none yet
+	record  recordKey // the latest of that session
 }
 
 // claimKey is a key claim/<s>/<n>.
@@ -34,30 +38,42 @@ type claimKey struct {
 	write   int64
 	token   int64 // CreateRevision
 	ids     []string
+	size    int // of the value, in bytes
 }
 
-// newRoleState returns the state of a role without keys.
-func newRoleState() *roleState {
-	return &roleState{sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey), done: newDoneSet()}
+// recordKey is a key done/<w>/<s>/<n>.
+type recordKey struct {
+	window, session string
+	write           int64
+	ids             []string
+	size            int // of the value, in bytes
+}
+
+// newRoleState returns the state of a role without keys, as the view of a process.
+func newRoleState(session string) *roleState {
+	return &roleState{
+		sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
+		done: newDoneSet(), session: session,
+	}
 }
 
 // Done reports whether id was processed.
 func (s *roleState) Done(id string) bool { return s.done.has(id) }
 
-// Owner returns the oldest claim that lists id, or nil. It owns the id unless that is done.
-func (s *roleState) Owner(id string) *claimKey {
-	if queue := s.queues[id]; len(queue) > 0 {
-		return queue[0]
-	}
-	return nil
-}
+// Claims returns the claims that list id, the oldest first. That one owns the id unless it
+// is done.
+func (s *roleState) Claims(id string) []*claimKey { return s.queues[id] }
 
 // Version returns how many writes of a session the state has seen; 0 if the
 // session does not live.
 func (s *roleState) Version(session string) int64 { return s.sessions[session] }
 
-// checkNoGap fails if changes before these were missed, as when etcd was restored
-// from a backup: each write raises the version of its session's key by one.
+// errMissed says that etcd was restored from a backup: changes are missing between those that
+// the view shows and the next.
+var errMissed = errors.New("changes were missed")
+
+// checkNoGap returns errMissed if changes before these were missed: each write raises the
+// version of its session's key by one.
 func (s *roleState) checkNoGap(changes []change) error {
 	versions := make(map[string]int64)
 	for _, ch := range changes {
@@ -70,7 +86,7 @@ func (s *roleState) checkNoGap(changes []change) error {
 			before = s.sessions[name]
 		}
 		if !ch.Deleted && ch.Version != before+1 {
-			return fmt.Errorf("changes were missed: write %d of session %s follows write %d", ch.Version, name, before)
+			return fmt.Errorf("%w: write %d of session %s follows write %d", errMissed, ch.Version, name, before)
 		}
 		versions[name] = ch.Version // 0 if deleted
 	}
@@ -79,34 +95,38 @@ func (s *roleState) checkNoGap(changes []change) error {
 
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
 // that they may concern: no process sees a part of a revision. (A page of a snapshot may be a
-// part, but its state is used only when all pages have been applied.) recorded says that a record
-// lists the id; otherwise its owner may have changed. Keys that cannot be read are ignored.
-// The error names the first of them: there may be very many.
-func (s *roleState) Apply(changes []change, changed func(id string, recorded bool)) error {
-	touched := make([][]string, len(changes))
-	recorded := func(i int) bool { return strings.HasPrefix(changes[i].Key, "done/") }
+// part, but its state is used only when all pages have been applied.) record is the record
+// that lists the id; nil means that its claims have changed. Keys that cannot be read are
+// ignored. The error names the first of them: there may be very many.
+func (s *roleState) Apply(changes []change, changed func(id string, record *recordKey)) error {
+	type touched struct {
+		ids    []string
+		record *recordKey
+	}
+	all := make([]touched, 0, len(changes))
 	added := 0
 	var unreadable error
-	for i, ch := range changes {
-		ids, err := s.apply(ch)
+	for _, ch := range changes {
+		ids, record, err := s.applyOne(ch)
 		if err != nil {
 			unreadable = cmp.Or(unreadable, fmt.Errorf("key %s: %w", ch.Key, err))
 		}
-		if touched[i] = ids; recorded(i) {
+		if all = append(all, touched{ids, record}); record != nil {
 			added += len(ids)
 		}
 	}
 	s.done.sweep(added)
-	for i, ids := range touched {
-		for _, id := range ids {
-			changed(id, recorded(i))
+	for _, t := range all {
+		for _, id := range t.ids {
+			changed(id, t.record)
 		}
 	}
 	return unreadable
 }
 
-// apply applies one change, and returns the ids that it may concern.
-func (s *roleState) apply(ch change) ([]string, error) {
+// applyOne applies one change. It returns the ids that the change may concern, and the
+// record if the change is one.
+func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 	kind, name, _ := strings.Cut(ch.Key, "/")
 	switch kind {
 	case "session":
@@ -122,21 +142,37 @@ func (s *roleState) apply(ch change) ([]string, error) {
 			s.done.begin(name, ch.Created)
 		}
 	case "done":
-		if ch.Deleted { // a merged record replaces it, or its window ends in the same revision
-			return nil, nil
+		if !ch.Deleted { // otherwise its window ends in the same revision
+			return s.applyRecord(ch, name)
 		}
-		window, _, _ := strings.Cut(name, "/")
-		ids, err := parseIDs(ch.Value)
-		for _, id := range ids {
-			s.done.add(id, window)
-		}
-		return ids, err
 	case "claim":
-		return s.applyClaim(ch, name)
+		ids, err := s.applyClaim(ch, name)
+		return ids, nil, err
 	default:
-		return nil, errors.New("not of a known form: ignored")
+		return nil, nil, errors.New("not of a known form: ignored")
 	}
-	return nil, nil
+	return nil, nil, nil
+}
+
+// applyRecord applies the key done/<name>.
+func (s *roleState) applyRecord(ch change, name string) ([]string, *recordKey, error) {
+	r := &recordKey{size: len(ch.Value)}
+	r.window, name, _ = strings.Cut(name, "/")
+	session, write, _ := strings.Cut(name, "/")
+	r.session = session
+	n, err := strconv.ParseInt(write, 10, 64)
+	if err != nil {
+		return nil, nil, err
+	}
+	r.write = n
+	r.ids, err = parseIDs(ch.Value)
+	for _, id := range r.ids {
+		s.done.add(id, r.window)
+	}
+	if r.session == s.session && r.write >= s.record.write {
+		s.record = *r
+	}
+	return r.ids, r, err
 }
 
 // applyClaim applies a change of the key claim/<name>.
@@ -145,7 +181,7 @@ func (s *roleState) applyClaim(ch change, name string) ([]string, error) {
 	switch {
 	case ch.Deleted && known:
 		delete(s.claims, ch.Key)
-		return s.list(claim, nil), nil
+		return s.replace(claim, nil), nil
 	case ch.Deleted:
 		return nil, nil
 	case !known:
@@ -157,13 +193,14 @@ func (s *roleState) applyClaim(ch change, name string) ([]string, error) {
 		claim = &claimKey{session: session, write: n, token: ch.Created}
 		s.claims[ch.Key] = claim
 	}
+	claim.size = len(ch.Value)
 	ids, err := parseIDs(ch.Value)
-	return s.list(claim, ids), err
+	return s.replace(claim, ids), err
 }
 
-// list makes a claim list these ids, and returns those that it did not list before or
+// replace replaces the ids of a claim, and returns those that it did not list before or
 // lists no more. Nearly always ids are some of the earlier ones, in the same order.
-func (s *roleState) list(claim *claimKey, ids []string) (changed []string) {
+func (s *roleState) replace(claim *claimKey, ids []string) (changed []string) {
 	kept := 0
 	for _, id := range claim.ids {
 		if kept < len(ids) && ids[kept] == id {

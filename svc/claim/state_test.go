@@ -13,10 +13,11 @@ func owner(s *roleState, id string) string {
 	if s.Done(id) {
 		return "done"
 	}
-	c := s.Owner(id)
-	if c == nil {
+	claims := s.Claims(id)
+	if len(claims) == 0 {
 		return "absent"
 	}
+	c := claims[0]
 	return fmt.Sprintf("%s/%d token %d", c.session, c.write, c.token)
 }
 
@@ -66,9 +67,10 @@ func TestRule(t *testing.T) {
 			{[]change{put(2, "done/w/a/2", "x")}, "absent"},
 			{[]change{window}, "done"},
 		},
-		"the end of a record says nothing: it was merged": {
-			{[]change{window, put(2, "done/w/a/2", "x")}, "done"},
-			{[]change{put(3, "done/w/a/3", "x", "y"), gone("done/w/a/2")}, "done"},
+		"ids are added to a record, whose end alone says nothing": {
+			{[]change{window, put(2, "done/w/a/2", "y")}, "absent"},
+			{[]change{put(2, "done/w/a/2", "y", "x")}, "done"},
+			{[]change{gone("done/w/a/2")}, "done"},
 		},
 		"the end of a window forgets its own ids only": {
 			{[]change{window, {Key: "window/v", Created: 2, Version: 1}, put(2, "done/v/a/2", "x")}, "done"},
@@ -90,9 +92,9 @@ func TestRule(t *testing.T) {
 	}
 	for name, steps := range tests {
 		t.Run(name, func(t *testing.T) {
-			s := newRoleState()
+			s := newRoleState("a")
 			for i, step := range steps {
-				if err := s.Apply(step.events, func(string, bool) {}); err != nil {
+				if err := s.Apply(step.events, func(string, *recordKey) {}); err != nil {
 					t.Fatal(err)
 				}
 				if got := owner(s, "x"); got != step.want {
@@ -105,7 +107,7 @@ func TestRule(t *testing.T) {
 
 // Apply names each id whose owner may have changed, including ids that the change removes.
 func TestApplyNamesTheIDs(t *testing.T) {
-	s := newRoleState()
+	s := newRoleState("a")
 	tests := []struct {
 		event change
 		want  string
@@ -119,7 +121,7 @@ func TestApplyNamesTheIDs(t *testing.T) {
 	}
 	for _, tt := range tests {
 		changed := make(map[string]bool)
-		if err := s.Apply([]change{tt.event}, func(id string, _ bool) { changed[id] = true }); err != nil {
+		if err := s.Apply([]change{tt.event}, func(id string, _ *recordKey) { changed[id] = true }); err != nil {
 			t.Fatal(err)
 		}
 		var got []string
@@ -142,8 +144,8 @@ func TestUnreadableKeys(t *testing.T) {
 		{Key: "done/w/a/2", Value: []byte(`["x",1]`)},
 		{Key: "other/a", Value: []byte(`["x"]`)},
 	} {
-		s := newRoleState()
-		err := s.Apply([]change{bad, put(3, "claim/b/2", "y")}, func(string, bool) {})
+		s := newRoleState("a")
+		err := s.Apply([]change{bad, put(3, "claim/b/2", "y")}, func(string, *recordKey) {})
 		if err == nil || !strings.Contains(err.Error(), bad.Key) {
 			t.Errorf("%s: the error is %v", bad.Key, err)
 		}
@@ -174,8 +176,8 @@ func TestFollows(t *testing.T) {
 		"the second of two":          {[]change{session("a", 4), session("a", 6)}, false},
 	}
 	for name, tt := range tests {
-		s := newRoleState()
-		s.Apply([]change{session("a", 3)}, func(string, bool) {})
+		s := newRoleState("a")
+		s.Apply([]change{session("a", 3)}, func(string, *recordKey) {})
 		if err := s.checkNoGap(tt.events); (err == nil) != tt.ok {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"testing"
@@ -13,7 +14,7 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	working, worked := x.a.c.enqueue("1"), x.a.c.enqueue("2")
 	x.runUntilIdle()
 	token := working.Token
-	x.a.c.suspendSession()
+	x.a.c.suspend(ErrSuspended)
 	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) {
 		t.Errorf("Held ends with %v", cause)
 	}
@@ -37,33 +38,47 @@ func TestSuspendedAndGoesOn(t *testing.T) {
 	}
 }
 
-// A process that sees the end of its own session suspends its claims at once: from that
-// revision on another process owns the ids.
+// A process that sees the end of its own session suspends its claims at once, and ends the
+// session: from that revision on another process owns the ids.
 func TestSessionEndsUnderAProcess(t *testing.T) {
 	x := newPair(t, "1")
 	working, waiting := x.a.c.enqueue("1"), x.b.c.enqueue("1")
 	x.runUntilIdle()
 	x.etcd.end(x.a.lease)
 	x.a.watch(1)
-	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) {
-		t.Errorf("Held has ended with %v", cause)
+	if cause := context.Cause(working.Held); !errors.Is(cause, ErrSuspended) || !x.a.over {
+		t.Errorf("Held has ended with %v, the session: %t", cause, x.a.over)
+	}
+	if x.a.c.renewed(farFuture) {
+		t.Error("an answer to a renewal resumes it")
 	}
 	x.b.watch(1)
 	x.expect(waiting, "granted")
 	x.askAgain(x.a, working)
-	x.runUntilIdle()
-	if !x.a.over {
-		t.Fatal("no write shows that the session is over")
-	}
 	x.a.endSession()
 	x.runUntilIdle()
 	x.expect(working, "waits")
 	x.expectClaims("1", 2)
 }
 
+// A view that was read anew and is older than what was seen before shows that etcd was
+// restored from a backup: the session is over.
+func TestReadFromABackup(t *testing.T) {
+	x := newPair(t, "1")
+	granted := x.a.c.enqueue("1")
+	x.runUntilIdle()
+	x.a.load()
+	if granted.Held.Err() != nil || x.a.over {
+		t.Fatal("a view that is up to date ends the session")
+	}
+	x.a.c.rebuild(newRoleState(x.a.c.view.session), x.a.view-1, x.a.c.seen())
+	if granted.Held.Err() == nil || !x.a.over {
+		t.Error("the session goes on")
+	}
+}
+
 // lose ends the session of a process, as an outage of more than CLAIM_TTL does.
 func (x *pair) lose(p *simProcess) {
-	p.c.suspendSession()
 	x.etcd.end(p.lease)
 	p.renew()
 	p.endSession()
@@ -137,123 +152,76 @@ func TestSessionLost(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("its record exists", func(t *testing.T) {
-		x := newPair(t, "1")
-		worked := x.a.c.enqueue("1")
-		x.runUntilIdle()
-		x.finish(x.a, worked)
-		x.a.write()
-		x.execute(0) // its answer is lost
-		x.lose(x.a)
-		if err := recorded(t, worked); err != nil {
-			t.Error(err)
-		}
-		if n := x.write(x.a); n != 0 {
-			t.Errorf("%d writes follow", n)
-		}
-	})
-	t.Run("its record does not exist", func(t *testing.T) {
-		x := newPair(t, "1")
-		worked := x.a.c.enqueue("1")
-		x.runUntilIdle()
-		x.finish(x.a, worked)
-		x.a.write()
-		x.lose(x.a)
-		if _, answer := x.execute(0); answer.succeeded {
-			t.Error("a late copy is carried out")
-		}
-		if len(worked.answer) > 0 {
-			t.Error("complete has returned")
-		}
-		x.runUntilIdle()
-		if err := recorded(t, worked); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, exists := range []bool{true, false} {
+		t.Run(map[bool]string{true: "its record exists", false: "its record does not exist"}[exists], func(t *testing.T) {
+			x := newPair(t, "1")
+			worked := x.a.c.enqueue("1")
+			x.runUntilIdle()
+			x.finish(x.a, worked)
+			x.a.write()
+			if exists {
+				x.execute(0) // its answer is lost
+			}
+			x.lose(x.a)
+			if answered := len(worked.answer) > 0; answered != exists {
+				t.Errorf("complete has returned: %t", answered)
+			}
+			if !exists {
+				if _, answer := x.execute(0); answer.version != 0 {
+					t.Error("a late copy is carried out")
+				}
+			}
+			writes := x.runUntilIdle()
+			if err := recorded(t, worked); err != nil {
+				t.Error(err)
+			}
+			if exists && writes > 0 {
+				t.Errorf("%d writes follow", writes)
+			}
+		})
+	}
 }
 
-// overtaken returns a claim of process a whose session ended unseen by a. Process b has
-// recorded the id after a had finished its work, and a has seen that record. before runs
-// before b records.
-func (x *pair) overtaken(before func()) *Claim {
-	x.t.Helper()
-	first := x.a.c.enqueue("1")
-	x.runUntilIdle()
-	second := x.b.c.enqueue("1")
-	x.runUntilIdle()
-	x.etcd.end(x.a.lease)
-	x.finish(x.a, first)
-	before()
-	x.b.watch(x.etcd.revision - x.b.view)
-	x.finish(x.b, second)
-	x.write(x.b)
-	x.a.watch(x.etcd.revision - x.a.view)
-	return first
-}
-
-// Work that another process has recorded first is not recorded a second time.
+// Work that another process has recorded first, unseen, is not recorded a second time. After
+// close no change of the view answers a call that close has answered.
 func TestRecordedByAnotherFirst(t *testing.T) {
-	x := newPair(t, "1")
-	first := x.overtaken(func() {})
-	if err := recorded(t, first); !errors.Is(err, ErrDone) {
-		t.Errorf("complete after another process has completed: %v", err)
-	}
-	if x.a.write(); x.a.c.pending() != nil && len(x.a.c.pending().Done) > 0 {
-		t.Errorf("write %+v", x.a.c.pending())
-	}
-}
-
-// After close no change of the state answers a call that close has answered.
-func TestChangeAfterClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) { // which ends a test that blocks
-		x := newPair(t, "1")
-		first := x.overtaken(x.a.c.close)
-		if err := recorded(t, first); !errors.Is(err, ErrClosed) || len(first.answer) > 0 {
-			t.Errorf("complete: %v, %d more answers", err, len(first.answer))
-		}
-	})
-}
-
-// A view that was read anew and does not show a committed write suspends the session
-// until its next write is answered.
-func TestRebuiltWithoutAWrite(t *testing.T) {
-	x := newPair(t, "1", "2")
-	granted := x.a.c.enqueue("1")
-	x.runUntilIdle()
-	waits := x.b.c.enqueue("1") // to be granted if only b's claim were left
-	x.runUntilIdle()
-	session, committed := x.a.c.lastWrite()
-	x.a.c.rebuild(x.a.c.state, session, committed)
-	if granted.Held.Err() != nil {
-		t.Fatal("the session is suspended, and every write is seen")
-	}
-	x.a.c.rebuild(newRoleState(), session, committed)
-	if granted.Held.Err() == nil {
-		t.Error("the session goes on")
-	}
-	x.askAgain(x.a, granted)
-	if !x.a.c.renewed(farFuture) {
-		t.Error("a renewal does not resume the session")
-	}
-	x.expect(granted, "waits") // the state has no claim of it
-	x.expect(waits, "waits")
-	x.etcd.end(x.a.lease)
-	if n := x.write(x.a); n != 1 || !x.a.over {
-		t.Errorf("%d writes found out that the session is over: %t", n, x.a.over)
+	for name, want := range map[string]error{"open": ErrDone, "closed": ErrClosed} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // which ends a test that blocks
+				x := newPair(t, "1")
+				first := x.a.c.enqueue("1")
+				x.runUntilIdle()
+				second := x.b.c.enqueue("1")
+				x.runUntilIdle()
+				x.etcd.end(x.a.lease) // unseen by a
+				x.finish(x.a, first)
+				if want == ErrClosed {
+					x.a.c.close()
+				}
+				x.see(x.b)
+				x.finish(x.b, second)
+				x.write(x.b)
+				x.see(x.a)
+				if err := recorded(t, first); !errors.Is(err, want) || len(first.answer) > 0 {
+					t.Errorf("complete: %v, %d more answers", err, len(first.answer))
+				}
+			})
+		})
 	}
 }
 
 // A timer that fires as the session is renewed does not suspend it.
 func TestRenewedAsItExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newClaimer(newRoleState())
-		c.beginSession("s", time.Now().Add(ttlOfTest))
-		<-time.After(ttlOfTest)
-		c.renewed(time.Now().Add(ttlOfTest))
+		const ttl = 10 * time.Second
+		c := newClaimer()
+		c.beginSession("s", 1, time.Now().Add(ttl), func(error) {})
+		<-time.After(ttl)
+		c.renewed(time.Now().Add(ttl))
 		if c.suspendExpired() || !c.valid() {
 			t.Error("the session is suspended although it was renewed")
 		}
-		<-time.After(ttlOfTest)
+		<-time.After(ttl)
 		if !c.suspendExpired() || c.valid() {
 			t.Error("the session is not suspended although it has expired")
 		}
@@ -263,4 +231,60 @@ func TestRenewedAsItExpires(t *testing.T) {
 	})
 }
 
-const ttlOfTest = 10 * time.Second
+func TestIsOver(t *testing.T) {
+	tests := map[string]struct {
+		version, revision, sent, committed int64
+		want                               bool
+	}{
+		"the last write is shown":           {3, 10, 3, 10, false},
+		"it is shown before its answer":     {3, 10, 3, 0, false},
+		"it is unanswered":                  {2, 10, 3, 0, false},
+		"the view is older":                 {2, 9, 3, 10, false},
+		"a view read anew is older":         {0, 9, 3, 10, false},
+		"the view should show it":           {2, 10, 3, 10, true},
+		"the key is gone":                   {0, 11, 3, 10, true},
+		"the key is gone, no answer":        {0, 11, 3, 0, true},
+		"the new session is not shown yet":  {0, 9, 1, 10, false},
+		"the new session ended unseen":      {0, 10, 1, 10, true},
+		"somebody else has written the key": {4, 11, 3, 10, true},
+	}
+	for name, tt := range tests {
+		if got := isOver(tt.version, tt.revision, tt.sent, tt.committed); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// The view lags when it does not show an answered write within 2 s of its sending, or 0.5 s of
+// its answer, whichever is later. A new watch has a second.
+func TestLags(t *testing.T) {
+	tests := map[string]struct {
+		answered, opened time.Duration // after the sending; answered 0: not
+		want             time.Duration // after the sending; 0: never
+	}{
+		"answered at once":         {time.Millisecond, -time.Hour, 2 * time.Second},
+		"answered late":            {3 * time.Second, -time.Hour, 3500 * time.Millisecond},
+		"unanswered":               {0, -time.Hour, 0},
+		"the watch is opened then": {time.Millisecond, 4 * time.Second, 5 * time.Second},
+	}
+	for name, tt := range tests {
+		synctest.Test(t, func(t *testing.T) {
+			c, sent := newClaimer(), time.Now()
+			w := &write{N: 2, sent: sent}
+			c.pending = w
+			if tt.answered > 0 {
+				w.answered = sent.Add(tt.answered)
+			}
+			lagsAfter := func(d time.Duration) bool {
+				<-time.After(time.Until(sent.Add(d)))
+				return c.lags(sent.Add(tt.opened))
+			}
+			if before := lagsAfter(cmp.Or(tt.want, time.Hour)); before {
+				t.Errorf("%s: it lags too early", name)
+			}
+			if after := lagsAfter(cmp.Or(tt.want, time.Hour) + time.Millisecond); after != (tt.want > 0) {
+				t.Errorf("%s: it lags: %t", name, after)
+			}
+		})
+	}
+}

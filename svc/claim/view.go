@@ -11,26 +11,43 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/etcd"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// One rule tells whether the view can be trusted: it shows a write that was answered within
+// maxLag of its sending, or answerLag of its answer, whichever is later. The member that serves
+// the watch may be cut off or frozen, or its disk may hang. A session with entries writes at
+// least every maxLag, so the rule notices a watch that is silent, too.
 const (
-	// maxLag bounds how long the view may lag behind a write that is known to be
-	// committed: the member that serves the watch may be cut off or frozen, or etcd
-	// was restored from a backup.
-	maxLag          = 2 * time.Second
-	lagInterval     = maxLag / 4      // how often the watch looks at its lag
-	historyInterval = 2 * time.Second // how often checkHistory asks for etcd's revision
+	maxLag      = 2 * time.Second
+	answerLag   = maxLag / 4
+	lagInterval = maxLag / 8 // how often the rule is checked
 )
 
-// follow applies the changes in etcd to the state until ctx ends.
-func (s *Etcd) follow(ctx context.Context) {
+// errLags says that the view does not show what it should show.
+var errLags = errors.New("the watch does not show what this process wrote")
+
+// follow applies the changes in etcd to the view until ctx ends, or changes were missed: etcd
+// was restored from a backup. A watch that ends or lags is followed by another. The view is read
+// anew only if that cannot be opened, or lags without showing anything: reading many ids takes
+// longer.
+func (s *Etcd) follow(ctx context.Context) error {
 	pause := etcd.NewBackoff()
 	for {
-		began := time.Now()
-		err := s.watch(ctx, s.viewed.Load()+1)
-		if ctx.Err() != nil {
-			return
+		began, from := time.Now(), s.viewedRevision()
+		err := s.watch(ctx, from+1)
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, errMissed):
+			return err
+		case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, errLags) && s.viewedRevision() == from:
+			if err := s.reload(ctx, err); err != nil {
+				return err
+			}
+		default:
+			s.o.Log.Debug("watch opened again", "reason", err)
 		}
 		if time.Since(began) > maxLag {
 			pause.Reset()
@@ -38,19 +55,7 @@ func (s *Etcd) follow(ctx context.Context) {
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():
-			return
 		}
-		// Until the new state is there, ids that are known to be done are skipped,
-		// and no newly claimed id is granted.
-		reading, before := time.Now(), s.Remembered()
-		if s.Load(ctx) != nil {
-			return
-		}
-		level := slog.LevelInfo
-		if s.Remembered() < before {
-			level = slog.LevelWarn
-		}
-		s.o.Log.Log(ctx, level, "view read again", "reason", err, "ids", s.Remembered(), "before", before, "took", time.Since(reading).Round(time.Millisecond))
 	}
 }
 
@@ -62,7 +67,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	if err != nil {
 		return err
 	}
-	last, caughtUp := int64(0), time.Now() // the last own write that was shown, and when the view last made progress
+	opened := time.Now()
 	tick := time.NewTicker(lagInterval)
 	defer tick.Stop()
 	for {
@@ -75,13 +80,9 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 				return err
 			}
 		case <-tick.C:
-			if write, lags := s.shown(); !lags || write != last {
-				last, caughtUp = write, time.Now()
-			} else if time.Since(caughtUp) >= maxLag-lagInterval { // the next tick would be too late
-				return errors.New("the watch does not show what this process wrote")
+			if s.lags(opened) {
+				return errLags
 			}
-		case err := <-s.reread:
-			return err
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -91,67 +92,159 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 // applyChanges applies the changes of one answer, which are of whole revisions.
 // It fails if changes before them were missed.
 func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
+	if len(resp.Events) == 0 {
+		return nil
+	}
 	changes := make([]change, len(resp.Events))
 	for i, e := range resp.Events {
 		changes[i] = s.change(e.Kv)
 		changes[i].Deleted = e.Type == mvccpb.DELETE
 	}
-	// Without the lock: only this goroutine changes the state.
-	if err := s.state.checkNoGap(changes); err != nil {
+	// Without the lock: only this goroutine changes the view.
+	if err := s.view.checkNoGap(changes); err != nil {
 		return err
 	}
-	s.logUnreadable(s.apply(changes))
-	s.viewed.Store(resp.Header.Revision)
+	// The header's revision runs ahead while a watch catches up.
+	s.logUnreadable(s.apply(changes, resp.Events[len(resp.Events)-1].Kv.ModRevision))
 	s.checkFull()
 	return nil
 }
 
-// logUnreadable logs the first of the keys that cannot be read, not again each time that it
-// changes.
+// logUnreadable logs the first of the keys that cannot be read: there may be very many.
 func (s *Etcd) logUnreadable(err error) {
-	if err == nil || err.Error() == s.unreadable {
-		return
+	if err != nil {
+		s.unreadable.Failed(time.Now(), err, "", "hint", "delete them if they are of an earlier version")
 	}
-	s.unreadable = err.Error()
-	s.o.Log.Warn("keys in etcd are ignored: they cannot be read", "error", err, "hint", "delete them if they are of an earlier version")
 }
 
 func (s *Etcd) change(kv *mvccpb.KeyValue) change {
 	return change{Key: strings.TrimPrefix(string(kv.Key), s.prefix), Value: kv.Value, Created: kv.CreateRevision, Version: kv.Version}
 }
 
-// checkHistory makes follow read the view again if etcd's revision is below one that
-// the view has seen: etcd was restored from a backup, and the watch would wait in
-// silence for the revisions that it lost. It also tests a watch that shows nothing while
-// deliveries wait for other processes: a member whose disk hangs keeps its watches open.
-func (s *Etcd) checkHistory(ctx context.Context) {
-	tick := time.NewTicker(historyInterval)
-	defer tick.Stop()
-	for before := int64(0); ; {
-		seen := s.viewed.Load()
-		resp, err := s.client.Get(ctx, s.prefix)
-		if err != nil {
+// reload reads the view anew. Until it is there, ids that are known to be done are skipped, and
+// no newly claimed id is granted. It fails only when ctx ends.
+func (s *Etcd) reload(ctx context.Context, reason error) error {
+	began, before := time.Now(), s.Remembered()
+	if err := s.Load(ctx); err != nil {
+		return err
+	}
+	level := slog.LevelInfo
+	if s.Remembered() < before {
+		level = slog.LevelWarn
+	}
+	s.o.Log.Log(ctx, level, "view read again", "reason", reason, "ids", s.Remembered(), "before", before, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// apply applies changes to the view, up to a revision; see [roleState.Apply].
+func (c *claimer) apply(changes []change, revision int64) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var touched []*entry
+	err := c.view.Apply(changes, func(id string, record *recordKey) {
+		e := c.entries[id]
+		switch {
+		case e == nil:
 			return
+		case record == nil:
+			e.claims = c.view.Claims(id)
+		default:
+			e.done = e.done || c.view.Done(id)
+			e.recorded = e.recorded || record.session == c.view.session
 		}
-		if resp.Header.Revision < seen {
-			s.requestReread(fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", seen, resp.Header.Revision))
+		touched = append(touched, e)
+	})
+	c.viewed = revision
+	c.checkSession()
+	for _, e := range touched {
+		c.review(e)
+	}
+	return err
+}
+
+// rebuild replaces the view by one that was read anew. seen is the latest revision that was
+// known before that: if the new view is older, etcd was restored from a backup, and the session
+// is over.
+func (c *claimer) rebuild(view *roleState, revision, seen int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.view, c.viewed = view, revision
+	if revision < seen {
+		c.endSession(wentBack(seen, revision))
+	}
+	for _, e := range c.entries {
+		e.claims, e.done, e.recorded = view.Claims(e.id), view.Done(e.id), false
+	}
+	for _, id := range view.record.ids { // it lists the ids of the write in flight, if that was carried out
+		if e := c.entries[id]; e != nil {
+			e.recorded = true
 		}
-		if seen == before {
-			s.writeIfWaiting() // all processes see it, so they do not all write
+	}
+	c.checkSession()
+	c.reviewAll()
+}
+
+// checkSession notes what the view shows of the session: the write in flight, or its end. From
+// that revision on others own its ids.
+func (c *claimer) checkSession() {
+	version := c.view.Version(c.view.session)
+	if w := c.pending; w != nil && version == w.N {
+		c.pending = nil
+		for _, check := range w.checks {
+			close(check)
 		}
-		before = seen
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+		c.land(w)
+	}
+	if c.end != nil && isOver(version, c.viewed, c.sent, c.committed) {
+		c.endSession(fmt.Errorf("the session's key has version %d after write %d", version, c.sent))
 	}
 }
 
-// requestReread makes follow read the view again.
-func (s *Etcd) requestReread(reason error) {
-	select {
-	case s.reread <- reason:
-	default: // it is requested already
+// land reviews the entries of a write that is not in flight any more.
+func (c *claimer) land(w *write) {
+	for _, e := range w.entries {
+		e.inFlight = false
+		c.review(e)
 	}
+	c.notify()
+}
+
+// lags reports whether the view breaks the rule. opened is when its watch was opened.
+func (c *claimer) lags(opened time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.pending
+	if w == nil || w.answered.IsZero() {
+		return false
+	}
+	now := time.Now()
+	return now.After(w.sent.Add(maxLag)) && now.After(w.answered.Add(answerLag)) && now.After(opened.Add(maxLag/2))
+}
+
+// probe makes a session with entries write, although it has nothing to write.
+func (c *claimer) probe() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.entries) > 0 && len(c.checks) == 0 {
+		c.checks = append(c.checks, make(chan struct{}))
+	}
+}
+
+// viewedRevision returns the revision of the view.
+func (c *claimer) viewedRevision() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.viewed
+}
+
+// seen returns the latest revision that is known.
+func (c *claimer) seen() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(c.viewed, c.committed)
+}
+
+// wentBack says that etcd was restored from a backup.
+func wentBack(from, to int64) error {
+	return fmt.Errorf("etcd's revision went back from %d to %d: it was restored from a backup", from, to)
 }

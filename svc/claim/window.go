@@ -81,7 +81,7 @@ func (s *Etcd) endOldestWindow(ctx context.Context) {
 func (s *Etcd) oldestWindows() (oldest, next window) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state.done.oldestTwo()
+	return s.view.done.oldestTwo()
 }
 
 // MemoryReach returns how far back the memory of processed ids reaches, to the

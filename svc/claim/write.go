@@ -15,70 +15,73 @@ import (
 
 // write sends the writes of the session, one at a time, until the session is over.
 func (s *Etcd) write(ctx context.Context, ses *session) error {
+	// A new window may have ended as well before the write arrives, if etcd is slow and
+	// DEDUP_WINDOW short. So each further one lives longer, by extra.
+	extra := time.Duration(0)
+	quiet := time.NewTimer(maxLag)
+	defer quiet.Stop()
 	for {
 		select {
 		case <-s.wake:
+		case <-quiet.C: // the view may be silent: a write that it does not show tells
+			s.probe()
+			quiet.Reset(maxLag)
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
-		for {
-			// Let other goroutines join this write, as long as some do.
-			for before, now := -1, s.backlog(); now > before; now = s.backlog() {
-				before = now
-				runtime.Gosched()
-			}
-			if s.needsWindow(time.Now()) {
-				if err := s.openWindow(ctx, 0); err != nil {
-					return err
-				}
-			}
-			w := s.next()
-			if w == nil {
-				break
-			}
-			if err := s.commit(ctx, ses, w); err != nil {
+		// Let other goroutines join this write, as long as some do.
+		for before, now := -1, s.backlog(); now > before; now = s.backlog() {
+			before = now
+			runtime.Gosched()
+		}
+		if s.needsWindow() {
+			if err := s.openWindow(ctx, extra); err != nil {
 				return err
 			}
+		}
+		w := s.compose()
+		if w == nil {
+			continue
+		}
+		quiet.Reset(maxLag)
+		switch err := s.commit(ctx, ses, w); {
+		case err == nil:
+			extra = 0
+		case errors.Is(err, rpctypes.ErrLeaseNotFound) && w.Window.Lease != 0 && len(w.Done) > 0:
+			// The session lives, so it is the window that has ended. etcd compares before it
+			// checks leases: no copy of this write was carried out.
+			extra = min(2*extra+time.Second, maxSpan)
+			s.undo(w)
+		default:
+			return fmt.Errorf("write %d: %w", w.N, err)
 		}
 	}
 }
 
 // commit sends a write until its outcome is known. A crash here: if the write was
 // committed, its claims expire after CLAIM_TTL, and its records stay.
-func (s *Etcd) commit(ctx context.Context, ses *session, w *sessionWrite) error {
-	// A new window may have ended as well before the write arrives, if etcd is slow and
-	// DEDUP_WINDOW short. So each further one lives longer.
-	for extra := time.Duration(0); ; extra = min(2*extra+time.Second, maxSpan) {
-		resp, err := s.send(ctx, ses, w)
-		switch {
-		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			// The session lives, so it is the window that has ended. etcd compares
-			// before it checks leases: no copy of this write was committed.
-			if len(w.Done) == 0 || w.Window.Lease == 0 {
-				return fmt.Errorf("write %d: %w", w.N, err)
-			}
-			if err := s.openWindow(ctx, extra); err != nil {
-				return err
-			}
-			continue
-		case err != nil:
-			return fmt.Errorf("write %d: %w", w.N, err)
-		case !resp.Succeeded:
-			var version int64 // of the session's key
-			if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-				version = kvs[0].Version
-			}
-			if version != w.N { // otherwise an earlier copy was committed
-				return fmt.Errorf("write %d: the session's key has version %d", w.N, version)
-			}
-		}
-		s.committed()
-		return nil
+func (s *Etcd) commit(ctx context.Context, ses *session, w *write) error {
+	resp, err := s.send(ctx, ses, w)
+	if err != nil {
+		return err
 	}
+	revision := resp.Header.Revision
+	if !resp.Succeeded {
+		kvs := resp.Responses[0].GetResponseRange().Kvs // the session's key
+		if len(kvs) == 0 {
+			return errors.New("the session's key is gone")
+		}
+		if kvs[0].Version != w.N {
+			return fmt.Errorf("the session's key has version %d", kvs[0].Version)
+		}
+		revision = kvs[0].ModRevision // an earlier copy was committed
+	}
+	s.committedAt(w, revision)
+	return nil
 }
 
 // send sends a write, again and again until it is answered.
-func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*clientv3.TxnResponse, error) {
+func (s *Etcd) send(ctx context.Context, ses *session, w *write) (*clientv3.TxnResponse, error) {
 	key := s.prefix + "session/" + w.Session
 	underSession := clientv3.WithLease(ses.lease)
 	ops := []clientv3.Op{clientv3.OpPut(key, s.value, underSession)}
@@ -87,11 +90,7 @@ func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*client
 		if w.NewWindow {
 			ops = append(ops, clientv3.OpPut(s.prefix+"window/"+w.Window.Name, s.o.Window.String(), underWindow))
 		}
-		record := s.recordPath(w, w.N)
-		ops = append(ops, clientv3.OpPut(record, listJSON(w.Done), underWindow))
-		if w.MergedFrom > 0 {
-			ops = append(ops, clientv3.OpDelete(s.recordPath(w, w.MergedFrom), clientv3.WithRange(record)))
-		}
+		ops = append(ops, clientv3.OpPut(s.recordPath(w), listJSON(w.Done), underWindow))
 	}
 	for _, left := range w.Left {
 		if len(left.IDs) == 0 {
@@ -106,12 +105,12 @@ func (s *Etcd) send(ctx context.Context, ses *session, w *sessionWrite) (*client
 	return s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", w.N-1), ops, clientv3.OpGet(key))
 }
 
-func (s *Etcd) claimPath(w *sessionWrite, n int64) string {
+func (s *Etcd) claimPath(w *write, n int64) string {
 	return fmt.Sprintf("%sclaim/%s/%016d", s.prefix, w.Session, n)
 }
 
-func (s *Etcd) recordPath(w *sessionWrite, n int64) string {
-	return fmt.Sprintf("%sdone/%s/%s/%016d", s.prefix, w.Window.Name, w.Session, n)
+func (s *Etcd) recordPath(w *write) string {
+	return fmt.Sprintf("%sdone/%s/%s/%016d", s.prefix, w.Window.Name, w.Session, w.Record)
 }
 
 // listJSON encodes ids as a JSON array, without HTML's escapes.

@@ -9,9 +9,9 @@ import (
 )
 
 // opsOf counts the operations of the transaction that Etcd.send makes of a write.
-func opsOf(w *sessionWrite) int {
+func opsOf(w *write) int {
 	n := 1 + len(w.Left)
-	for _, there := range []bool{len(w.Claim) > 0, len(w.Done) > 0, len(w.Done) > 0 && w.NewWindow, len(w.Done) > 0 && w.MergedFrom > 0} {
+	for _, there := range []bool{len(w.Claim) > 0, len(w.Done) > 0, w.NewWindow} {
 		if there {
 			n++
 		}
@@ -20,7 +20,7 @@ func opsOf(w *sessionWrite) int {
 }
 
 // bytesOf counts the bytes of JSON in a write.
-func bytesOf(w *sessionWrite) int {
+func bytesOf(w *write) int {
 	n := len(listJSON(w.Claim)) + len(listJSON(w.Done))
 	for _, left := range w.Left {
 		if len(left.IDs) > 0 {
@@ -80,7 +80,7 @@ func TestWriteLimits(t *testing.T) {
 			}
 			t.Logf("%d writes, of %d operations and %d bytes at most", d.writes, d.maxOps, d.maxBytes)
 			for _, id := range all {
-				if !d.c.state.Done(id) {
+				if !d.c.view.Done(id) {
 					t.Fatalf("%q is not recorded", id)
 				}
 			}

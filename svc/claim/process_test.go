@@ -2,7 +2,6 @@ package claim_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,30 +11,11 @@ import (
 	"testing"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 	"github.com/streamdal/gophercon2021/svc/claim"
-	"github.com/streamdal/gophercon2021/svc/claim/claimtest"
 	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
-
-func TestMemoryContract(t *testing.T) {
-	claimtest.Contract(t, func(*testing.T) func() claimtest.Process {
-		records := claimtest.NewRecords()
-		return func() claimtest.Process { return records.Open() }
-	})
-}
-
-func TestEtcdContract(t *testing.T) {
-	etcd := sharedEtcd(t)
-	claimtest.Contract(t, func(t *testing.T) func() claimtest.Process {
-		role := newRole()
-		return func() claimtest.Process { return newProxied(t, etcd, role) }
-	})
-}
 
 // shared holds the etcd of all tests that break only their own connections.
 var shared struct {
@@ -197,70 +177,3 @@ func eventually(t testing.TB, f func() error) {
 		}
 	}
 }
-
-// proxied is a process that reaches etcd through a proxy.
-type proxied struct {
-	*process
-	proxy *toxiproxy.Proxy
-	alive func() // stops the renewals that Suspend started
-}
-
-func newProxied(t *testing.T, backend *stack.Etcd, role string) *proxied {
-	t.Helper()
-	port, err := stack.ReservePort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	p := &proxied{proxy: toxiproxy.NewProxy(server, role, port.Addr(), backend.Endpoint()), alive: func() {}}
-	if err := stack.Relisten(p.proxy.Start); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		p.proxy.Stop()
-		port.Close()
-	})
-	client, err := etcd.Dial(t.Context(), etcd.Server{Endpoints: []string{port.Addr()}}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
-	p.process = start(t, client.Raw, newClient(t, backend), claim.Options{Role: role, Window: time.Hour})
-	t.Cleanup(func() { p.alive() })
-	return p
-}
-
-// Suspend cuts the process off. Another client keeps its lease alive.
-func (p *proxied) Suspend() {
-	ctx, cancel := context.WithCancel(context.Background())
-	renewals, err := p.client.KeepAlive(ctx, p.lease)
-	if err != nil {
-		p.t.Error(err)
-	}
-	var draining sync.WaitGroup
-	draining.Go(func() {
-		for range renewals {
-		}
-	})
-	p.alive = func() {
-		cancel()
-		draining.Wait()
-	}
-	p.proxy.Stop()
-}
-
-// Expire cuts the process off and ends its lease.
-func (p *proxied) Expire() {
-	p.proxy.Stop()
-	if _, err := p.client.Revoke(context.Background(), p.lease); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		p.t.Error(err)
-	}
-}
-
-func (p *proxied) Resume() {
-	if err := stack.Relisten(p.proxy.Start); err != nil {
-		p.t.Error(err)
-	}
-}
-
-func (p *proxied) Close() { p.process.Close() }
