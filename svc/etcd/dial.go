@@ -45,7 +45,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: retryInterval},
 			MinConnectTimeout: connectTimeout,
-		}), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
+		}), grpc.WithNoProxy(), grpc.WithChainUnaryInterceptor(withReason(server.TLS != nil))},
 	}
 	c := New(nil, log)
 	var err error
