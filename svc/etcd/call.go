@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
 const (
@@ -35,75 +36,66 @@ const (
 	maxTries = 4
 )
 
-// pauseAfter returns the time from a try to the next, if it is not answered.
-func (c *Client) pauseAfter(try int, resend time.Duration) time.Duration {
-	if try == 1 && time.Now().UnixNano() < c.quickUntil.Load() {
-		return min(resend, quickResend)
-	}
-	return resend
-}
+// final are answers that no later try can change.
+var final = []error{rpctypes.ErrLeaseNotFound, rpctypes.ErrCompacted, rpctypes.ErrFutureRev}
 
-// call repeats f until it succeeds. It returns an error only if f's is one of permanent, or
-// when ctx ends. Calls of f overlap when one is not answered within resend.
-func call[T any](ctx context.Context, c *Client, resend time.Duration, f func(context.Context) (T, error), permanent ...error) (T, error) {
+// call repeats f, a kind of call to etcd, until it succeeds. It returns an error only if f's
+// is one of final or alsoFinal, or when ctx ends. Calls of f overlap when one is not answered
+// within resend.
+func call[T any](ctx context.Context, c *Client, kind string, resend time.Duration, f func(context.Context) (T, error), alsoFinal ...error) (T, error) {
 	type answer struct {
 		try   int // from 1
+		began time.Time
 		v     T
 		err   error
-		began time.Time
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	answers := make(chan answer, maxTries)
-	pause := NewBackoff()
-	start := time.NewTimer(0)
-	defer start.Stop()
+	next, pause := time.NewTimer(0), NewBackoff()
 	var last error
 	for sent, underWay := 0, 0; ; {
 		select {
-		case <-start.C:
+		case <-next.C:
 			if underWay < maxTries {
-				timeout := callTimeout << min(sent/5, 3)
 				sent++
 				underWay++
-				n := sent
+				try := sent
 				c.tries.Go(func() {
-					try, cancel := context.WithTimeout(ctx, timeout)
+					ctx, cancel := context.WithTimeout(ctx, callTimeout<<min((try-1)/5, 3))
 					defer cancel()
 					began := time.Now()
-					v, err := f(try)
-					answers <- answer{n, v, err, began}
+					v, err := f(ctx)
+					answers <- answer{try, began, v, err}
 				})
 			}
-			start.Reset(c.pauseAfter(sent, resend))
+			wait := resend
+			if sent == 1 && time.Now().UnixNano() < c.quickUntil.Load() {
+				wait = quickResend
+			}
+			next.Reset(wait)
 		case a := <-answers:
 			underWay--
-			if a.err == nil || slices.ContainsFunc(permanent, func(err error) bool { return errors.Is(a.err, err) }) {
+			if a.err == nil || slices.ContainsFunc(append(alsoFinal, final...), func(err error) bool { return errors.Is(a.err, err) }) {
 				if underWay > sent-a.try { // an earlier try is still unanswered
 					c.quickUntil.Store(time.Now().Add(quickFor).UnixNano())
 				}
-				c.outage.Answered(a.began)
-				c.refusals.end(&last, true)
+				c.answered(kind, a.began)
 				return a.v, a.err
 			}
-			switch {
-			case ctx.Err() != nil:
-			case isRefusal(a.err):
-				c.refusals.begin(&last, a.err)
-			default:
-				c.outage.Failed(a.began, a.err, Hint(a.err))
+			if last = a.err; ctx.Err() == nil {
+				c.failed(kind, a.began, a.err)
 			}
-			last = a.err
 			if underWay == 0 {
-				start.Reset(pause.NextBackOff())
+				next.Reset(pause.NextBackOff())
 			}
 		case <-ctx.Done():
-			c.refusals.end(&last, false)
 			var none T
+			err := context.Cause(ctx)
 			if last != nil {
-				return none, fmt.Errorf("%w; the last answer of etcd: %w", context.Cause(ctx), last)
+				err = fmt.Errorf("%w; the last answer of etcd: %w", err, last)
 			}
-			return none, context.Cause(ctx)
+			return none, err
 		}
 	}
 }

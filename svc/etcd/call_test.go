@@ -30,49 +30,89 @@ func TestOverloadIsNoRefusal(t *testing.T) {
 	}
 }
 
-// A call that is given up while etcd refuses it does not hide later refusals.
-func TestRefusedCallGivenUp(t *testing.T) {
+// Refusals are logged once for each cause, whatever kinds of call meet it, and so is their end:
+// when a call of the kind that was refused last is answered, though not the same call. A call
+// that is given up, as those of a session that has ended, hides no later refusal.
+func TestRefusals(t *testing.T) {
 	c, lines := newLogged()
-	for range 2 {
+	refuse := func(kind string, refusal error) {
+		t.Helper()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		stopped := errors.New("stopped")
-		_, err := call(ctx, c, time.Minute, func(context.Context) (int, error) {
+		_, err := call(ctx, c, kind, time.Minute, func(context.Context) (int, error) {
 			time.AfterFunc(50*time.Millisecond, func() { cancel(stopped) })
-			return 0, rpctypes.ErrNoSpace
+			return 0, refusal
 		})
-		if !errors.Is(err, stopped) || !errors.Is(err, rpctypes.ErrNoSpace) {
+		if !errors.Is(err, stopped) || !errors.Is(err, refusal) {
 			t.Errorf("the call ends with %v", err)
 		}
+		if err := c.Ping(t.Context(), "key"); !errors.Is(err, refusal) {
+			t.Errorf("a ping returns %v", err)
+		}
 	}
-	if n := strings.Count(lines.String(), "etcd refuses a call"); n != 2 {
-		t.Errorf("%d refusals are logged, want 2:\n%s", n, lines)
+	answer := func(kind string) {
+		t.Helper()
+		if _, err := call(t.Context(), c, kind, time.Minute, func(context.Context) (int, error) { return 0, nil }); err != nil {
+			t.Error(err)
+		}
+	}
+	want := func(refusals, ends int) {
+		t.Helper()
+		if n := strings.Count(lines.String(), `level=ERROR msg="etcd refuses a call: events wait unacknowledged"`); n != refusals {
+			t.Errorf("%d refusals are logged, want %d:\n%s", n, refusals, lines)
+		}
+		if n := strings.Count(lines.String(), "etcd accepts calls again"); n != ends {
+			t.Errorf("the end is logged %d times, want %d:\n%s", n, ends, lines)
+		}
+	}
+	for n := range 2 {
+		refuse("grant", rpctypes.ErrNoSpace)
+		refuse("txn", rpctypes.ErrNoSpace)
+		want(2*n+1, n)
+		refuse("txn", rpctypes.ErrPermissionDenied)
+		answer("get")
+		answer("grant")
+		want(2*n+2, n)
+		answer("txn")
+		answer("txn")
+		want(2*n+2, n+1)
+	}
+	if !strings.Contains(lines.String(), "call=txn") {
+		t.Errorf("the kind of call is not named:\n%s", lines)
 	}
 	c.tries.Wait()
 }
 
-// The end of a refusal is logged once when one of the refused calls succeeds and the others
-// are given up, as those of a session that has ended. It is not logged if a call was refused
-// in between.
-func TestRefusalEndsWithACallGivenUp(t *testing.T) {
-	const accepts = "etcd accepts calls again"
-	c, lines := newLogged()
-	r, get, renew := c.refusals, new(error), new(error)
-	r.begin(get, rpctypes.ErrPermissionDenied)
-	r.begin(renew, rpctypes.ErrPermissionDenied)
-	r.end(get, true)
-	r.begin(renew, rpctypes.ErrPermissionDenied)
-	r.end(renew, false)
-	if strings.Contains(lines.String(), accepts) {
-		t.Errorf("the end is logged although the last answer was a refusal:\n%s", lines)
-	}
-	r.begin(get, rpctypes.ErrPermissionDenied)
-	r.begin(renew, rpctypes.ErrPermissionDenied)
-	r.end(get, true)
-	r.end(renew, false)
-	r.end(get, true)
-	if n := strings.Count(lines.String(), accepts); n != 1 {
-		t.Errorf("the end is logged %d times, want once:\n%s", n, lines)
-	}
+// A call that is not answered is sent again beside the first, in four copies at most, which
+// have more and more time.
+func TestUnanswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, lines := newLogged()
+		began := time.Now()
+		type try struct{ Sent, Timeout int64 } // in milliseconds
+		tries := make(chan try, 7)
+		n, err := call(t.Context(), c, "get", 1100*time.Millisecond, func(ctx context.Context) (int, error) {
+			deadline, _ := ctx.Deadline()
+			tries <- try{time.Since(began).Milliseconds(), time.Until(deadline).Milliseconds()}
+			if len(tries) == cap(tries) {
+				return 7, nil
+			}
+			<-ctx.Done()
+			return 0, ctx.Err()
+		})
+		if n != 7 || err != nil {
+			t.Errorf("the answer is %d, %v", n, err)
+		}
+		for _, want := range []try{{0, 5000}, {1100, 5000}, {2200, 5000}, {3300, 5000}, {5500, 5000}, {6600, 10_000}, {7700, 10_000}} {
+			if got := <-tries; got != want {
+				t.Errorf("sent and timeout of a try: %d, want %d", got, want)
+			}
+		}
+		if n := strings.Count(lines.String(), "unreachable"); n != 1 {
+			t.Errorf("the outage is logged %d times:\n%s", n, lines)
+		}
+		c.tries.Wait()
+	})
 }
 
 // After a call that succeeds only on its second try, other calls send their second
@@ -83,7 +123,7 @@ func TestQuickResend(t *testing.T) {
 		for _, want := range []time.Duration{resendAfter, quickResend, resendAfter} {
 			var tries atomic.Int32
 			began := time.Now()
-			_, err := call(t.Context(), c, resendAfter, func(ctx context.Context) (int, error) {
+			_, err := call(t.Context(), c, "get", resendAfter, func(ctx context.Context) (int, error) {
 				if tries.Add(1) == 1 { // this try goes to a frozen member
 					<-ctx.Done()
 				}

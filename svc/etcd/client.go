@@ -28,20 +28,25 @@ const MaxOps = 48
 type Client struct {
 	Raw *clientv3.Client // its own calls are not repeated
 
-	outage     *outage.Log
-	refusals   *refusals
-	quickUntil atomic.Int64 // until then quickResend applies; Unix nanoseconds
-	tries      sync.WaitGroup
+	unreachable *outage.Log
+	refusals    *outage.Log  // only an operator can end them; other calls may be answered meanwhile
+	refused     atomic.Value // the kind of call that was refused last; a string
+	quickUntil  atomic.Int64 // until then quickResend applies; Unix nanoseconds
+	tries       sync.WaitGroup
 }
 
 // New returns a client that makes its calls with raw's KV, Lease and Watcher.
 func New(raw *clientv3.Client, log *slog.Logger) *Client {
 	return &Client{
-		Raw: raw, refusals: newRefusals(log),
-		outage: &outage.Log{
+		Raw: raw,
+		unreachable: &outage.Log{
 			Logger: log, Level: slog.LevelWarn,
 			Begins: "etcd is unreachable: events wait unacknowledged", Ends: "etcd is reachable again",
 			Hint: "check that etcd is up, and ETCD_ENDPOINTS",
+		},
+		refusals: &outage.Log{
+			Logger: log, Level: slog.LevelError,
+			Begins: "etcd refuses a call: events wait unacknowledged", Ends: "etcd accepts calls again",
 		},
 	}
 }
@@ -52,21 +57,19 @@ func (c *Client) Close() error {
 	return c.Raw.Close()
 }
 
-var final = []error{rpctypes.ErrLeaseNotFound, rpctypes.ErrCompacted, rpctypes.ErrFutureRev}
-
 // Get reads keys.
 func (c *Client) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	return call(ctx, c, resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
+	return call(ctx, c, "get", resendAfter, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return c.Raw.Get(ctx, key, opts...)
-	}, final...)
+	})
 }
 
 // Txn carries out the operations in then if the condition holds, and those in otherwise if
 // not. If then makes the condition false, it takes effect only once.
 func (c *Client) Txn(ctx context.Context, condition clientv3.Cmp, then []clientv3.Op, otherwise ...clientv3.Op) (*clientv3.TxnResponse, error) {
-	return call(ctx, c, resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	return call(ctx, c, "txn", resendAfter, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return c.Raw.Txn(ctx).If(condition).Then(then...).Else(otherwise...).Commit()
-	}, final...)
+	})
 }
 
 // Lease is a lease that was granted. It does not expire before its time has passed since
@@ -79,31 +82,31 @@ type Lease struct {
 // Grant grants a lease of ttl, rounded up to seconds. If the call is sent twice, etcd may
 // grant a second lease, which expires unused.
 func (c *Client) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
-	return call(ctx, c, resendAfter, func(ctx context.Context) (Lease, error) {
+	return call(ctx, c, "grant", resendAfter, func(ctx context.Context) (Lease, error) {
 		asked := time.Now()
 		resp, err := c.Raw.Grant(ctx, int64((ttl+time.Second-1)/time.Second))
 		if err != nil {
 			return Lease{}, err
 		}
 		return Lease{resp.ID, asked}, nil
-	}, final...)
+	})
 }
 
 // Renew renews a lease, and returns when the renewal that was answered was sent. It is
 // sent again after resend, or after a second if that is less.
 func (c *Client) Renew(ctx context.Context, lease clientv3.LeaseID, resend time.Duration) (sent time.Time, err error) {
-	return call(ctx, c, min(resendAfter, resend), func(ctx context.Context) (time.Time, error) {
+	return call(ctx, c, "renew", min(resendAfter, resend), func(ctx context.Context) (time.Time, error) {
 		sent := time.Now()
 		_, err := c.Raw.KeepAliveOnce(ctx, lease)
 		return sent, err
-	}, final...)
+	})
 }
 
 // Revoke ends a lease, with all keys under it. The lease may have ended before.
 func (c *Client) Revoke(ctx context.Context, lease clientv3.LeaseID) error {
-	_, err := call(ctx, c, resendAfter, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+	_, err := call(ctx, c, "revoke", resendAfter, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
 		return c.Raw.Revoke(ctx, lease)
-	}, final...)
+	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
 	}
@@ -113,7 +116,7 @@ func (c *Client) Revoke(ctx context.Context, lease clientv3.LeaseID) error {
 // Ping fails while etcd refuses a call, as it does when it is full. Otherwise it reads a
 // key once through a majority.
 func (c *Client) Ping(ctx context.Context, key string) error {
-	if err := c.refusals.current(); err != nil {
+	if err := c.refusals.Err(); err != nil {
 		return err
 	}
 	_, err := c.Raw.Get(ctx, key)

@@ -55,11 +55,10 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 	}
 	// The token is fetched under the context that the client is to live in.
 	alive, end := context.WithCancel(context.Background())
-	detach := context.AfterFunc(ctx, end)
-	defer detach()
+	defer context.AfterFunc(ctx, end)()
 	cfg.Context = alive
 	defer c.tries.Wait()
-	c.Raw, err = call(ctx, c, noResend, func(try context.Context) (*clientv3.Client, error) {
+	c.Raw, err = call(ctx, c, "login", noResend, func(try context.Context) (*clientv3.Client, error) {
 		deadline, _ := try.Deadline()
 		cfg.DialTimeout = time.Until(deadline) // of the login
 		return connect(cfg)
@@ -89,7 +88,7 @@ func withReason(secure bool) grpc.UnaryClientInterceptor {
 		}
 		reason := s.Message()
 		if secure && brokenOff.MatchString(reason) {
-			reason += inHandshake
+			reason += " (tls: broken off)" // see Hint
 		}
 		return status.Error(codes.FailedPrecondition, reason)
 	}
@@ -98,5 +97,3 @@ func withReason(secure bool) grpc.UnaryClientInterceptor {
 // brokenOff matches the errors of a handshake that the server broke off. In TLS 1.3
 // a server may refuse the client's certificate when the client is already writing.
 var brokenOff = regexp.MustCompile(`broken pipe|connection reset|EOF`)
-
-const inHandshake = " (tls: broken off)"

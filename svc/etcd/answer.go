@@ -3,63 +3,31 @@ package etcd
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
-	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
 
-// refusals holds the calls that etcd refuses for reasons that only an operator can end.
-// That is not an outage: other calls may succeed meanwhile, since a full etcd answers reads.
-type refusals struct {
-	log *slog.Logger
-
-	mu       sync.Mutex
-	calls    map[any]error // by a pointer that identifies the call
-	accepted bool          // a call that was refused has succeeded since the last refusal
-}
-
-func newRefusals(log *slog.Logger) *refusals { return &refusals{log: log, calls: make(map[any]error)} }
-
-// begin notes that a call is refused, and logs it unless another call, or an earlier try
-// of this one, was refused in the same words.
-func (r *refusals) begin(call any, err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	known := false
-	for _, other := range r.calls {
-		known = known || other.Error() == err.Error()
-	}
-	r.accepted = false
-	if r.calls[call] = err; !known {
-		r.log.Error("etcd refuses a call: events wait unacknowledged", "error", err, "hint", Hint(err))
+// failed notes a call without a useful answer.
+func (c *Client) failed(kind string, began time.Time, err error) {
+	if isRefusal(err) {
+		c.refused.Store(kind)
+		c.refusals.Failed(began, err, Hint(err), "call", kind)
+	} else {
+		c.unreachable.Failed(began, err, Hint(err))
 	}
 }
 
-// end notes that a call has succeeded or is given up. It may have been refused before. The
-// last refused call of several may be given up: the others have succeeded all the same.
-func (r *refusals) end(call any, succeeded bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, refused := r.calls[call]
-	r.accepted = r.accepted || refused && succeeded
-	if delete(r.calls, call); r.accepted && len(r.calls) == 0 {
-		r.accepted = false
-		r.log.Info("etcd accepts calls again")
+// answered notes a call that was carried out. Refusals end with a call of the kind that was
+// refused last: a full etcd answers other kinds all the time.
+func (c *Client) answered(kind string, began time.Time) {
+	c.unreachable.Answered(began)
+	if c.refused.Load() == kind {
+		c.refusals.Answered(began)
 	}
-}
-
-// current returns a refusal that calls meet now, or nil.
-func (r *refusals) current() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, err := range r.calls {
-		return err
-	}
-	return nil
 }
 
 // isRefusal reports whether etcd refuses a call, and will do so until an operator changes
