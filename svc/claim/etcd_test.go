@@ -354,8 +354,8 @@ func TestForeignKeys(t *testing.T) {
 // same.
 func TestWindowShorterThanAnAnswer(t *testing.T) {
 	client := newClient(t, sharedEtcd(t))
-	slow := &clientv3.Client{KV: client.KV, Lease: shortLeases{client.Lease}, Watcher: client.Watcher}
-	p := start(t, slow, client, claim.Options{Role: newRole(), TTL: time.Hour, Window: time.Second})
+	client.Lease = shortLeases{client.Lease}
+	p := start(t, client, client, claim.Options{Role: newRole(), TTL: time.Hour, Window: time.Second})
 	recorded := make(chan struct{})
 	go func() {
 		defer close(recorded)

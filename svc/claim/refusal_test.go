@@ -39,8 +39,8 @@ func TestRefusals(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			client := newClient(t, newEtcd(t, tt.options))
 			kv := &counting{KV: client.KV}
-			counted := &clientv3.Client{KV: kv, Lease: client.Lease, Watcher: client.Watcher}
-			p := start(t, counted, client, claim.Options{Role: newRole(), Window: time.Hour})
+			client.KV = kv
+			p := start(t, client, client, claim.Options{Role: newRole(), Window: time.Hour})
 			c := p.mustClaim("1")
 			fix := tt.refuse(t, p)
 			completed := make(chan error, 1)
@@ -79,8 +79,8 @@ func TestRefusals(t *testing.T) {
 func TestLostWhileFull(t *testing.T) {
 	client := newClient(t, newEtcd(t, stack.EtcdOptions{QuotaBytes: 4 << 20}))
 	lease := &countedGrants{Lease: client.Lease}
-	counted := &clientv3.Client{KV: client.KV, Lease: lease, Watcher: client.Watcher}
-	p := start(t, counted, client, claim.Options{Role: newRole(), Window: time.Hour})
+	client.Lease = lease
+	p := start(t, client, client, claim.Options{Role: newRole(), Window: time.Hour})
 	fix := fill(t, p)
 	if _, err := client.Revoke(t.Context(), p.lease); err != nil {
 		t.Fatal(err)
@@ -115,9 +115,9 @@ func (c *countedGrants) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGr
 func TestLeasesOfNewSessionsAreLost(t *testing.T) {
 	client := newClient(t, sharedEtcd(t))
 	lease := &lostLeases{countedGrants{Lease: client.Lease}}
-	losing := &clientv3.Client{KV: client.KV, Lease: lease, Watcher: client.Watcher}
+	client.Lease = lease
 	began := time.Now()
-	p := start(t, losing, client, claim.Options{Role: newRole(), Window: time.Hour})
+	p := start(t, client, client, claim.Options{Role: newRole(), Window: time.Hour})
 	if took := time.Since(began); took < 500*time.Millisecond {
 		t.Errorf("%d leases were granted within %v", lease.n.Load(), took)
 	}
@@ -249,8 +249,8 @@ func TestSnapshotInPages(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	reading := &clientv3.Client{KV: kv, Lease: client.Lease, Watcher: client.Watcher}
-	p := start(t, reading, client, claim.Options{Role: role})
+	client.KV = kv
+	p := start(t, client, client, claim.Options{Role: role})
 	if n := p.Remembered(); n != ids {
 		t.Errorf("%d ids are remembered, want %d", n, ids)
 	}

@@ -97,6 +97,8 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		}
 	})
 	defer suspend.Stop()
+	renewer := s.client.NewRenewer(ses.lease, s.o.TTL/8)
+	defer renewer.Close()
 	tick := time.NewTicker(s.o.TTL / 4)
 	defer tick.Stop()
 	for {
@@ -105,7 +107,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		sent, err := s.client.Renew(ctx, ses.lease, s.o.TTL/8)
+		sent, err := renewer.Renew(ctx)
 		if err != nil {
 			return fmt.Errorf("renew its lease: %w", err)
 		}

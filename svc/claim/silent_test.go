@@ -18,7 +18,8 @@ func TestWaitingBehindASilentWatch(t *testing.T) {
 	owner := startOn(t, etcd, claim.Options{Role: role, Window: time.Hour})
 	client := newClient(t, etcd)
 	watcher := &silentWatcher{Watcher: client.Watcher}
-	waiting := start(t, &clientv3.Client{KV: client.KV, Lease: client.Lease, Watcher: watcher}, client, claim.Options{Role: role, Window: time.Hour})
+	client.Watcher = watcher
+	waiting := start(t, client, client, claim.Options{Role: role, Window: time.Hour})
 	c := owner.mustClaim("1")
 	granted := make(chan struct{})
 	go func() {

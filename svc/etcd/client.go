@@ -92,16 +92,6 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (Lease, error) {
 	})
 }
 
-// Renew renews a lease, and returns when the renewal that was answered was sent. It is
-// sent again after resend, or after a second if that is less.
-func (c *Client) Renew(ctx context.Context, lease clientv3.LeaseID, resend time.Duration) (sent time.Time, err error) {
-	return call(ctx, c, "renew", min(resendAfter, resend), func(ctx context.Context) (time.Time, error) {
-		sent := time.Now()
-		_, err := c.Raw.KeepAliveOnce(ctx, lease)
-		return sent, err
-	})
-}
-
 // Revoke ends a lease, with all keys under it. The lease may have ended before.
 func (c *Client) Revoke(ctx context.Context, lease clientv3.LeaseID) error {
 	_, err := call(ctx, c, "revoke", resendAfter, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {

@@ -50,7 +50,7 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 	c := New(nil, log)
 	var err error
 	if server.Username == "" {
-		c.Raw, err = connect(cfg)
+		c.Raw, err = clientv3.New(cfg)
 		return c, err
 	}
 	// The token is fetched under the context that the client is to live in.
@@ -61,20 +61,12 @@ func Dial(ctx context.Context, server Server, log *slog.Logger) (*Client, error)
 	c.Raw, err = call(ctx, c, "login", noResend, func(try context.Context) (*clientv3.Client, error) {
 		deadline, _ := try.Deadline()
 		cfg.DialTimeout = time.Until(deadline) // of the login
-		return connect(cfg)
+		return clientv3.New(cfg)
 	}, rpctypes.ErrAuthFailed)
 	if errors.Is(err, rpctypes.ErrAuthFailed) {
 		err = fmt.Errorf("log in to etcd as %q: %w", server.Username, err)
 	}
 	return c, err
-}
-
-func connect(cfg clientv3.Config) (*clientv3.Client, error) {
-	client, err := clientv3.New(cfg)
-	if err == nil {
-		client.Lease = newLeases(client)
-	}
-	return client, err
 }
 
 // withReason keeps the text that says why a call could not be sent before its deadline,
