@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// failed notes a call without a useful answer.
+// failed notes a try that etcd refused or did not answer.
 func (c *Client) failed(kind string, began time.Time, err error) {
 	if isRefusal(err) {
 		c.refused.Store(kind)
