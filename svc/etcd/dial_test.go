@@ -31,7 +31,7 @@ func (fakeEtcd) Range(context.Context, *etcdserverpb.RangeRequest) (*etcdserverp
 }
 
 func (fakeEtcd) Authenticate(ctx context.Context, _ *etcdserverpb.AuthenticateRequest) (*etcdserverpb.AuthenticateResponse, error) {
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= callTimeout {
+	if deadline, _ := ctx.Deadline(); time.Until(deadline) <= callTimeout {
 		return nil, status.Error(codes.Internal, "too little time")
 	}
 	return &etcdserverpb.AuthenticateResponse{Token: "token"}, nil
