@@ -7,13 +7,14 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/config"
 	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/health"
 )
 
 // openClaims connects to etcd, reads the ids that it remembers, and begins to claim and
 // record, until etcdCtx ends or the returned function is called. It gives up when ctx ends.
-func openClaims(ctx, etcdCtx context.Context, cfg Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
+func openClaims(ctx, etcdCtx context.Context, cfg config.Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := etcd.Dial(ctx, etcd.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)

@@ -3,6 +3,8 @@ package main
 import (
 	"log/slog"
 	"time"
+
+	"github.com/streamdal/gophercon2021/svc/config"
 )
 
 // maxWait bounds how long a delivery waits for its handler. RabbitMQ closes a
@@ -13,7 +15,7 @@ const maxWait = 20 * time.Minute
 // heldDeliveries returns how many deliveries the broker sends before their
 // acknowledgement: PREFETCH, but no more than the handlers finish within maxWait
 // when each succeeds at the last moment of its first attempt. It logs the difference.
-func heldDeliveries(cfg Config, log *slog.Logger) int {
+func heldDeliveries(cfg config.Config, log *slog.Logger) int {
 	turns := int(maxWait / cfg.HandlerTimeout)
 	if cfg.Concurrency == 1 {
 		turns /= cfg.MaxAttempts // later events wait for all attempts
@@ -32,7 +34,7 @@ func heldDeliveries(cfg Config, log *slog.Logger) int {
 // those held: when a connection is lost, its deliveries are finished while they
 // are already delivered again on the next. With CONCURRENCY=1 it is one, which
 // keeps the order.
-func maxInFlight(cfg Config, held int) int {
+func maxInFlight(cfg config.Config, held int) int {
 	if cfg.Concurrency == 1 {
 		return 1
 	}

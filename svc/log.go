@@ -3,10 +3,12 @@ package main
 import (
 	"log/slog"
 	"os"
+
+	"github.com/streamdal/gophercon2021/svc/config"
 )
 
 // newLog returns the log of the service, which names the role in every line.
-func newLog(cfg Config) *slog.Logger {
+func newLog(cfg config.Config) *slog.Logger {
 	options := &slog.HandlerOptions{Level: cfg.LogLevel, ReplaceAttr: readable}
 	var handler slog.Handler = slog.NewTextHandler(os.Stderr, options)
 	if cfg.LogFormat == "json" {

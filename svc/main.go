@@ -49,10 +49,12 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/config"
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/health"
@@ -69,7 +71,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "svc takes no arguments: all of its configuration is in the environment (go doc ./svc)")
 		os.Exit(2)
 	}
-	cfg, err := readConfig(os.Environ())
+	cfg, err := config.Read(os.Environ(), slices.Sorted(maps.Keys(roles)))
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
@@ -95,7 +97,7 @@ func main() {
 
 // run serves until ctx ends and the deliveries in progress are finished. It logs its
 // error.
-func run(ctx context.Context, cfg Config, log *slog.Logger) error {
+func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	role := roles[cfg.Service]
 	ctx, end := context.WithCancel(ctx)
 	defer end()

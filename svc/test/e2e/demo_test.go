@@ -85,58 +85,6 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// With a bad configuration the service exits at once and prints a line for each bad
-// value.
-func TestBadConfiguration(t *testing.T) {
-	tests := map[string]struct {
-		vars []string
-		want []string
-	}{
-		"no role":      {nil, []string{"SERVICE_NAME is not set: allowed is orders (also order) or notify"}},
-		"unknown role": {[]string{"SERVICE_NAME=ordres"}, []string{`SERVICE_NAME="ordres"`, "orders"}},
-		"all at once": {
-			[]string{"SERVICE_NAME=orders", "ENABLE_ETCD=yes", "PREFETCH=0", "CONCURRENCY=x", "MAX_ATTEMPTS=-1", "HANDLER_TIMEOUT=5",
-				"CLAIM_TTL=1s", "DEDUP_WINDOW=-1s", "CACHE_SIZE=-1", "QUEUE_TYPE=stream", "SHUTDOWN_TIMEOUT=0s", "HEALTH_ADDR=8080",
-				"LOG_LEVEL=loud", "LOG_FORMAT=xml", "ETCD_ENDPOINTS=localhost", "STATSD_ADDR=:", "WEBHOOK_URL=ftp://x/"},
-			[]string{`ENABLE_ETCD="yes": allowed is true, 1, false or 0`, `PREFETCH="0"`, `CONCURRENCY="x"`, `MAX_ATTEMPTS="-1"`, `HANDLER_TIMEOUT="5"`,
-				`CLAIM_TTL="1s"`, `DEDUP_WINDOW="-1s"`, `CACHE_SIZE="-1"`, `QUEUE_TYPE="stream"`, `SHUTDOWN_TIMEOUT="0s"`, `HEALTH_ADDR="8080"`,
-				`LOG_LEVEL="loud"`, `LOG_FORMAT="xml"`, `ETCD_ENDPOINTS="localhost"`, `STATSD_ADDR=":"`, `WEBHOOK_URL="ftp://x/"`},
-		},
-		"files": {
-			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=/nonexistent", "AMQP_CERT=/nonexistent", "ETCD_KEY=/nonexistent", "ETCD_USERNAME=root"},
-			[]string{"AMQP_URL is not set: AMQP_CACERT, AMQP_CERT or AMQP_KEY is set, so it must be amqps://", `AMQP_CACERT="/nonexistent"`, "AMQP_KEY is not set", "ETCD_CERT is not set", "ETCD_PASSWORD is not set"},
-		},
-		"TLS to one broker of two": {
-			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=../../../assets/rabbitmq.conf", "AMQP_URL=amqps://a/,amqp://b/"},
-			[]string{`AMQP_URL="amqps://a/,amqp://b/"`, "there is no certificate in it"},
-		},
-		"passwords": {
-			[]string{"SERVICE_NAME=orders", "AMQP_URL=http://user:s3cret@host/,amqp://u:s3cret@h:x", "ETCD_PASSWORD=s3cret"},
-			[]string{`AMQP_URL="http://***@`, "ETCD_USERNAME is not set"},
-		},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(shared.bin)
-			cmd.Env = tt.vars
-			s := startCommand(t, name, cmd)
-			s.wantExit(2)
-			lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
-			if len(lines) != len(tt.want) && name != "unknown role" {
-				t.Errorf("%d lines, want %d:\n%s", len(lines), len(tt.want), s.log)
-			}
-			for _, want := range tt.want {
-				if !strings.Contains(s.log.String(), want) {
-					t.Errorf("no %q in:\n%s", want, s.log)
-				}
-			}
-			if strings.Contains(s.log.String(), "s3cret") {
-				t.Errorf("a password is shown:\n%s", s.log)
-			}
-		})
-	}
-}
-
 // The service exits with a hint when the broker keeps refusing the login, or when its
 // queue exists with other arguments.
 func TestCannotGoOn(t *testing.T) {

@@ -1,0 +1,55 @@
+package config
+
+import (
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+// isBroker reports whether s is a broker's URL. Parameters that other clients know, such as
+// connection_timeout, would silently have no effect.
+func isBroker(s string) bool {
+	if !isURL(s, "amqp", "amqps") {
+		return false
+	}
+	u, _ := url.Parse(s)
+	parameters, err := url.ParseQuery(u.RawQuery)
+	for name, values := range parameters {
+		seconds, err := strconv.ParseUint(values[0], 10, 16)
+		if name != "heartbeat" || len(values) > 1 || err != nil || seconds == 0 {
+			return false
+		}
+	}
+	return err == nil
+}
+
+// isURL reports whether s is a URL with a host.
+func isURL(s string, schemes ...string) bool {
+	u, err := url.Parse(s)
+	return err == nil && !hasSpace(s) && slices.Contains(schemes, u.Scheme) && u.Hostname() != "" && u.Fragment == "" &&
+		(u.Port() == "" && !strings.HasSuffix(u.Host, ":") || isPort(u.Port()))
+}
+
+// isAddress reports whether s is the address of a server.
+func isAddress(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	return err == nil && !hasSpace(s) && !strings.ContainsAny(s, "/@") && host != "" && isPort(port)
+}
+
+// isListenAddress reports whether s is an address to listen at, which needs no host and can
+// have port 0, any free one.
+func isListenAddress(s string) bool {
+	_, port, err := net.SplitHostPort(s)
+	return err == nil && !hasSpace(s) && !strings.ContainsAny(s, "/@") && (port == "0" || isPort(port))
+}
+
+// isPort reports whether a server can have this port, which may be the name of a service.
+func isPort(port string) bool {
+	n, err := net.LookupPort("tcp", port)
+	return err == nil && n > 0
+}
+
+func hasSpace(s string) bool { return strings.ContainsFunc(s, unicode.IsSpace) }

@@ -1,0 +1,146 @@
+// Package config reads the configuration of the service, which is its environment.
+package config
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+)
+
+// Config is the environment. The doc of the command says what each variable means.
+type Config struct {
+	Service       string   `env:"SERVICE_NAME"`
+	Etcd          bool     `env:"ENABLE_ETCD" envDefault:"false"`
+	AMQP          []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/"`
+	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379"`
+	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125"`
+	Webhook       string   `env:"WEBHOOK_URL"`
+
+	Prefetch       int           `env:"PREFETCH" envDefault:"1000"`
+	Concurrency    int           `env:"CONCURRENCY" envDefault:"32"`
+	MaxAttempts    int           `env:"MAX_ATTEMPTS" envDefault:"3"`
+	HandlerTimeout time.Duration `env:"HANDLER_TIMEOUT" envDefault:"30s"`
+	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s"`
+	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h"`
+	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000"`
+	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic"`
+	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s"`
+	HealthAddr     string        `env:"HEALTH_ADDR"`
+
+	AMQPCACert   string `env:"AMQP_CACERT"`
+	AMQPCert     string `env:"AMQP_CERT"`
+	AMQPKey      string `env:"AMQP_KEY"`
+	EtcdUser     string `env:"ETCD_USERNAME"`
+	EtcdPassword string `env:"ETCD_PASSWORD"`
+	EtcdCACert   string `env:"ETCD_CACERT"`
+	EtcdCert     string `env:"ETCD_CERT"`
+	EtcdKey      string `env:"ETCD_KEY"`
+
+	LogLevel  slog.Level `env:"LOG_LEVEL" envDefault:"info"`
+	LogFormat string     `env:"LOG_FORMAT" envDefault:"text"`
+
+	// From the files that the variables name; nil: none is named.
+	AMQPTLS, EtcdTLS *tls.Config
+}
+
+// Read reads and checks an environment. services are the values of SERVICE_NAME. The error
+// has a line for each variable whose value is not allowed.
+func Read(environ, services []string) (Config, error) {
+	values := env.ToMap(environ)
+	maps.DeleteFunc(values, func(_, value string) bool { return value == "" }) // as good as not set
+	var c Config
+	unreadable := make(map[string]bool)
+	// env returns no other error than an AggregateError.
+	all, _ := errors.AsType[env.AggregateError](env.ParseWithOptions(&c, env.Options{Environment: values}))
+	for _, err := range all.Errors {
+		parse, ok := errors.AsType[env.ParseError](err)
+		if !ok {
+			return c, err
+		}
+		field, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
+		unreadable[field.Tag.Get("env")] = true
+	}
+	var bad []error
+	for _, r := range c.check(values, services) {
+		if !r.ok || unreadable[r.variable] {
+			bad = append(bad, fmt.Errorf("%s: allowed is %s", shown(r.variable, values), r.allowed))
+		}
+	}
+	return c, errors.Join(bad...)
+}
+
+// rule says which values of a variable are allowed, and whether its value is one of them.
+type rule struct {
+	variable string
+	ok       bool
+	allowed  string
+}
+
+// check loads the TLS files and returns a rule for each variable.
+func (c *Config) check(values map[string]string, services []string) []rule {
+	const (
+		number  = "a whole number from 1 to 2147483647"
+		address = "host:port with a port from 1 to 65535, without white space"
+		url     = "with a host, any port from 1 to 65535, and neither white space nor # (%23 in a password)"
+	)
+	amqpTLS, amqpRules := loadTLS("AMQP", c.AMQPCACert, c.AMQPCert, c.AMQPKey)
+	etcdTLS, etcdRules := loadTLS("ETCD", c.EtcdCACert, c.EtcdCert, c.EtcdKey)
+	c.AMQPTLS, c.EtcdTLS = amqpTLS, etcdTLS
+	plain := func(broker string) bool { return !strings.HasPrefix(broker, "amqps:") }
+	return slices.Concat([]rule{
+		{"SERVICE_NAME", slices.Contains(services, c.Service), strings.Join(services, ", ")},
+		{"ENABLE_ETCD", slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]), "true, 1, false or 0"}, // strconv takes T, too
+		{"AMQP_URL", all(c.AMQP, isBroker) && (amqpTLS == nil || !slices.ContainsFunc(c.AMQP, plain)),
+			"amqp:// or amqps:// URLs, separated by commas, " + url + ", no parameter but heartbeat, from 1 to 65535 (seconds), " +
+				"and amqps:// if AMQP_CACERT, AMQP_CERT or AMQP_KEY is set"},
+		{"ETCD_ENDPOINTS", all(c.EtcdEndpoints, isAddress), address + ", several separated by commas"},
+		{"STATSD_ADDR", isAddress(c.StatsdAddr), address},
+		{"WEBHOOK_URL", c.Webhook == "" || isURL(c.Webhook, "http", "https"), "an http:// or https:// URL " + url},
+		{"PREFETCH", 1 <= c.Prefetch && c.Prefetch <= math.MaxUint16, "a whole number from 1 to 65535"},
+		{"CONCURRENCY", 1 <= c.Concurrency, number},
+		{"MAX_ATTEMPTS", 1 <= c.MaxAttempts, number},
+		{"HANDLER_TIMEOUT", time.Millisecond <= c.HandlerTimeout, "a duration such as 30s, at least 1ms"},
+		{"CLAIM_TTL", 2*time.Second <= c.ClaimTTL && c.ClaimTTL <= time.Hour, "a duration such as 10s, from 2s to 1h"},
+		{"DEDUP_WINDOW", c.DedupWindow == 0 || time.Second <= c.DedupWindow && c.DedupWindow <= 10*365*24*time.Hour,
+			"0, or a duration such as 24h, from 1s to 87600h (10 years)"},
+		{"CACHE_SIZE", 1 <= c.CacheSize, number},
+		{"QUEUE_TYPE", c.QueueType == "classic" || c.QueueType == "quorum", "classic or quorum"},
+		{"SHUTDOWN_TIMEOUT", time.Second <= c.Shutdown, "a duration such as 15s, at least 1s"},
+		{"HEALTH_ADDR", c.HealthAddr == "" || isListenAddress(c.HealthAddr), "host:port or :port with a port from 0 (any) to 65535, without white space"},
+		{"ETCD_USERNAME", c.EtcdUser != "" || c.EtcdPassword == "", "a user name, together with ETCD_PASSWORD"},
+		{"ETCD_PASSWORD", c.EtcdPassword != "" || c.EtcdUser == "", "a password, together with ETCD_USERNAME"},
+		{"LOG_LEVEL", !strings.ContainsAny(values["LOG_LEVEL"], "+-"), "debug, info, warn or error"}, // slog takes INFO+3, too
+		{"LOG_FORMAT", c.LogFormat == "text" || c.LogFormat == "json", "text or json"},
+	}, amqpRules, etcdRules)
+}
+
+func all(values []string, ok func(string) bool) bool {
+	return !slices.ContainsFunc(values, func(value string) bool { return !ok(value) })
+}
+
+// shown returns a variable and its value, without what may be a user, a password or a token
+// in it. ETCD_PASSWORD is refused only if it is not set.
+func shown(variable string, values map[string]string) string {
+	value, set := values[variable]
+	if !set {
+		return variable + " is not set"
+	}
+	value = query.ReplaceAllString(userinfo.ReplaceAllString(value, "${1}***@"), "?***")
+	return fmt.Sprintf("%s=%q", variable, value)
+}
+
+var (
+	// userinfo matches all up to the last @ but for the scheme, also in what is no URL.
+	userinfo = regexp.MustCompile(`(?s)^([a-z]+://)?.*@`)
+	query    = regexp.MustCompile(`(?s)\?.*`)
+)
