@@ -156,7 +156,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
 	handlers := maps.Clone(role.handlers)
 	if cfg.Webhook != "" {
-		poster := webhook.New(cfg.Webhook, role.name, cfg.Concurrency, log)
+		poster := webhook.New(cfg.Webhook, cfg.Concurrency, log)
 		defer poster.Close()
 		for t := range handlers {
 			handlers[t] = poster.Handle
@@ -168,7 +168,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 	// Each delivery: parse, claim, work, complete, acknowledge.
 	pipeline := &consume.Pipeline{
-		Handlers: handlers, Claims: claims, RequireID: cfg.Etcd,
+		Role: role.name, Handlers: handlers, Claims: claims, RequireID: cfg.Etcd,
 		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}

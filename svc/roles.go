@@ -6,7 +6,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-// role has a queue, and a handler for each type of event. SERVICE_NAME selects it.
+// role has a queue, and a handler for each type of event.
 type role struct {
 	name     string
 	queue    string
@@ -23,10 +23,10 @@ var (
 var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
 
 // processOrder is the work of orders: put your own code here. job.Body is the event.
-// Pass on the role and job.ID ("orders/123") as the idempotency key, and job.Token as
-// the fencing token. Nil means done, an error is a failed attempt, up to MAX_ATTEMPTS;
-// consume.Permanent dead-letters at once, consume.Unavailable retries without counting,
-// consume.Unknown says that the work may have taken effect. Return soon after ctx ends.
+// Pass on job.Key() as the idempotency key, and job.Token as the fencing token. Nil means
+// done, an error is a failed attempt, up to MAX_ATTEMPTS; consume.Permanent dead-letters at
+// once, consume.Unavailable retries without counting, consume.Unknown says that the work may
+// have taken effect. Return soon after ctx ends.
 func processOrder(ctx context.Context, job consume.Job) error {
 	return nil // the pipeline logs the event
 }

@@ -13,10 +13,11 @@ import (
 // This example runs the pipeline of one role, without a broker and without etcd.
 func Example() {
 	processOrder := func(ctx context.Context, job consume.Job) error {
-		fmt.Printf("order %s, attempt %d\n", job.ID, job.Attempt)
+		fmt.Printf("%s, attempt %d\n", job.Key(), job.Attempt)
 		return nil
 	}
 	pipeline := &consume.Pipeline{
+		Role:     "orders",
 		Handlers: map[string]consume.Handler{"new_order": processOrder},
 		Claims:   claim.NoDedup{}, // *claim.Etcd processes each id once
 		Counter:  printCounter{}, Log: slog.New(slog.DiscardHandler),
@@ -27,7 +28,7 @@ func Example() {
 	pipeline.Handle(ctx, ctx, message(`{"type":"login"}`))
 	pipeline.Handle(ctx, ctx, message(`not an event`))
 	// Output:
-	// order 123, attempt 1
+	// orders/123, attempt 1
 	// count new_order_ok
 	// acknowledged
 	// count ignored

@@ -16,15 +16,31 @@ import (
 // Handler makes one attempt at the work of an event. Nil means that it is done. An
 // error, or a panic, is a failed attempt; there are up to Pipeline.MaxAttempts, unless
 // the error is marked by one of the functions below. The work may be repeated after a
-// crash: pass the role, ID and Token on to what it changes. Calls are concurrent, and
-// must return soon after ctx ends.
+// crash: pass Key and Token on to what it changes. Calls are concurrent, and must return
+// soon after ctx ends.
 type Handler func(ctx context.Context, job Job) error
 
 // Job is one attempt of the work.
 type Job struct {
 	event.Event
+	Role    string
 	Token   int64 // the claim's fencing token: grows with each new session that owns the id; 0 without etcd
 	Attempt int   // from 1
+}
+
+// Key returns the idempotency key, such as "orders/123": the same for each attempt at the
+// event and for each copy of it. It can stand in a header: bytes of the id other than visible
+// ASCII, and % itself, are percent-encoded.
+func (j Job) Key() string {
+	key := []byte(j.Role + "/")
+	for _, c := range []byte(j.ID) {
+		if c > ' ' && c < 0x7f && c != '%' {
+			key = append(key, c)
+		} else {
+			key = fmt.Appendf(key, "%%%02X", c)
+		}
+	}
+	return string(key)
 }
 
 // Permanent marks an error that another attempt would not change.
@@ -64,7 +80,7 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 				return err
 			}
 		}
-		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Token: c.Token, Attempt: attempt})
+		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Role: p.Role, Token: c.Token, Attempt: attempt})
 		if err == nil {
 			return nil
 		}

@@ -81,6 +81,7 @@ type Counter interface {
 
 // Pipeline handles the deliveries of one role. All fields must be set.
 type Pipeline struct {
+	Role        string
 	Handlers    map[string]Handler // by type
 	Claims      Claimer
 	RequireID   bool // an event without an id is malformed; false only with claim.NoDedup

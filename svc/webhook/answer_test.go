@@ -22,7 +22,7 @@ func TestRequest(t *testing.T) {
 		body, _ = io.ReadAll(r.Body)
 	}))
 	defer server.Close()
-	job := order("1")
+	job := order("a b\r\n注")
 	job.Body = []byte(" {\"type\":\"new_order\",\t\"id\":\"1\",\"note\":\"\\u00e1 注文\"}\r\n")
 	if err := newPoster(t, server.URL+"/hook?a=b").Handle(deadline(t), job); err != nil {
 		t.Fatal(err)
@@ -34,49 +34,11 @@ func TestRequest(t *testing.T) {
 		t.Errorf("%s %s", got.Method, got.RequestURI)
 	}
 	for name, want := range map[string]string{
-		"Content-Type": "application/json", "Idempotency-Key": "orders/1", "X-Fencing-Token": "7", "X-Attempt": "2",
+		"Content-Type": "application/json", "Idempotency-Key": "orders/a%20b%0D%0A%E6%B3%A8", "X-Fencing-Token": "7", "X-Attempt": "2",
 	} {
 		if diff := cmp.Diff([]string{want}, got.Header.Values(name)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
-	}
-}
-
-func TestIdempotencyKey(t *testing.T) {
-	var got atomic.Value
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		got.Store(r.Header.Get("Idempotency-Key"))
-	}))
-	defer server.Close()
-	p := newPoster(t, server.URL)
-	for id, want := range map[string]string{
-		"123":                                  "123",
-		"order-1_A.b~c":                        "order-1_A.b~c",
-		`!"#$&'()*+,-./:;<=>?@[\]^_` + "`{|}~": `!"#$&'()*+,-./:;<=>?@[\]^_` + "`{|}~",
-		"a b":                                  "a%20b",
-		" a ":                                  "%20a%20",
-		"%":                                    "%25",
-		"%20":                                  "%2520",
-		"a/../b":                               "a/../b",
-		"\x00":                                 "%00",
-		"a\r\nX-Evil: 1":                       "a%0D%0AX-Evil:%201",
-		"a\tb":                                 "a%09b",
-		"\x7f":                                 "%7F",
-		"é":                                    "%C3%A9",
-		"注文":                                   "%E6%B3%A8%E6%96%87",
-		"😀":                                    "%F0%9F%98%80",
-		"\u2028":                               "%E2%80%A8",
-		strings.Repeat("x", 512):               strings.Repeat("x", 512),
-		strings.Repeat("é", 256):               strings.Repeat("%C3%A9", 256),
-	} {
-		t.Run(fmt.Sprintf("%.20q", id), func(t *testing.T) {
-			if err := p.Handle(deadline(t), order(id)); err != nil {
-				t.Fatal(err)
-			}
-			if got.Load() != "orders/"+want {
-				t.Errorf("got %q, want %q", got.Load(), "orders/"+want)
-			}
-		})
 	}
 }
 

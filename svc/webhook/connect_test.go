@@ -135,7 +135,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	}
 	server.Start()
 	defer server.Close()
-	p := New(server.URL, "orders", parallel, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	p := New(server.URL, parallel, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	defer p.Close()
 	for round := range rounds {
 		var posts sync.WaitGroup

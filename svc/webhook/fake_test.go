@@ -82,13 +82,13 @@ func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Count(string)                                      {}
 
 func newPoster(t *testing.T, url string) *Poster {
-	p := New(url, "orders", 4, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	p := New(url, 4, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	t.Cleanup(p.Close)
 	return p
 }
 
 func order(id string) consume.Job {
-	return consume.Job{Event: event.Event{Type: "new_order", ID: id, Body: []byte(`{"type":"new_order","id":"1"}`)}, Token: 7, Attempt: 2}
+	return consume.Job{Role: "orders", Event: event.Event{Type: "new_order", ID: id, Body: []byte(`{"type":"new_order","id":"1"}`)}, Token: 7, Attempt: 2}
 }
 
 // deadline returns a context whose timeout only a failing test reaches.

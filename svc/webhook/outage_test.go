@@ -21,7 +21,7 @@ func TestOutageIsToldOnce(t *testing.T) {
 	var code atomic.Int64
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(code.Load())) }))
 	defer server.Close()
-	p := New(server.URL, "orders", 4, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{
+	p := New(server.URL, 4, slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
 				return slog.Attr{}
@@ -83,7 +83,7 @@ func TestCancelledIsNotTold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				p := New("http://127.0.0.1", "orders", 1, slog.New(slog.NewTextHandler(&log, nil)))
+				p := New("http://127.0.0.1", 1, slog.New(slog.NewTextHandler(&log, nil)))
 				p.useDialer(dial)
 				ctx, cancel := context.WithCancel(t.Context())
 				ended := make(chan error, 1)

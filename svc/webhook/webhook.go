@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
@@ -32,20 +31,20 @@ const (
 // Idempotency-Key, and a late one, from a process that has lost its claim, by an
 // X-Fencing-Token smaller than one that it has seen with the same key.
 type Poster struct {
-	url, role string
+	url       string
 	transport *http.Transport // not a Client, which would follow redirects
 	outages   *outage.Log
 }
 
-// New returns a Poster for the events of role. It keeps up to maxIdle idle connections:
+// New returns a Poster. It keeps up to maxIdle idle connections:
 // pass how many posts run at once. Close it when no post runs.
-func New(url, role string, maxIdle int, log *slog.Logger) *Poster {
+func New(url string, maxIdle int, log *slog.Logger) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxIdle, maxIdle
 	transport.MaxResponseHeaderBytes = maxAnswer
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
-		url: url, role: role, transport: transport,
+		url: url, transport: transport,
 		outages: &outage.Log{
 			Logger: log, Level: slog.LevelWarn,
 			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
@@ -122,7 +121,7 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 	// would because of the Idempotency-Key: attempts are counted here.
 	req.GetBody = nil
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Idempotency-Key", p.role+"/"+escape(job.ID))
+	req.Header.Set("Idempotency-Key", job.Key())
 	req.Header.Set("X-Fencing-Token", strconv.FormatInt(job.Token, 10))
 	req.Header.Set("X-Attempt", strconv.Itoa(job.Attempt))
 	if user := req.URL.User; user != nil {
@@ -130,19 +129,6 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 		req.SetBasicAuth(user.Username(), password)
 	}
 	return p.transport.RoundTrip(req)
-}
-
-// escape percent-encodes what may not stand in a header, and % itself.
-func escape(id string) string {
-	var b strings.Builder
-	for _, c := range []byte(id) {
-		if c > ' ' && c < 0x7f && c != '%' {
-			b.WriteByte(c)
-		} else {
-			fmt.Fprintf(&b, "%%%02X", c)
-		}
-	}
-	return b.String()
 }
 
 // retryAfter returns the wait that a Retry-After header asks for, in seconds or
