@@ -73,7 +73,6 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 	wait := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
-	unanswered := 0
 	for attempt := 1; ; {
 		if c.Held.Err() != nil {
 			if err := p.Claims.Reclaim(ctx, c); err != nil {
@@ -99,10 +98,6 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		_, permanent := errors.AsType[*permanentError](err)
 		switch {
 		case outage: // the attempt does not count
-			if unknown {
-				unanswered++
-				p.warnUnanswered(e, unanswered, err)
-			}
 			sleep(ctx, c.Held, max(wait.NextBackOff(), unavailable.wait))
 		case attempt == p.MaxAttempts || permanent:
 			// Only the owner dead-letters: another process may have done the work meanwhile.
@@ -145,19 +140,6 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 		}
 	}()
 	return handler(attempt, job)
-}
-
-// warnUnanswered logs the 10th, 100th, … retry of an event without an answer: the event may
-// crash its receiver each time.
-func (p *Pipeline) warnUnanswered(e event.Event, times int, err error) {
-	power := 10
-	for power < times {
-		power *= 10
-	}
-	if times == power {
-		p.Log.Warn("event retried without an answer", "type", truncate(e.Type), "id", e.ID, "times", times, "error", truncate(err.Error()),
-			"hint", "if other events are processed, this one may crash its receiver: fix the receiver or remove the event from the queue")
-	}
 }
 
 // sleep waits for d, or until ctx or held ends.

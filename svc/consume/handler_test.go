@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -268,34 +267,6 @@ func TestUnknownKeepsTheClaim(t *testing.T) {
 			})
 		})
 	}
-}
-
-// An event that crashes its receiver is retried until it is done. The log names it at
-// the 10th retry, the 100th, and so on.
-func TestEventThatCrashesItsReceiver(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		times := 0
-		p := newProcess(t, func(context.Context, consume.Job) error {
-			if times++; times > 150 {
-				return nil
-			}
-			return consume.Unavailable(consume.Unknown(errBoom), 0)
-		})
-		p.run(p.order("1"))
-		var warnings []string
-		for _, line := range p.take() {
-			if strings.HasPrefix(line, "level=WARN") {
-				warnings = append(warnings, strings.Split(line, " hint=")[0])
-			}
-		}
-		want := []string{
-			`level=WARN msg="event retried without an answer" type=new_order id=1 times=10 error=boom`,
-			`level=WARN msg="event retried without an answer" type=new_order id=1 times=100 error=boom`,
-		}
-		if diff := cmp.Diff(want, warnings); diff != "" {
-			t.Errorf("warnings (-want +got):\n%s", diff)
-		}
-	})
 }
 
 func TestErrorsKeepTheirCause(t *testing.T) {

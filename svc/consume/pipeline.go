@@ -54,9 +54,8 @@ const (
 
 // Claimer grants each id to one delivery at a time, among all processes.
 type Claimer interface {
-	// Claim waits until id is the caller's. claim.ErrDone: it was processed.
-	// claim.ErrInvalidID: it cannot be stored. Any other error: ctx has ended, or the
-	// process stops.
+	// Claim waits until id is the caller's. claim.ErrDone: it was processed. Any other
+	// error: ctx has ended, or the process stops.
 	Claim(ctx context.Context, id string) (*claim.Claim, error)
 	// Reclaim is for a claim that was suspended: it waits until the id is the
 	// caller's again. Its errors are those of Claim, and end the claim.
@@ -95,27 +94,28 @@ type Pipeline struct {
 // Semaphore has a slot for each handler that may run at once.
 type Semaphore chan struct{}
 
-// Handle processes one delivery until it is acknowledged or given up. ctx ends when the
-// delivery's channel closes or the service stops. After that no attempt begins, except to
-// learn the outcome of an Unknown one. handlerCtx ends no earlier, with the grace period of
-// a shutdown, and cancels running handlers. Finished work is recorded in either case.
+// Handle processes one delivery until it is acknowledged or given up. When ctx ends, with
+// the delivery's channel or at a stop, no more attempts begin, except to learn the outcome of
+// an Unknown one. When handlerCtx ends, later in a stop, running handlers are cancelled.
+// Finished work is recorded in either case.
 func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	e, err := event.Parse(d.Body())
 	noID := errors.Is(err, event.ErrNoID)
 	handler, handled := p.Handlers[e.Type]
 	switch {
 	case err != nil && !noID, noID && handled && p.RequireID:
-		p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
+		err = p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 	case !handled:
 		p.finish(d, e, "ignored", "ignored")
+		return
 	default:
-		switch err := p.process(ctx, handlerCtx, d, e, handler); {
-		case errors.Is(err, claim.ErrDone):
-			p.finish(d, e, "skipped", e.Type+"_skipped")
-		case errors.Is(err, claim.ErrInvalidID): // from a Claimer whose ids are shorter than event.MaxID
-			p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
-		} // any other error interrupts the delivery: it is redelivered
+		err = p.process(ctx, handlerCtx, d, e, handler)
 	}
+	if errors.Is(err, claim.ErrDone) {
+		p.finish(d, e, "skipped", e.Type+"_skipped")
+	}
+	// Any other error says that ctx has ended or that the process stops, which is logged
+	// elsewhere. The delivery is not acknowledged, so the broker delivers it again.
 }
 
 // process follows the rule: claim, work, complete, acknowledge.

@@ -200,14 +200,3 @@ func TestClaimsAreClosed(t *testing.T) {
 		})
 	}
 }
-
-// An event whose id the claims cannot store is malformed.
-func TestInvalidID(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newProcess(t, done)
-		p.claims.fail = map[string]error{"claim": claim.ErrInvalidID}
-		p.run(p.order("1"))
-		p.expect(t, "dead-letter malformed after 0: the id is not UTF-8, or too long", "count malformed",
-			`msg=dead-lettered type=new_order id=1 reason=malformed error="the id is not UTF-8, or too long"`, "ack")
-	})
-}

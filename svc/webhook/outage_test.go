@@ -31,7 +31,7 @@ func TestOutageIsToldOnce(t *testing.T) {
 	})))
 	defer p.Close()
 	const (
-		unreachable = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged" hint="check that the receiver at WEBHOOK_URL is up"` + "\n"
+		unreachable = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged" id=1 hint="check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it"` + "\n"
 		back        = `level=INFO msg="the webhook is reachable again"` + "\n"
 	)
 	for _, step := range []struct {

@@ -48,7 +48,7 @@ func New(url string, maxIdle int, log *slog.Logger) *Poster {
 		outages: &outage.Log{
 			Logger: log, Level: slog.LevelWarn,
 			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
-			Hint: "check that the receiver at WEBHOOK_URL is up",
+			Hint: "check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it",
 		},
 	}
 }
@@ -74,11 +74,9 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	err = fmt.Errorf("the webhook answered %d %s: %.200q", resp.StatusCode, http.StatusText(resp.StatusCode), answer)
 	switch code := resp.StatusCode; code {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		p.outages.Failed(began, err, "")
-		return consume.Unavailable(err, retryAfter(resp.Header))
+		return p.unavailable(job, began, err, retryAfter(resp.Header))
 	case http.StatusBadGateway, http.StatusGatewayTimeout: // of a proxy that may have passed the request on
-		p.outages.Failed(began, err, "")
-		return consume.Unavailable(consume.Unknown(err), retryAfter(resp.Header))
+		return p.unavailable(job, began, consume.Unknown(err), retryAfter(resp.Header))
 	}
 	p.outages.Answered(began)
 	switch code := resp.StatusCode; {
@@ -108,8 +106,13 @@ func (p *Poster) unanswered(ctx context.Context, job consume.Job, began time.Tim
 			return err
 		}
 	}
-	p.outages.Failed(began, err, "")
-	return consume.Unavailable(err, 0)
+	return p.unavailable(job, began, err, 0)
+}
+
+// unavailable logs that an outage begins, with the event that noticed it.
+func (p *Poster) unavailable(job consume.Job, began time.Time, err error, wait time.Duration) error {
+	p.outages.Failed(began, err, "", "id", job.ID)
+	return consume.Unavailable(err, wait)
 }
 
 func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, error) {

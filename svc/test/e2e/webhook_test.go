@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"syscall"
@@ -17,9 +18,11 @@ func TestWebhookConnectionLost(t *testing.T) {
 	down.Store(true)
 	receiver := newReceiver(t, nil)
 	receiver.Config.Handler = losing(receiver.Config.Handler, &down)
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "MAX_ATTEMPTS=1")
+	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "MAX_ATTEMPTS=1", "LOG_LEVEL=debug")
 	b.publishBodies(orders("lost", events)...)
-	s.waitLogs(events, "event retried without an answer", "times=10", "hint=")
+	for i := range events {
+		s.waitLogs(10, "attempt failed", fmt.Sprintf("id=lost%d ", i))
+	}
 	down.Store(false)
 	s.waitLogs(events, "msg=processed")
 	s.stop()
