@@ -14,7 +14,7 @@ import (
 
 // openClaims connects to etcd, reads the ids that it remembers, and begins to claim and
 // record, until etcdCtx ends or the returned function is called. It gives up when ctx ends.
-func openClaims(ctx, etcdCtx context.Context, cfg config.Config, role role, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
+func openClaims(ctx, etcdCtx context.Context, cfg config.Config, revoke time.Duration, status *health.Status, log *slog.Logger) (*claim.Etcd, func(), error) {
 	client, err := etcd.Dial(ctx, etcd.Server{
 		Endpoints: cfg.EtcdEndpoints, TLS: cfg.EtcdTLS, Username: cfg.EtcdUser, Password: cfg.EtcdPassword,
 	}, log)
@@ -22,7 +22,7 @@ func openClaims(ctx, etcdCtx context.Context, cfg config.Config, role role, stat
 		return nil, nil, err
 	}
 	claims := claim.NewEtcd(client, claim.Options{
-		Role: role.name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: reserve(cfg.Shutdown) / 2, Log: log,
+		Role: roles[cfg.Service].name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)
 	var parts sync.WaitGroup

@@ -98,26 +98,22 @@ func main() {
 // run serves until ctx ends and the deliveries in progress are finished. It logs its
 // error.
 func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
-	role := roles[cfg.Service]
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	// fail logs an error at once, and then lets everything be closed as at a stop:
-	// that may take a while if other servers are unreachable. It drops errors during a
-	// stop, which the stop has caused.
+	// fail logs and returns an error. It drops those during a stop, which the stop has caused.
 	fail := func(err error, hint string) error {
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
 		log.Error("cannot go on", "error", err, "hint", hint)
-		end()
 		return err
 	}
 	log.Info("starting", "etcd", cfg.Etcd)
+	role := roles[cfg.Service]
 
-	// A shutdown has four steps: take no more events; cancel the handlers that still
-	// run; stop waiting for etcd; close.
-	handlerCtx := cancelAfter(ctx, cfg.Shutdown-2*reserve(cfg.Shutdown))
-	etcdCtx := cancelAfter(ctx, cfg.Shutdown-reserve(cfg.Shutdown))
+	// At a stop, ctx ends: no more events are taken. Then handlerCtx ends: running handlers are
+	// cancelled. Then etcdCtx ends: nothing waits for etcd any more. Then everything is closed.
+	shutdown := newShutdown(cfg.Shutdown)
+	handlerCtx := endAfter(ctx, shutdown.cancelHandlers)
+	etcdCtx := endAfter(ctx, shutdown.leaveEtcd)
 
 	// Count to statsd.
 	recorder := metrics.Start(cfg.StatsdAddr, role.name+"_", metrics.Names{
@@ -144,7 +140,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// With etcd, read the ids that were processed, and begin to claim.
 	var claims consume.Claimer = claim.NoDedup{}
 	if cfg.Etcd {
-		etcdClaims, closeClaims, err := openClaims(ctx, etcdCtx, cfg, role, status, log)
+		etcdClaims, closeClaims, err := openClaims(ctx, etcdCtx, cfg, shutdown.revoke, status, log)
 		if err != nil {
 			return fail(err, etcd.Hint(err))
 		}
@@ -176,7 +172,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// Consume until ctx ends, through lost connections.
 	prefetch := heldDeliveries(cfg, log)
 	consumer := rabbit.Consumer{
-		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: reserve(cfg.Shutdown) / 3},
+		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: shutdown.disconnect},
 		Topology: rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"},
 		Status:   status, Log: log,
 		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
@@ -195,17 +191,3 @@ const (
 	partEtcd  = "etcd"
 	partCache = "cache"
 )
-
-// reserve returns the time that a shutdown keeps for each of its last two steps. In the last,
-// the two connections to the broker are closed one after the other, in a third of the time
-// each. Meanwhile the session in etcd is revoked, in half of it.
-func reserve(shutdown time.Duration) time.Duration {
-	return min(shutdown/4, 2*time.Second)
-}
-
-// cancelAfter returns a context that ends d after ctx does.
-func cancelAfter(ctx context.Context, d time.Duration) context.Context {
-	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	context.AfterFunc(ctx, func() { time.AfterFunc(d, cancel) })
-	return later
-}
