@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/tidwall/gjson"
@@ -38,14 +40,18 @@ func Parse(body []byte) (Event, error) {
 	if !utf8.Valid(body) {
 		return Event{}, errors.New("body is not valid UTF-8")
 	}
-	if err := valid(body); err != nil {
-		return Event{}, fmt.Errorf("body is not a JSON event: %w", err)
+	if !json.Valid(body) {
+		return Event{}, fmt.Errorf("body is not a JSON event: %w", json.Unmarshal(body, &json.RawMessage{}))
+	}
+	object := gjson.ParseBytes(body)
+	if !object.IsObject() {
+		return Event{}, errors.New("body is not a JSON event: not an object")
 	}
 	if loneSurrogate(body) {
 		return Event{}, errors.New("body has a lone surrogate escape, which is not Unicode text")
 	}
 	var typ, id field
-	gjson.ParseBytes(body).ForEach(func(name, value gjson.Result) bool {
+	object.ForEach(func(name, value gjson.Result) bool {
 		switch name.Str {
 		case "type":
 			typ.add(value)
@@ -69,17 +75,6 @@ func Parse(body []byte) (Event, error) {
 		return Event{}, fmt.Errorf(`"id" has %d bytes, at most %d are allowed`, len(e.ID), MaxID)
 	}
 	return e, nil
-}
-
-// valid reports what gjson does not check: the syntax, and that body is an object.
-func valid(body []byte) error {
-	if !json.Valid(body) {
-		return json.Unmarshal(body, &json.RawMessage{}) // for its error
-	}
-	if bytes.TrimLeft(body, " \t\r\n")[0] != '{' {
-		return errors.New("not an object")
-	}
-	return nil
 }
 
 // field is a member of an object that may be given once and must be a string.
@@ -109,34 +104,30 @@ func (f *field) check(name string) error {
 // pair. encoding/json reads each such half as U+FFFD, which would make two
 // different ids equal.
 func loneSurrogate(body []byte) bool {
-	for i := bytes.IndexByte(body, '\\'); i >= 0 && i < len(body); {
-		switch {
-		case body[i] != '\\':
-			next := bytes.IndexByte(body[i:], '\\')
-			if next < 0 {
-				return false
-			}
-			i += next
-		case body[i+1] != 'u':
-			i += len(`\n`)
-		case !isSurrogate(body[i:]):
-			i += len(`\u0000`)
-		case isHigh(body[i:]) && isLow(body[i+len(`\u0000`):]):
-			i += len(`\ud800\udc00`)
-		default:
+	for {
+		i := bytes.IndexByte(body, '\\')
+		if i < 0 {
+			return false
+		}
+		body = body[i:]
+		switch unit := escaped(body); {
+		case body[1] != 'u':
+			body = body[len(`\n`):]
+		case !utf16.IsSurrogate(unit):
+			body = body[len(`\u0000`):]
+		case utf16.DecodeRune(unit, escaped(body[len(`\u0000`):])) == utf8.RuneError:
 			return true
+		default:
+			body = body[len(`\ud800\udc00`):]
 		}
 	}
-	return false
 }
 
-// The escapes of surrogates are \ud800 to \udfff, the high halves ending
-// with \udbff.
-func isSurrogate(escape []byte) bool { return isHigh(escape) || isLow(escape) }
-func isHigh(escape []byte) bool      { return inRange(escape, "89abAB") }
-func isLow(escape []byte) bool       { return inRange(escape, "cdefCDEF") }
-
-func inRange(escape []byte, third string) bool {
-	return len(escape) >= len(`\u0000`) && escape[0] == '\\' && escape[1] == 'u' &&
-		(escape[2] == 'd' || escape[2] == 'D') && bytes.IndexByte([]byte(third), escape[3]) >= 0
+// escaped returns the UTF-16 unit of the escape \uXXXX that valid JSON begins with, or 0.
+func escaped(body []byte) rune {
+	if len(body) < len(`\u0000`) || body[0] != '\\' || body[1] != 'u' {
+		return 0
+	}
+	unit, _ := strconv.ParseUint(string(body[2:6]), 16, 16)
+	return rune(unit)
 }
