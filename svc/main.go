@@ -10,29 +10,23 @@
 //	                                      ?heartbeat=5 sets AMQP's heartbeat, in seconds
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
-//	WEBHOOK_URL       none                each event is posted there; without it, the handlers
-//	                                      of roles.go do the work
-//	PREFETCH          1000                unacknowledged deliveries held; fewer if the last of them
-//	                                      could wait for its handler for over 20 minutes
+//	WEBHOOK_URL       none                each event is posted there, not to the handlers of roles.go
+//	PREFETCH          1000                unacknowledged deliveries held; fewer with slow handlers (held.go)
 //	CONCURRENCY       32                  handlers at once; 1, with one replica, keeps the order
 //	MAX_ATTEMPTS      3                   attempts at one delivery before it is dead-lettered
 //	HANDLER_TIMEOUT   30s                 timeout of one attempt
-//	CLAIM_TTL         10s                 how long ids stay claimed after their process has died;
-//	                                      2s to 1h
-//	DEDUP_WINDOW      24h                 how long a processed id is remembered, up to 10 years;
-//	                                      0: for ever
+//	CLAIM_TTL         10s                 how long ids stay claimed after their process has died; 2s to 1h
+//	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever; at most 10 years
 //	CACHE_SIZE        20000000            ids remembered, 34 to 48 bytes of memory each; beyond it all
 //	                                      replicas forget the oldest before DEDUP_WINDOW is over
 //	QUEUE_TYPE        classic             or quorum
-//	SHUTDOWN_TIMEOUT  15s                 of a shutdown: handlers that still run 4 s before its end
-//	                                      (below 8s: after half of it) are cancelled; a second
-//	                                      signal ends the process at once
+//	SHUTDOWN_TIMEOUT  15s                 of a shutdown (shutdown.go); a second signal ends the process at once
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
 //	                                      A renewed client certificate is used without a restart
 //	ETCD_USERNAME, ETCD_PASSWORD          of an etcd with authentication
 //	ETCD_CACERT, ETCD_CERT, ETCD_KEY      TLS to etcd: PEM files
-//	LOG_LEVEL         info                debug, info, warn, error
+//	LOG_LEVEL         info                debug, info, warn or error
 //	LOG_FORMAT        text                or json
 //
 // It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -58,21 +57,12 @@ type Config struct {
 func Read(environ, services []string) (Config, error) {
 	values := env.ToMap(environ)
 	maps.DeleteFunc(values, func(_, value string) bool { return value == "" }) // as good as not set
-	var c Config
-	unreadable := make(map[string]bool)
-	// env returns no other error than an AggregateError.
-	all, _ := errors.AsType[env.AggregateError](env.ParseWithOptions(&c, env.Options{Environment: values}))
-	for _, err := range all.Errors {
-		parse, ok := errors.AsType[env.ParseError](err)
-		if !ok {
-			return c, err
-		}
-		field, _ := reflect.TypeFor[Config]().FieldByName(parse.Name)
-		unreadable[field.Tag.Get("env")] = true
-	}
+	// A value that cannot be parsed leaves its field as it is here, and no rule allows that.
+	c := Config{DedupWindow: -1}
+	_ = env.ParseWithOptions(&c, env.Options{Environment: values})
 	var bad []error
 	for _, r := range c.check(values, services) {
-		if !r.ok || unreadable[r.variable] {
+		if !r.ok {
 			bad = append(bad, fmt.Errorf("%s: allowed is %s", shown(r.variable, values), r.allowed))
 		}
 	}
@@ -98,8 +88,10 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 	c.AMQPTLS, c.EtcdTLS = amqpTLS, etcdTLS
 	plain := func(broker string) bool { return !strings.HasPrefix(broker, "amqps:") }
 	return slices.Concat([]rule{
-		{"SERVICE_NAME", slices.Contains(services, c.Service), strings.Join(services, ", ")},
-		{"ENABLE_ETCD", slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]), "true, 1, false or 0"}, // strconv takes T, too
+		{"SERVICE_NAME", slices.Contains(services, c.Service), strings.Join(services, " or ")},
+		// By their text, because strconv takes T, too, and slog INFO+3.
+		{"ENABLE_ETCD", slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]), "true, 1, false or 0"},
+		{"LOG_LEVEL", slices.Contains([]string{"", "debug", "info", "warn", "error"}, strings.ToLower(values["LOG_LEVEL"])), "debug, info, warn or error"},
 		{"AMQP_URL", all(c.AMQP, isBroker) && (amqpTLS == nil || !slices.ContainsFunc(c.AMQP, plain)),
 			"amqp:// or amqps:// URLs, separated by commas, " + url + ", no parameter but heartbeat, from 1 to 65535 (seconds), " +
 				"and amqps:// if AMQP_CACERT, AMQP_CERT or AMQP_KEY is set"},
@@ -119,7 +111,6 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 		{"HEALTH_ADDR", c.HealthAddr == "" || isListenAddress(c.HealthAddr), "host:port or :port with a port from 0 (any) to 65535, without white space"},
 		{"ETCD_USERNAME", c.EtcdUser != "" || c.EtcdPassword == "", "a user name, together with ETCD_PASSWORD"},
 		{"ETCD_PASSWORD", c.EtcdPassword != "" || c.EtcdUser == "", "a password, together with ETCD_USERNAME"},
-		{"LOG_LEVEL", !strings.ContainsAny(values["LOG_LEVEL"], "+-"), "debug, info, warn or error"}, // slog takes INFO+3, too
 		{"LOG_FORMAT", c.LogFormat == "text" || c.LogFormat == "json", "text or json"},
 	}, amqpRules, etcdRules)
 }

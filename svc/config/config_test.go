@@ -102,10 +102,10 @@ func TestAllBadValuesAtOnce(t *testing.T) {
 	for name, tt := range map[string]struct {
 		vars, want []string // want has what each line begins with
 	}{
-		"no role": {nil, []string{"SERVICE_NAME is not set: allowed is notify, orders"}},
+		"no role": {nil, []string{"SERVICE_NAME is not set: allowed is notify or orders"}},
 		"several": {
 			[]string{"SERVICE_NAME=ordres", "ENABLE_ETCD=yes", "PREFETCH=0", "CONCURRENCY=x", "STATSD_ADDR=:", "LOG_FORMAT=xml"},
-			[]string{`SERVICE_NAME="ordres": allowed is notify, orders`, `ENABLE_ETCD="yes": allowed is true, 1, false or 0`, `STATSD_ADDR=":"`, `PREFETCH="0"`, `CONCURRENCY="x"`, `LOG_FORMAT="xml"`},
+			[]string{`SERVICE_NAME="ordres": allowed is notify or orders`, `ENABLE_ETCD="yes": allowed is true, 1, false or 0`, `STATSD_ADDR=":"`, `PREFETCH="0"`, `CONCURRENCY="x"`, `LOG_FORMAT="xml"`},
 		},
 		"a user without a password": {[]string{"SERVICE_NAME=orders", "ETCD_USERNAME=root"}, []string{"ETCD_PASSWORD is not set"}},
 		"a password without a user": {[]string{"SERVICE_NAME=orders", "ETCD_PASSWORD=s3cret"}, []string{"ETCD_USERNAME is not set"}},

@@ -10,10 +10,10 @@ import (
 // without a password. Which values are bad is tested in svc/config.
 func TestBadConfiguration(t *testing.T) {
 	tests := map[string]struct{ vars, want []string }{
-		"no role": {nil, []string{"SERVICE_NAME is not set: allowed is notify, order, orders"}},
+		"no role": {nil, []string{"SERVICE_NAME is not set: allowed is notify or order or orders"}},
 		"all at once": {
 			[]string{"SERVICE_NAME=ordres", "AMQP_URL=amqp://u:s3cret@h:x", "ENABLE_ETCD=yes", "PREFETCH=0", "ETCD_PASSWORD=s3cret", "AMQP_KEY=/nonexistent"},
-			[]string{`SERVICE_NAME="ordres": allowed is notify, order, orders`, `ENABLE_ETCD="yes": allowed is true, 1, false or 0`,
+			[]string{`SERVICE_NAME="ordres": allowed is notify or order or orders`, `ENABLE_ETCD="yes": allowed is true, 1, false or 0`,
 				`AMQP_URL="amqp://***@h:x": allowed is `, `PREFETCH="0": allowed is `, "ETCD_USERNAME is not set", "AMQP_CERT is not set"},
 		},
 	}
