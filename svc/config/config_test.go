@@ -85,7 +85,7 @@ func TestValueIsRefused(t *testing.T) {
 func TestValueIsAllowed(t *testing.T) {
 	for _, vars := range [][]string{
 		{"DEDUP_WINDOW=87600h", "CLAIM_TTL=1h", "LOG_LEVEL=INFO", "ENABLE_ETCD=1", "PREFETCH=65535", "CONCURRENCY=2147483647"},
-		{"DEDUP_WINDOW=0", "CLAIM_TTL=2s", "LOG_LEVEL=Info", "ENABLE_ETCD=0", "PREFETCH=1", "CONCURRENCY=1", "SHUTDOWN_TIMEOUT=1s"},
+		{"DEDUP_WINDOW=0", "CLAIM_TTL=2s", "LOG_LEVEL=Info", "ENABLE_ETCD=0", "PREFETCH=1", "CONCURRENCY=1", "MAX_ATTEMPTS=1", "CACHE_SIZE=1", "SHUTDOWN_TIMEOUT=1s"},
 		{"DEDUP_WINDOW=1s", "HANDLER_TIMEOUT=1ms", "QUEUE_TYPE=quorum", "LOG_FORMAT=json", "ENABLE_ETCD=true"},
 		{"AMQP_URL=amqps://u:p%23@127.0.0.1:1,amqp://[::1]:65535/%2f?heartbeat=65535,amqp://[::1]/,amqp://h?heartbeat=1"},
 		{"ETCD_ENDPOINTS=127.0.0.1:1,[::1]:65535", "STATSD_ADDR=127.0.0.1:65535", "WEBHOOK_URL=http://u:p@[::1]:1/a?b=c%20d", "HEALTH_ADDR=127.0.0.1:0"},
