@@ -107,7 +107,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 	// Count to statsd.
 	recorder := metrics.Start(cfg.StatsdAddr, role.name+"_", metrics.Names{
-		Counters: role.counters(), Timers: []string{timerHandle, timerClaim},
+		Counters: consume.Counters(role.handlers), Timers: []string{timerHandle, timerClaim},
 	}, log)
 	defer recorder.Close()
 

@@ -35,12 +35,3 @@ func processOrder(ctx context.Context, job consume.Job) error {
 func notifyCustomer(ctx context.Context, job consume.Job) error {
 	return nil
 }
-
-// counters returns the names of the role's counters.
-func (r role) counters() []string {
-	names := []string{"malformed", "ignored"}
-	for t := range r.handlers {
-		names = append(names, t+"_ok", t+"_skipped", t+"_failed")
-	}
-	return names
-}

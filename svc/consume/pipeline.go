@@ -72,10 +72,19 @@ type Claimer interface {
 	Release(c *claim.Claim)
 }
 
-// Counter counts outcomes, such as new_order_ok: the names of the README's table
-// without the role's prefix.
+// Counter counts outcomes by the names of [Counters].
 type Counter interface {
 	Count(name string)
+}
+
+// Counters returns the names by which a pipeline with these handlers counts: those of the
+// README's table, without the role's prefix.
+func Counters(handlers map[string]Handler) []string {
+	names := []string{"malformed", "ignored"}
+	for t := range handlers {
+		names = append(names, t+"_ok", t+"_skipped", t+"_failed")
+	}
+	return names
 }
 
 // Pipeline handles the deliveries of one role. All fields must be set.
