@@ -130,8 +130,12 @@ func (d *draft) beginRecord(last recordKey, now time.Time) {
 		d.room = d.Window.Room
 	}
 	d.Record = d.N
-	if last.window == d.Window.Name && len(last.ids) < smallRecord && last.size < maxList/2 {
-		d.Record, d.Done, d.doneBytes = last.write, slices.Clone(last.ids), last.size
+	bytes := 0
+	for _, id := range last.ids {
+		bytes += jsonSize(id)
+	}
+	if last.window == d.Window.Name && len(last.ids) < smallRecord && bytes < maxList/2 {
+		d.Record, d.Done, d.doneBytes = last.write, slices.Clone(last.ids), bytes
 	}
 }
 

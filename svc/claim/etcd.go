@@ -34,8 +34,11 @@ type Etcd struct {
 	value  string // of the session's key, for operators
 	client *etcd.Client
 
-	full       chan struct{} // receives when too many ids are remembered
-	unreadable *outage.Log
+	full chan struct{} // receives when too many ids are remembered
+
+	unreadable *outage.Log // keys
+	lostLeases *outage.Log // of new sessions
+	tooMany    *outage.Log // ids that cannot be forgotten
 }
 
 // NewEtcd returns the claims of one process. The client remains the caller's. NewEtcd asks
@@ -48,6 +51,15 @@ func NewEtcd(client *etcd.Client, o Options) *Etcd {
 		client:     client,
 		full:       make(chan struct{}, 1),
 		unreadable: &outage.Log{Logger: o.Log, Level: slog.LevelWarn, Begins: "keys in etcd are ignored: they cannot be read"},
+		lostLeases: &outage.Log{
+			Logger: o.Log, Level: slog.LevelWarn,
+			Begins: "the lease of a new session was lost before its key was written: events wait unacknowledged",
+			Hint:   "check that ETCD_ENDPOINTS names members of one cluster, and that etcd answers within CLAIM_TTL",
+		},
+		tooMany: &outage.Log{
+			Logger: o.Log, Level: slog.LevelWarn, Begins: "more ids are remembered than CACHE_SIZE",
+			Hint: "raise CACHE_SIZE; with DEDUP_WINDOW=0 nothing is forgotten",
+		},
 	}
 }
 

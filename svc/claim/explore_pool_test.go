@@ -11,7 +11,7 @@ import (
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
 		reflect.TypeFor[claimer](): 16, reflect.TypeFor[entry](): 9, reflect.TypeFor[Claim](): 5, reflect.TypeFor[write](): 12,
-		reflect.TypeFor[roleState](): 6, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 5, reflect.TypeFor[doneSet](): 10,
+		reflect.TypeFor[roleState](): 7, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 4, reflect.TypeFor[doneSet](): 10,
 	} {
 		if typ.NumField() != want {
 			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
@@ -34,7 +34,7 @@ func (p *statePool) get(session string) *roleState {
 	}
 	s := p.all[p.used]
 	p.used++
-	s.session, s.record = session, recordKey{}
+	s.session, s.record, s.follows = session, recordKey{}, false
 	clear(s.sessions)
 	clear(s.claims)
 	clear(s.queues)

@@ -52,7 +52,6 @@ func (p *simProcess) load() {
 // watch simulates Etcd.applyChanges with the next n revisions.
 func (p *simProcess) watch(n int64) {
 	events := slices.Concat(p.x.etcd.log[p.view+1 : p.view+1+n]...)
-	p.x.unreadable(p.c.view.checkNoGap(events))
 	p.view += n
 	p.x.unreadable(p.c.apply(events, p.view))
 }

@@ -16,15 +16,13 @@ func TestFollowingIsReading(t *testing.T) {
 	for seed := range uint64(300) {
 		h := newHistory(seed)
 		follower, seen := newRoleState(""), int64(0)
+		follower.follows = true
 		for range 80 {
 			h.step()
 			if h.rand.IntN(3) == 0 {
 				continue // later changes arrive together with this one
 			}
 			events := slices.Concat(h.log[seen+1:]...)
-			if err := follower.checkNoGap(events); err != nil {
-				t.Fatalf("history %d: %v", seed, err)
-			}
 			if err := follower.Apply(events, func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}

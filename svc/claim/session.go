@@ -49,7 +49,7 @@ func (s *Etcd) runSessions(ctx context.Context) (last clientv3.LeaseID) {
 // open grants a lease and puts the session's key, which gets version 1.
 func (s *Etcd) open(ctx context.Context) (*session, error) {
 	pause := etcd.NewBackoff()
-	for warned := false; ; warned = true {
+	for {
 		lease, err := s.client.Grant(ctx, s.o.TTL)
 		if err != nil {
 			return nil, err
@@ -59,15 +59,13 @@ func (s *Etcd) open(ctx context.Context) (*session, error) {
 		resp, err := s.client.Txn(ctx, clientv3.Compare(clientv3.Version(key), "=", 0),
 			[]clientv3.Op{clientv3.OpPut(key, s.value, clientv3.WithLease(ses.lease))})
 		if !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			s.lostLeases.Answered(time.Now())
 			if err == nil {
-				ses.began = resp.Header.Revision // or later, if an earlier copy of the call put the key
+				ses.began = resp.Header.Revision // if an earlier copy of the call put the key, that was before
 			}
 			return ses, err
 		}
-		if !warned {
-			s.o.Log.Warn("the lease of a new session was lost before its key was written: events wait unacknowledged",
-				"hint", "check that ETCD_ENDPOINTS names members of one cluster, and that etcd answers within CLAIM_TTL")
-		}
+		s.lostLeases.Failed(time.Now(), err, "")
 		select {
 		case <-time.After(pause.NextBackOff()):
 		case <-ctx.Done():

@@ -30,6 +30,7 @@ type roleState struct {
 
 	session string    // of the process whose view this is; "": it has none yet
 	record  recordKey // the latest of that session
+	follows bool      // changes follow without a gap; not while all keys are read
 }
 
 // claimKey is a key claim/<s>/<n>.
@@ -46,7 +47,6 @@ type recordKey struct {
 	window, session string
 	write           int64
 	ids             []string
-	size            int // of the value, in bytes
 }
 
 // newRoleState returns the state of a role without keys, as the view of a process.
@@ -69,35 +69,15 @@ func (s *roleState) Claims(id string) []*claimKey { return s.queues[id] }
 func (s *roleState) Version(session string) int64 { return s.sessions[session] }
 
 // errMissed says that etcd was restored from a backup: changes are missing between those that
-// the view shows and the next.
+// the state shows and the next.
 var errMissed = errors.New("changes were missed")
-
-// checkNoGap returns errMissed if changes before these were missed: each write raises the
-// version of its session's key by one.
-func (s *roleState) checkNoGap(changes []change) error {
-	versions := make(map[string]int64)
-	for _, ch := range changes {
-		name, ok := strings.CutPrefix(ch.Key, "session/")
-		if !ok {
-			continue
-		}
-		before, ok := versions[name]
-		if !ok {
-			before = s.sessions[name]
-		}
-		if !ch.Deleted && ch.Version != before+1 {
-			return fmt.Errorf("%w: write %d of session %s follows write %d", errMissed, ch.Version, name, before)
-		}
-		versions[name] = ch.Version // 0 if deleted
-	}
-	return nil
-}
 
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
 // that they may concern: no process sees a part of a revision. (A page of a snapshot may be a
 // part, but its state is used only when all pages have been applied.) record is the record
 // that lists the id; nil means that its claims have changed. Keys that cannot be read are
-// ignored. The error names the first of them: there may be very many.
+// ignored, and the error names the first of them: there may be very many. errMissed comes before
+// such an error.
 func (s *roleState) Apply(changes []change, changed func(id string, record *recordKey)) error {
 	type touched struct {
 		ids    []string
@@ -105,11 +85,11 @@ func (s *roleState) Apply(changes []change, changed func(id string, record *reco
 	}
 	all := make([]touched, 0, len(changes))
 	added := 0
-	var unreadable error
+	var failed error
 	for _, ch := range changes {
 		ids, record, err := s.applyOne(ch)
-		if err != nil {
-			unreadable = cmp.Or(unreadable, fmt.Errorf("key %s: %w", ch.Key, err))
+		if err != nil && (failed == nil || errors.Is(err, errMissed)) {
+			failed = fmt.Errorf("key %s: %w", ch.Key, err)
 		}
 		if all = append(all, touched{ids, record}); record != nil {
 			added += len(ids)
@@ -121,7 +101,7 @@ func (s *roleState) Apply(changes []change, changed func(id string, record *reco
 			changed(id, t.record)
 		}
 	}
-	return unreadable
+	return failed
 }
 
 // applyOne applies one change. It returns the ids that the change may concern, and the
@@ -130,10 +110,14 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 	kind, name, _ := strings.Cut(ch.Key, "/")
 	switch kind {
 	case "session":
+		before := s.sessions[name]
 		if ch.Deleted {
 			delete(s.sessions, name)
-		} else {
-			s.sessions[name] = ch.Version
+			break
+		}
+		s.sessions[name] = ch.Version
+		if s.follows && ch.Version != before+1 { // each write raises the version by one
+			return nil, nil, fmt.Errorf("%w: write %d follows write %d", errMissed, ch.Version, before)
 		}
 	case "window":
 		if ch.Deleted {
@@ -156,23 +140,20 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 
 // applyRecord applies the key done/<name>.
 func (s *roleState) applyRecord(ch change, name string) ([]string, *recordKey, error) {
-	r := &recordKey{size: len(ch.Value)}
-	r.window, name, _ = strings.Cut(name, "/")
-	session, write, _ := strings.Cut(name, "/")
-	r.session = session
-	n, err := strconv.ParseInt(write, 10, 64)
+	window, name, _ := strings.Cut(name, "/")
+	session, write, err := parseName(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	r.write = n
-	r.ids, err = parseIDs(ch.Value)
-	for _, id := range r.ids {
-		s.done.add(id, r.window)
+	ids, err := parseIDs(ch.Value)
+	for _, id := range ids {
+		s.done.add(id, window)
 	}
-	if r.session == s.session && r.write >= s.record.write {
+	r := &recordKey{window, session, write, ids}
+	if session == s.session && write >= s.record.write {
 		s.record = *r
 	}
-	return r.ids, r, err
+	return ids, r, err
 }
 
 // applyClaim applies a change of the key claim/<name>.
@@ -185,12 +166,11 @@ func (s *roleState) applyClaim(ch change, name string) ([]string, error) {
 	case ch.Deleted:
 		return nil, nil
 	case !known:
-		session, write, _ := strings.Cut(name, "/")
-		n, err := strconv.ParseInt(write, 10, 64)
+		session, write, err := parseName(name)
 		if err != nil {
 			return nil, err
 		}
-		claim = &claimKey{session: session, write: n, token: ch.Created}
+		claim = &claimKey{session: session, write: write, token: ch.Created}
 		s.claims[ch.Key] = claim
 	}
 	claim.size = len(ch.Value)
@@ -224,6 +204,13 @@ func (s *roleState) replace(claim *claimKey, ids []string) (changed []string) {
 	}
 	claim.ids = ids
 	return changed
+}
+
+// parseName parses <s>/<n>.
+func parseName(name string) (session string, write int64, err error) {
+	session, number, _ := strings.Cut(name, "/")
+	write, err = strconv.ParseInt(number, 10, 64)
+	return session, write, err
 }
 
 func parseIDs(value []byte) (ids []string, err error) {

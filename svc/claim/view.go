@@ -28,26 +28,21 @@ const (
 // errLags says that the view does not show what it should show.
 var errLags = errors.New("the watch does not show what this process wrote")
 
-// follow applies the changes in etcd to the view until ctx ends, or changes were missed: etcd
-// was restored from a backup. A watch that ends or lags is followed by another. The view is read
-// anew only if that cannot be opened, or lags without showing anything: reading many ids takes
-// longer.
+// follow applies the changes in etcd to the view until ctx ends. A watch that ends or lags is
+// followed by another. The view is read anew only if that is compacted, or has lagged without
+// showing anything: to read many ids takes long, and nothing is recorded meanwhile.
 func (s *Etcd) follow(ctx context.Context) error {
 	pause := etcd.NewBackoff()
 	for {
 		began, from := time.Now(), s.viewedRevision()
 		err := s.watch(ctx, from+1)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
-		case errors.Is(err, errMissed):
-			return err
-		case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, errLags) && s.viewedRevision() == from:
+		}
+		if errors.Is(err, rpctypes.ErrCompacted) || errors.Is(err, errLags) && s.viewedRevision() == from {
 			if err := s.reload(ctx, err); err != nil {
 				return err
 			}
-		default:
-			s.o.Log.Debug("watch opened again", "reason", err)
 		}
 		if time.Since(began) > maxLag {
 			pause.Reset()
@@ -76,9 +71,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			if err := resp.Err(); err != nil || !ok {
 				return fmt.Errorf("the watch ended: %w", cmp.Or(err, ctx.Err(), errors.New("its channel was closed")))
 			}
-			if err := s.applyChanges(resp); err != nil {
-				return err
-			}
+			s.applyChanges(resp.Events)
 		case <-tick.C:
 			if s.lags(opened) {
 				return errLags
@@ -89,25 +82,19 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	}
 }
 
-// applyChanges applies the changes of one answer, which are of whole revisions.
-// It fails if changes before them were missed.
-func (s *Etcd) applyChanges(resp clientv3.WatchResponse) error {
-	if len(resp.Events) == 0 {
-		return nil
+// applyChanges applies the changes of one answer, which are of whole revisions. (The revision
+// in its header runs ahead while a watch catches up.)
+func (s *Etcd) applyChanges(events []*clientv3.Event) {
+	if len(events) == 0 {
+		return
 	}
-	changes := make([]change, len(resp.Events))
-	for i, e := range resp.Events {
+	changes := make([]change, len(events))
+	for i, e := range events {
 		changes[i] = s.change(e.Kv)
 		changes[i].Deleted = e.Type == mvccpb.DELETE
 	}
-	// Without the lock: only this goroutine changes the view.
-	if err := s.view.checkNoGap(changes); err != nil {
-		return err
-	}
-	// The header's revision runs ahead while a watch catches up.
-	s.logUnreadable(s.apply(changes, resp.Events[len(resp.Events)-1].Kv.ModRevision))
+	s.logUnreadable(s.apply(changes, events[len(events)-1].Kv.ModRevision))
 	s.checkFull()
-	return nil
 }
 
 // logUnreadable logs the first of the keys that cannot be read: there may be very many.
@@ -136,7 +123,8 @@ func (s *Etcd) reload(ctx context.Context, reason error) error {
 	return nil
 }
 
-// apply applies changes to the view, up to a revision; see [roleState.Apply].
+// apply applies changes to the view, up to a revision; see [roleState.Apply]. If changes
+// before these were missed, the session is over.
 func (c *claimer) apply(changes []change, revision int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -155,6 +143,10 @@ func (c *claimer) apply(changes []change, revision int64) error {
 		touched = append(touched, e)
 	})
 	c.viewed = revision
+	if errors.Is(err, errMissed) {
+		c.endSession(err)
+		return nil
+	}
 	c.checkSession()
 	for _, e := range touched {
 		c.review(e)
@@ -168,6 +160,7 @@ func (c *claimer) apply(changes []change, revision int64) error {
 func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	view.follows = true
 	c.view, c.viewed = view, revision
 	if revision < seen {
 		c.endSession(wentBack(seen, revision))

@@ -2,6 +2,7 @@ package claim
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -46,7 +47,6 @@ func (s *Etcd) checkFull() {
 func (s *Etcd) endOldestWindow(ctx context.Context) {
 	var last string // the window that was ended last
 	var lastAt time.Time
-	warned := false
 	for {
 		select {
 		case <-s.full:
@@ -58,11 +58,7 @@ func (s *Etcd) endOldestWindow(ctx context.Context) {
 		}
 		oldest, next := s.oldestWindows()
 		if next.name == "" {
-			if !warned {
-				warned = true
-				s.o.Log.Warn("more ids are remembered than CACHE_SIZE", "ids", s.Remembered(),
-					"hint", "raise CACHE_SIZE; with DEDUP_WINDOW=0 nothing is forgotten")
-			}
+			s.tooMany.Failed(time.Now(), fmt.Errorf("%d ids are remembered", s.Remembered()), "")
 			continue
 		}
 		if oldest.name == last && time.Since(lastAt) < maxLag { // the view has not seen its end yet
