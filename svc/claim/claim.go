@@ -27,12 +27,15 @@
 //	   ▲                 │
 //	   └──taken off the claim, or the session ends; the next oldest claim owns the id at that instant
 //
-// Each process reads all keys once and then follows the changes with a watch (state.go),
-// so all processes see the same states in the same order. A process writes with one
+// Each process reads all keys once and then follows the changes with a watch (state.go,
+// view.go), so all processes see the same states in the same order. A process writes with one
 // transaction at a time, on condition that its session lives and that this is its next
 // write (write.go). Therefore each write happens once and in order, however often it is
 // sent. Only a session's own writes take ids off its claims, so it cannot lose a claim
 // while it lives.
+//
+// What a process has written it knows from its view, and from nothing else. What it writes next
+// about an id is a function of what the view shows and of what its deliveries want (entry.go).
 //
 // # What a crash costs
 //
