@@ -61,7 +61,7 @@ func run(m *testing.M) (code int) {
 // watchSources opens the sources of the service, which the test does not import. go test
 // does not use a cached result if a file that the test has opened has changed.
 func watchSources() error {
-	return filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && filepath.Ext(path) == ".go" {
 			_, err = os.ReadFile(path)
 		}
