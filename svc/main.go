@@ -161,7 +161,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 	// Consume until ctx ends, through lost connections.
 	prefetch := heldDeliveries(cfg, log)
-	consumer := rabbit.Consumer{
+	err := rabbit.Consume(ctx, rabbit.Config{
 		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: shutdown.disconnect},
 		Topology: rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"},
 		Status:   status, Log: log,
@@ -171,8 +171,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 			defer stats.inFlight.Add(-1)
 			pipeline.Handle(deliveryCtx, handlerCtx, d)
 		},
-	}
-	err := consumer.Run(ctx)
+	})
 	return fail(err, rabbit.Hint(err))
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -23,7 +24,6 @@ const (
 	// loginTimeout bounds the login to a broker that has answered. RabbitMQ
 	// itself gives up after 10 s (handshake_timeout).
 	loginTimeout = 15 * time.Second
-	writeTimeout = 10 * time.Second // of one write to the socket
 	// defaultHeartbeat is how often each side sends a frame at least. After
 	// three missing ones the connection is given up.
 	defaultHeartbeat = 5 * time.Second
@@ -46,9 +46,13 @@ type connection struct {
 	*amqp.Connection
 	addr         string // host:port
 	broker       string // for logs: the address and the virtual host
-	next         int    // the URL to try first when this broker does not let us consume
 	raw          net.Conn
 	closeTimeout time.Duration
+	watchers     sync.WaitGroup // goroutines that end with the connection
+
+	// Set by the function that serve calls:
+	next   int  // the URL to try first after this connection; the one behind its own, if not set
+	served bool // it did what it was opened for
 }
 
 // dial connects to the first URL that answers, beginning with number from. It
@@ -133,4 +137,11 @@ func (c *connection) within(ctx context.Context, timeout time.Duration, f func()
 // broker returns. Stop the timer when the call has returned.
 func (c *connection) closeSoon() *time.Timer {
 	return time.AfterFunc(c.closeTimeout, func() { c.raw.Close() })
+}
+
+// close closes the connection and waits for its watchers.
+func (c *connection) close() {
+	defer c.closeSoon().Stop()
+	c.Close() // its error does not matter any more
+	c.watchers.Wait()
 }

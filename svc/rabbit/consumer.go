@@ -5,20 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-// maxDenials is how many denials in a row make Run give up: users and virtual
-// hosts may be created after the broker has started.
-const maxDenials = 5
-
-// Consumer brings the deliveries of one queue to Handle. Set all fields.
-type Consumer struct {
+// Config says what Consume does. Set all fields.
+type Config struct {
 	Server   Server
 	Topology Topology
 	Status   Status
@@ -28,18 +23,8 @@ type Consumer struct {
 	MaxInFlight int // deliveries handled at once
 
 	// Handle is called in a goroutine of its own for each delivery. Its context
-	// ends when the delivery's channel is gone, and when Run's does.
+	// ends when the delivery's channel is gone, and when Consume's does.
 	Handle func(context.Context, consume.Delivery)
-
-	deadLetters *deadLetters
-
-	handling  sync.WaitGroup // handlers
-	semaphore chan struct{}
-	consumed  bool   // ever
-	from      int    // the URL to try first
-	oneByOne  int    // deliveries to take one at a time, see consumeOnce
-	logged    string // the error that was logged last, without numbers; "": it has consumed since
-	wait      *backoff.ExponentialBackOff
 }
 
 // Status is told whether the consumer has a connection (PartBroker), whether it
@@ -55,66 +40,58 @@ const (
 	PartDeadLetters = "dead_letters"
 )
 
-// Run consumes until ctx ends; then it returns nil when all handlers have
-// returned and the finished deliveries are acknowledged. It returns an error
-// only before it has ever consumed and when retrying cannot help: the broker
-// denies access, or something exists with other arguments. Hint says how to fix
-// it.
-func (c *Consumer) Run(ctx context.Context) error {
-	c.deadLetters = newDeadLetters(c)
-	defer c.deadLetters.disconnect()
-	c.semaphore = make(chan struct{}, c.MaxInFlight)
+// consumer is one run of Consume.
+type consumer struct {
+	Config
+	publisher *publisher
+	outage    *outage.Log    // while it does not consume
+	handling  sync.WaitGroup // handlers
+	semaphore chan struct{}  // a slot for each delivery that is handled
+
+	// Owned by the goroutine that consumes:
+	consumed bool // ever
+	denials  int  // in a row
+	oneByOne int  // deliveries to take one at a time, see use
+}
+
+// Consume consumes a queue until ctx ends; then it returns nil when all handlers have
+// returned and the finished deliveries are acknowledged. It returns an error only before it
+// has ever consumed and when retrying cannot help: the broker denies access, or something
+// exists with other arguments. Hint says how to fix it.
+func Consume(ctx context.Context, cfg Config) error {
+	c := &consumer{
+		Config: cfg, publisher: newPublisher(cfg), semaphore: make(chan struct{}, cfg.MaxInFlight),
+		outage: &outage.Log{Logger: cfg.Log, Level: slog.LevelWarn, Begins: "not consuming"},
+	}
+	ctx, end := context.WithCancel(ctx)
+	var publishing sync.WaitGroup
+	publishing.Go(func() { c.publisher.run(ctx) })
+	defer publishing.Wait()
+	defer end()
 	defer c.handling.Wait()
-	c.wait = newBackoff(minPause, maxPause)
-	for denials := 0; ; {
-		err := c.consumeOnce(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, errPastUnreadable) {
-			continue
-		}
-		c.Status.Set(PartBroker, err)
-		c.Status.Set(PartConsumer, err)
-		if denied(err) {
-			denials++
-		} else {
-			denials = 0
-		}
-		switch {
-		case c.consumed:
-		case errors.Is(err, errMismatch):
-			return err
-		case denials == maxDenials:
-			return fmt.Errorf("the broker refused %d times in a row: %w", denials, err)
-		}
-		pause := c.wait.NextBackOff()
-		level, text := slog.LevelWarn, numbers.ReplaceAllString(err.Error(), "")
-		if text == c.logged {
-			level = slog.LevelDebug
-		}
-		c.logged = text
-		c.Log.Log(ctx, level, "not consuming", "error", err, "retry_in", pause.Round(time.Millisecond), "hint", Hint(err))
-		sleep(ctx, pause)
-	}
+	name := cfg.Topology.Queue + " consumer"
+	return cfg.Server.serve(ctx, link{name, 10 * time.Second, c.outage, c.failed}, c.use)
 }
 
-// numbers matches what may differ between two errors of one cause, such as local ports.
-var numbers = regexp.MustCompile(`[0-9]+`)
+// maxDenials is how many denials in a row make Consume give up: users and virtual
+// hosts may be created after the broker has started.
+const maxDenials = 5
 
-// The pauses between connections.
-const minPause, maxPause = 100 * time.Millisecond, 3 * time.Second
-
-func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{InitialInterval: first, Multiplier: 2, MaxInterval: most, RandomizationFactor: 0.5}
-}
-
-// sleep waits for d. It returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
+// failed notes why nothing is consumed. It returns an error if retrying cannot help.
+func (c *consumer) failed(err error) error {
+	c.Status.Set(PartBroker, err)
+	c.Status.Set(PartConsumer, err)
+	if denied(err) {
+		c.denials++
+	} else {
+		c.denials = 0
 	}
+	switch {
+	case c.consumed:
+	case errors.Is(err, errMismatch):
+		return err
+	case c.denials == maxDenials:
+		return fmt.Errorf("the broker refused %d times in a row: %w", maxDenials, err)
+	}
+	return nil
 }

@@ -15,9 +15,9 @@ const maxErrorLen = 1 << 10
 
 // Delivery is a consume.Delivery.
 type Delivery struct {
-	msg         amqp.Delivery
-	acker       *acker
-	deadLetters *deadLetters
+	msg       amqp.Delivery
+	acker     *acker
+	publisher *publisher
 }
 
 // Body returns the message as it was published.
@@ -29,7 +29,7 @@ func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 // DeadLetter publishes a copy to the dead queue and waits for the broker's
 // confirmation.
 func (d *Delivery) DeadLetter(ctx context.Context, f consume.Failure) error {
-	return d.deadLetters.publish(ctx, deadLetter(d.msg, f, time.Now()))
+	return d.publisher.publish(ctx, d.publisher.Topology.deadQueue(), deadLetter(d.msg, f, time.Now()))
 }
 
 // directReplyTo stands for the publisher's own channel, which must consume from
@@ -75,8 +75,21 @@ func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publis
 	}
 }
 
+// onlyAdded returns those of a dead letter's headers that every dead letter has, and the number
+// of the others. A message can arrive with headers that leave no space in a frame for ours.
+func onlyAdded(headers amqp.Table) amqp.Table {
+	added := amqp.Table{}
+	for _, name := range []string{"x-reason", "x-error", "x-attempts", "x-exchange", "x-routing-key", "x-failed-at"} {
+		if value, set := headers[name]; set {
+			added[name] = value
+		}
+	}
+	added["x-dropped-headers"] = int32(len(headers) - len(added))
+	return added
+}
+
 // isName reports whether a header can be the name of an exchange, or a routing key. A
-// publisher can send anything, and trimHeaders keeps these headers.
+// publisher can send anything, and onlyAdded keeps these headers.
 func isName(header any) bool {
 	name, ok := header.(string)
 	return ok && len(name) <= 255

@@ -228,3 +228,11 @@ func TestDeliveryFinishesItsTag(t *testing.T) {
 		t.Errorf("delivery %d is finished, want 42", tag)
 	}
 }
+
+// A dead letter whose headers do not fit into a frame keeps those that say why it is dead.
+func TestOnlyAdded(t *testing.T) {
+	all := added(amqp.Table{"huge": strings.Repeat("h", 130_000), "x-original-CC": []any{"q"}})
+	if diff := cmp.Diff(added(amqp.Table{"x-dropped-headers": int32(2)}), onlyAdded(all)); diff != "" {
+		t.Errorf("headers (-want +got):\n%s", diff)
+	}
+}

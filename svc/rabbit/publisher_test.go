@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"context"
 	"log/slog"
 	"strings"
 	"testing"
@@ -18,12 +19,14 @@ func (s *statusLog) Set(_ string, err error) { *s = append(*s, err) }
 func TestAlarmEndsWithTheConnection(t *testing.T) {
 	var log strings.Builder
 	var status statusLog
-	d := newDeadLetters(&Consumer{Status: &status, Log: slog.New(slog.NewTextHandler(&log, nil))})
-	blockings := make(chan amqp.Blocking, 1)
-	blockings <- amqp.Blocking{Active: true, Reason: "low on disk"}
-	close(blockings)
-	d.listen(blockings)
-	if len(status) != 2 || status[0] == nil || !strings.Contains(status[0].Error(), "low on disk") || status[1] != nil {
+	p := newPublisher(Config{Status: &status, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	alarms := make(chan amqp.Blocking, 1)
+	alarms <- amqp.Blocking{Active: true, Reason: "low on disk"}
+	close(alarms)
+	if l := p.next(t.Context(), alarms); l != nil {
+		t.Errorf("there is a letter: %v", l)
+	}
+	if len(status) != 3 || status[1] == nil || !strings.Contains(status[1].Error(), "low on disk") || status[2] != nil {
 		t.Errorf("the status was told %v", status)
 	}
 	if !strings.Contains(log.String(), "reachable again") {
@@ -31,21 +34,29 @@ func TestAlarmEndsWithTheConnection(t *testing.T) {
 	}
 }
 
-// The end of a blocked connection does not help a message that is being published. It
-// waits for the next connection, so the log and the status still say that it waits.
-func TestMessageWaitsBeyondItsConnection(t *testing.T) {
-	var log strings.Builder
+// When a delivery has gone, its letter is not published any more, and does not count as
+// refused.
+func TestLetterOfADeliveryThatHasGone(t *testing.T) {
 	var status statusLog
-	d := newDeadLetters(&Consumer{Status: &status, Log: slog.New(slog.NewTextHandler(&log, nil))})
-	d.turn <- struct{}{} // held by the message
-	blockings := make(chan amqp.Blocking, 1)
-	blockings <- amqp.Blocking{Active: true, Reason: "low on disk"}
-	close(blockings)
-	d.listen(blockings)
-	if len(status) != 1 || status[0] == nil {
-		t.Errorf("the status was told %v", status)
+	p := newPublisher(Config{Status: &status})
+	delivery, gone := context.WithCancel(t.Context())
+	ctx, stop := context.WithCancel(t.Context())
+	failed := make(chan error)
+	go func() { failed <- p.publish(delivery, "dead", amqp.Publishing{}) }()
+	l := p.next(ctx, nil)
+	p.Log = slog.New(slog.DiscardHandler)
+	p.refuse(l, refusal{errNacked})
+	ended := make(chan *letter)
+	go func() { ended <- p.next(ctx, nil) }()
+	gone()
+	if err := <-failed; err != context.Canceled {
+		t.Errorf("publish returns %v", err)
 	}
-	if strings.Contains(log.String(), "reachable again") {
-		t.Errorf("the log says that the dead queue is reachable:\n%s", log.String())
+	stop()
+	if l := <-ended; l != nil || len(p.waiting) > 0 {
+		t.Errorf("the letter is published again: %v", l)
+	}
+	if last := status[len(status)-1]; last != nil {
+		t.Errorf("the status is %v", last)
 	}
 }

@@ -3,10 +3,12 @@ package rabbit
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 
 	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
 const exchange = "events"
@@ -57,42 +59,48 @@ func declareError(err error, kind, name string) error {
 	return fmt.Errorf("declare %s %s: %w", kind, name, err)
 }
 
-// onChannel calls f with a channel of its own. An error of AMQP closes a channel, so after
-// an error of f there is nothing to close.
-func onChannel(conn *amqp.Connection, f func(*amqp.Channel) error) error {
-	ch, err := conn.Channel()
-	if err != nil {
-		return fmt.Errorf("open a channel: %w", err)
-	}
-	if err := f(ch); err != nil {
-		return err
-	}
-	return ch.Close()
-}
-
 const verifyEvery = 3 * time.Second
 
 // verifyTopology declares the topology again and again until ctx ends. While the
 // binding is missing the broker drops every event without an error, and the
 // consumer does not notice.
-func (c *Consumer) verifyTopology(ctx context.Context, conn *connection) {
-	logged := "" // the error of the last call; "": none
+func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
+	incomplete := &outage.Log{
+		Logger: c.Log, Level: slog.LevelWarn,
+		Begins: "the topology is incomplete: new events may be lost", Ends: "the topology is restored: events published meanwhile may be lost",
+	}
+	failed := func(err error) {
+		incomplete.Failed(time.Now(), fmt.Errorf("the broker at %s: %w", conn.broker, err), Hint(err))
+	}
+	var ch *amqp.Channel
+	onChannel := func(f func(*amqp.Channel) error) (err error) {
+		if ch == nil {
+			ch, err = conn.Channel()
+		}
+		if err == nil {
+			err = f(ch)
+		}
+		if err != nil {
+			ch = nil // an error closes it
+		}
+		return err
+	}
 	for sleep(ctx, verifyEvery) {
 		// These calls return when the broker answers or the connection ends. AMQP cannot be
 		// asked whether a binding exists, so the queue is bound again each time.
-		exchangeGone := hasCode(onChannel(conn.Connection, exchangeExists), amqp.NotFound)
-		err := onChannel(conn.Connection, c.Topology.declare)
+		err := onChannel(exchangeExists)
+		if hasCode(err, amqp.NotFound) {
+			failed(err)
+		}
+		err = onChannel(c.Topology.declare)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
-		case err != nil && err.Error() != logged:
-			logged = err.Error()
-			c.Log.Warn("the topology cannot be declared: new events may not arrive",
-				"error", fmt.Errorf("the broker at %s: %w", conn.broker, err), "hint", Hint(err))
+		case err != nil:
+			failed(err)
 			c.Status.Set(PartConsumer, err)
-		case err == nil && (exchangeGone || logged != ""):
-			logged = ""
-			c.Log.Warn("topology restored: events published meanwhile may be lost", "exchange", exchange, "queue", c.Topology.Queue)
+		case incomplete.Err() != nil:
+			incomplete.Answered(time.Now())
 			c.Status.Set(PartConsumer, nil)
 		}
 	}

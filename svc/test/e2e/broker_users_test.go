@@ -68,8 +68,8 @@ func TestBrokerPermissions(t *testing.T) {
 }
 
 // A service that has consumed waits when its access to the broker is withdrawn, logs a
-// hint with each attempt, and continues when the access is restored. A service that has
-// never consumed gives up.
+// hint, and continues when the access is restored. A service that has never consumed gives
+// up.
 func TestBrokerAccessWithdrawn(t *testing.T) {
 	t.Parallel() // it shares nothing
 	vhost := newVhost(t)
@@ -83,15 +83,15 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	s.waitLog("msg=dead-lettered")
 	for i, tt := range []struct {
 		withdraw, giveBack, says string
-		lines                    int
 	}{
-		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "Login was refused", 6},
-		{permit(vhost, "", "", ""), permit(vhost, ".*", ".*", ".*"), "refused for user", 6},
+		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "Login was refused"},
+		{permit(vhost, "", "", ""), permit(vhost, ".*", ".*", ".*"), "refused for user"},
 	} {
 		broker(t, tt.withdraw)
 		way.cut()
 		way.reconnect()
-		s.waitLogs(tt.lines, "not consuming", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
+		s.waitLog("not consuming", tt.says, "check the user, the password and the virtual host in AMQP_URL, and the user's permissions")
+		s.waitLogs(6, "connecting again", tt.says)
 		s.alive()
 		broker(t, tt.giveBack)
 		s.waitLogs(i+2, "msg=consuming")

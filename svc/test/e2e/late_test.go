@@ -13,17 +13,17 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// The service waits for a broker that is down at its start. It warns once, and logs further
-// attempts at level debug.
+// The service waits for a broker that is down at its start. It warns once, and logs each
+// attempt at level debug.
 func TestLateBroker(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.publishBodies(orders("late", 3)...)
 	b.toRabbit.cut()
 	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug")
 	s.waitLog("level=WARN", "not consuming", "connection refused", "retry_in=", "host and port in AMQP_URL")
-	s.waitLogs(3, "level=DEBUG", "not consuming", "connection refused", "retry_in=")
+	s.waitLogs(3, "level=DEBUG", "connecting again", "connection refused", "retry_in=")
 	s.alive()
-	tries := s.log.count("not consuming")
+	tries := s.log.count("connecting again")
 	b.toRabbit.reconnect()
 	back := time.Now()
 	s.waitLog("msg=consuming")
@@ -32,7 +32,7 @@ func TestLateBroker(t *testing.T) {
 		t.Errorf("the service consumes only %v after the broker became reachable", took)
 	}
 	s.waitLogs(3, "msg=processed")
-	if n := s.log.count("not consuming"); n > tries+1 {
+	if n := s.log.count("connecting again"); n > tries+1 {
 		t.Errorf("%d failed tries, %d of them before the broker became reachable", n, tries)
 	}
 	if n := s.log.count("level=WARN"); n != 1 {
@@ -63,7 +63,7 @@ func TestLateBrokerBehindProxy(t *testing.T) {
 	t.Cleanup(func() { proxy.Close(); accepting.Wait() })
 	s := e.start("orders", "LOG_LEVEL=debug", "AMQP_URL=amqp://"+proxy.Addr().String())
 	s.waitLog("level=WARN", "not consuming", "hint=", "down behind a proxy")
-	s.waitLogs(3, "level=DEBUG", "not consuming")
+	s.waitLogs(3, "level=DEBUG", "connecting again")
 	if n := s.log.count("level=WARN"); n != 1 {
 		t.Errorf("%d warnings, want 1", n)
 	}
@@ -76,7 +76,7 @@ func TestLateBrokerOfTwo(t *testing.T) {
 	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
 	b.toRabbit.cut()
 	s := b.start("orders", "LOG_LEVEL=debug")
-	s.waitLogs(2, "not consuming")
+	s.waitLogs(2, "connecting again")
 	b.toRabbit.reconnect()
 	s.waitLog("msg=consuming", "broker="+b.toRabbit.Listen)
 	s.stop()
@@ -151,7 +151,7 @@ func TestLateEverything(t *testing.T) {
 	s.waitLog("etcd is unreachable")
 	b.toEtcd.reconnect()
 	s.waitLog(`msg="cache warmed"`)
-	s.waitLogs(2, "not consuming")
+	s.waitLogs(2, "connecting again")
 	b.toRabbit.reconnect()
 	s.waitLogs(3, "msg=processed")
 	b.listen(addr)

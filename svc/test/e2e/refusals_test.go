@@ -47,7 +47,8 @@ func TestRefusedForAWhile(t *testing.T) {
 			end := tt.refuse(t, e, vhost)
 			s := e.start("orders", "LOG_LEVEL=debug")
 			// A refusal for good would have ended the process after 5 in a row.
-			s.waitLogs(7, "not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
+			s.waitLog("not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
+			s.waitLogs(7, "connecting again", tt.says)
 			s.alive()
 			end()
 			s.waitLog("msg=consuming")
@@ -102,7 +103,8 @@ func TestOtherArgumentsLater(t *testing.T) {
 		return err
 	})
 	way.reconnect()
-	s.waitLogs(3, "not consuming", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	s.waitLog("not consuming", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	s.waitLogs(3, "connecting again", "queue orders-queue exists with other arguments")
 	s.alive()
 	e.channel(remove)
 	s.waitLogs(2, "msg=consuming")

@@ -47,7 +47,7 @@ func TestTopologyLost(t *testing.T) {
 				t.Errorf("events arrive only %v after the loss", took)
 			}
 			<-time.After(4 * time.Second) // the topology is checked again
-			if n := s.log.count("topology restored"); n != tt.said {
+			if n := s.log.count("topology is restored"); n != tt.said {
 				t.Errorf("the log says %d times that the topology is restored, want %d", n, tt.said)
 			}
 			if n := s.log.count("msg=consuming"); n != 1 {
@@ -77,7 +77,7 @@ func (e *env) replaceExchange(s *service) {
 		}
 		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
 	})
-	s.waitLog("the topology cannot be declared", "inequivalent arg 'type'", "hint=", "delete the exchange")
+	s.waitLog("the topology is incomplete", "inequivalent arg 'type'", "hint=", "delete the exchange")
 }
 
 // A topology that cannot be restored is logged once, and the service is not ready.
@@ -90,15 +90,15 @@ func TestTopologyNotRestored(t *testing.T) {
 	<-time.After(4 * time.Second)
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
 	s.waitReady()
-	if n, m := s.log.count("cannot be declared"), s.log.count("topology restored"); n != 1 || m != 1 {
-		t.Errorf("the log says %d times that the topology cannot be declared and %d times that it is restored", n, m)
+	if n, m := s.log.count("topology is incomplete", "delete the exchange"), s.log.count("topology is restored"); n != 1 || m != 1 {
+		t.Errorf("the log says %d times that the topology is incomplete and %d times that it is restored", n, m)
 	}
 	e.publishBodies(orders("r", 1)...)
 	s.waitLog("msg=processed")
 	s.stop()
 }
 
-// If the reason why the topology cannot be declared changes, the log and the status name
+// If the reason why the topology cannot be restored changes, the log and the status name
 // the new one.
 func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
 	t.Parallel() // it shares nothing
@@ -109,7 +109,7 @@ func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
 	s.waitReady()
 	e.replaceExchange(s)
 	broker(t, permit(vhost, "", ".*", ".*"))
-	s.waitLog("the topology cannot be declared", "refused for user", "hint=", "permissions")
+	s.waitLog("the topology is incomplete", "refused for user", "hint=", "permissions")
 	eventually(t, "the new reason in the status", func() error {
 		var answer struct {
 			Parts map[string]struct{ Error string }
