@@ -75,7 +75,7 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	return err
 }
 
-const consumerTag = "svc" // only within a channel
+const consumerTag = "svc" // within the channel
 
 // consume declares the topology and begins to consume.
 func (c *consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {

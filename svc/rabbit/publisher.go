@@ -85,33 +85,37 @@ func (p *publisher) publish(ctx context.Context, queue string, msg amqp.Publishi
 // run publishes letters until ctx ends.
 func (p *publisher) run(ctx context.Context) {
 	// No limit to a write: a broker under an alarm does not read. See try.
-	l := link{name: p.Topology.deadQueue() + " publisher", outage: p.outage, failed: func(err error) error {
-		if p.drop(); len(p.waiting) == 0 {
-			return err // connect again when it is needed
-		}
-		p.Status.Set(PartDeadLetters, err)
-		return nil
-	}}
+	l := link{name: p.Topology.deadQueue() + " publisher", outage: p.outage, failed: p.failed}
 	for p.next(ctx, nil) != nil {
-		p.Server.serve(ctx, l, p.use)
+		p.Server.serve(ctx, l, p.use) // ends when nothing waits
 	}
 	for _, l := range p.waiting {
 		l.answer <- context.Cause(ctx)
 	}
 }
 
+// failed notes why nothing can be published. It returns an error if nothing has to be.
+func (p *publisher) failed(err error) error {
+	if p.drop(); len(p.waiting) == 0 {
+		return err
+	}
+	p.Status.Set(PartDeadLetters, err)
+	return nil
+}
+
 // drop answers the letters whose deliveries have gone.
 func (p *publisher) drop() {
 	p.waiting = slices.DeleteFunc(p.waiting, func(l *letter) bool {
-		if l.ctx.Err() != nil {
-			l.answer <- context.Cause(l.ctx)
+		gone := context.Cause(l.ctx)
+		if gone != nil {
+			l.answer <- gone
 		}
-		return l.ctx.Err() != nil
+		return gone != nil
 	})
 }
 
-// next waits for a letter that is to be published now. It returns nil when ctx ends, or the
-// connection that alarms belongs to.
+// next waits for a letter that is to be published now: a new one, or one that was refused a
+// while ago. It returns nil when ctx ends, or the connection that alarms belongs to.
 func (p *publisher) next(ctx context.Context, alarms <-chan amqp.Blocking) *letter {
 	for {
 		p.drop()
@@ -119,15 +123,16 @@ func (p *publisher) next(ctx context.Context, alarms <-chan amqp.Blocking) *lett
 			return nil
 		}
 		var due <-chan time.Time
-		var gone <-chan struct{}
+		var gone <-chan struct{} // the deliveries of a channel go together
 		var refused error
 		if n := len(p.waiting); n > 0 {
 			first := slices.MinFunc(p.waiting, func(a, b *letter) int { return a.due.Compare(b.due) })
-			if time.Until(first.due) <= 0 {
+			wait := time.Until(first.due)
+			if wait <= 0 {
 				return first
 			}
-			due, gone = time.After(time.Until(first.due)), first.ctx.Done()
-			refused = fmt.Errorf("the broker refuses %d dead letters: %w", n, p.waiting[n-1].refusal)
+			due, gone = time.After(wait), first.ctx.Done()
+			refused = fmt.Errorf("the broker refuses %d dead letters: %w", n, first.refusal)
 		}
 		if !p.blocked {
 			p.Status.Set(PartDeadLetters, refused)
@@ -147,7 +152,7 @@ func (p *publisher) next(ctx context.Context, alarms <-chan amqp.Blocking) *lett
 	}
 }
 
-// use publishes over one connection.
+// use publishes over one connection until it ends or fails.
 func (p *publisher) use(ctx context.Context, conn *connection) error {
 	p.ch, p.blocked = nil, false
 	// The library blocks when this is full: nothing receives during some calls of seconds.
@@ -164,7 +169,7 @@ func (p *publisher) use(ctx context.Context, conn *connection) error {
 		case refuses(err):
 			p.refuse(l, err)
 		case err != nil:
-			return err
+			return err // the letter waits for the next connection
 		default:
 			l.answer <- nil
 			p.waiting = slices.DeleteFunc(p.waiting, func(w *letter) bool { return w == l })

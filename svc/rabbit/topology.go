@@ -37,10 +37,6 @@ func (t Topology) declare(ch *amqp.Channel) error {
 	return t.declareQueue(ch, t.deadQueue())
 }
 
-func exchangeExists(ch *amqp.Channel) error {
-	return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-}
-
 func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
 	var args amqp.Table // none at all for a classic queue
 	if t.Quorum {
@@ -69,30 +65,33 @@ func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
 		Logger: c.Log, Level: slog.LevelWarn,
 		Begins: "the topology is incomplete: new events may be lost", Ends: "the topology is restored: events published meanwhile may be lost",
 	}
-	failed := func(err error) {
-		incomplete.Failed(time.Now(), fmt.Errorf("the broker at %s: %w", conn.broker, err), Hint(err))
-	}
-	var ch *amqp.Channel
-	onChannel := func(f func(*amqp.Channel) error) (err error) {
+	var ch *amqp.Channel // nil: none, or an error has closed it
+	// verify returns when the broker answers or the connection ends. AMQP cannot be asked
+	// whether a binding exists, so the queue is bound again each time.
+	verify := func() (err error) {
 		if ch == nil {
 			ch, err = conn.Channel()
 		}
+		if err == nil && incomplete.Err() == nil { // otherwise the exchange may be missing
+			err = ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+		}
 		if err == nil {
-			err = f(ch)
+			err = c.Topology.declare(ch)
 		}
 		if err != nil {
-			ch = nil // an error closes it
+			ch = nil
 		}
 		return err
 	}
+	failed := func(err error) {
+		incomplete.Failed(time.Now(), fmt.Errorf("the broker at %s: %w", conn.broker, err), Hint(err))
+	}
 	for sleep(ctx, verifyEvery) {
-		// These calls return when the broker answers or the connection ends. AMQP cannot be
-		// asked whether a binding exists, so the queue is bound again each time.
-		err := onChannel(exchangeExists)
+		err := verify()
 		if hasCode(err, amqp.NotFound) {
 			failed(err)
+			err = verify()
 		}
-		err = onChannel(c.Topology.declare)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return

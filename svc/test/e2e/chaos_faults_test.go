@@ -51,7 +51,7 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
 	next := c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
-		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+		"LOG_LEVEL=debug", fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.replicas[i] = next
@@ -89,9 +89,9 @@ func (c *chaos) losePackets(context.Context) error {
 	c.mu.Lock()
 	s := c.replicas[0]
 	c.mu.Unlock()
-	before := s.log.count("not consuming")
+	before := s.log.count("connecting again", "consumer")
 	c.toRabbit.blackhole()
-	_, err := s.log.wait(maxWait, before+1, []string{"not consuming"})
+	_, err := s.log.wait(maxWait, before+1, []string{"connecting again", "consumer"})
 	if err != nil {
 		select {
 		case <-s.exited:

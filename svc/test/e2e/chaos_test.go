@@ -125,7 +125,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 	members := startMembers(t, 1, stack.EtcdOptions{})
 	c.rabbit = startRabbit(t)
 	c.faultEnv = newFaultEnvAt(t, c.rabbit.URL(), members, func(p post) int { return c.answer(p, one) },
-		fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+		"LOG_LEVEL=debug", fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.faults = []fault{
 		{"replica killed (-9)", "replica", func(context.Context) error { return c.replace(0, "a replica was killed", (*service).kill) }},
 		{"other replica killed (-9)", "replica", func(context.Context) error { return c.replace(1, "a replica was killed", (*service).kill) }},

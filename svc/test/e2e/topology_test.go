@@ -67,10 +67,15 @@ func (e *env) tryPublish(body string) {
 	})
 }
 
-// replaceExchange replaces the exchange by one of another type, and waits until the service
-// has logged that.
-func (e *env) replaceExchange(s *service) {
-	e.t.Helper()
+// A topology that cannot be restored is logged once for each reason, and the service is not
+// ready. The status names the latest reason.
+func TestTopologyNotRestored(t *testing.T) {
+	t.Parallel() // it shares nothing
+	vhost := newVhost(t)
+	broker(t, addUser(vhost), permit(vhost, ".*", ".*", ".*"))
+	e := newBrokerEnv(t, vhost, "orders")
+	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
+	s.waitReady()
 	e.channel(func(ch *amqp.Channel) error {
 		if err := ch.ExchangeDelete("events", false, false); err != nil {
 			return err
@@ -78,36 +83,8 @@ func (e *env) replaceExchange(s *service) {
 		return ch.ExchangeDeclare("events", "direct", true, false, false, false, nil)
 	})
 	s.waitLog("the topology is incomplete", "inequivalent arg 'type'", "hint=", "delete the exchange")
-}
-
-// A topology that cannot be restored is logged once, and the service is not ready.
-func TestTopologyNotRestored(t *testing.T) {
-	e, _ := newBroker(t)
-	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitReady()
-	e.replaceExchange(s)
 	s.waitReady("consumer")
 	<-time.After(4 * time.Second)
-	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
-	s.waitReady()
-	if n, m := s.log.count("topology is incomplete", "delete the exchange"), s.log.count("topology is restored"); n != 1 || m != 1 {
-		t.Errorf("the log says %d times that the topology is incomplete and %d times that it is restored", n, m)
-	}
-	e.publishBodies(orders("r", 1)...)
-	s.waitLog("msg=processed")
-	s.stop()
-}
-
-// If the reason why the topology cannot be restored changes, the log and the status name
-// the new one.
-func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
-	t.Parallel() // it shares nothing
-	vhost := newVhost(t)
-	broker(t, addUser(vhost), permit(vhost, ".*", ".*", ".*"))
-	e := newBrokerEnv(t, vhost, "orders")
-	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitReady()
-	e.replaceExchange(s)
 	broker(t, permit(vhost, "", ".*", ".*"))
 	s.waitLog("the topology is incomplete", "refused for user", "hint=", "permissions")
 	eventually(t, "the new reason in the status", func() error {
@@ -123,5 +100,10 @@ func TestTopologyNotRestoredForAnotherReason(t *testing.T) {
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
 	broker(t, permit(vhost, ".*", ".*", ".*"))
 	s.waitReady()
+	if n, m := s.log.count("topology is incomplete", "delete the exchange"), s.log.count("topology is restored"); n != 1 || m != 1 {
+		t.Errorf("the log says %d times that the exchange is another and %d times that the topology is restored", n, m)
+	}
+	e.publishBodies(orders("r", 1)...)
+	s.waitLog("msg=processed")
 	s.stop()
 }
