@@ -56,8 +56,7 @@ type connection struct {
 }
 
 // dial connects to the first URL that answers, beginning with number from. It
-// returns an error of denied access only if every broker denied it. A write to the
-// connection fails after writeTimeout; 0 is no limit.
+// returns an error of denied access only if every broker denied it.
 func (s Server) dial(ctx context.Context, name string, writeTimeout time.Duration, from int) (*connection, error) {
 	var last error
 	for i := range s.URLs {

@@ -18,19 +18,16 @@ import (
 const (
 	// The broker has confirmTimeout to confirm a message, and a second more for each
 	// minRate bytes of its body, unless it says that it is short of memory or disk.
-	confirmTimeout = 30 * time.Second
-	minRate        = 32 << 10
-	// A message that the broker refuses is tried again after minRefusedWait at first, and
-	// after maxRefusedWait in the end.
+	confirmTimeout, minRate = 30 * time.Second, 32 << 10
+	// The first and the longest pause before a message that the broker refuses is tried again.
 	minRefusedWait, maxRefusedWait = time.Second, 30 * time.Second
 )
 
-// publisher publishes dead letters, one message at a time: what the broker answers is about
-// that message and no other. One that it refuses is tried again later and does not hold up
-// those behind it.
+// publisher publishes dead letters one at a time, so that what the broker answers is about
+// that one. One that it refuses is tried again later and does not hold up the others.
 //
-// Its connection is opened when it is first needed and is not the consumer's: while the
-// broker is short of memory or disk it stops reading from connections that publish, and
+// Its connection is opened when it is needed and is not the consumer's: while the broker is
+// short of memory or disk it stops reading from connections that publish, and
 // acknowledgements must still get through.
 type publisher struct {
 	Config
@@ -54,7 +51,7 @@ type letter struct {
 	due     time.Time // when it is published again; zero: it is new
 	wait    *backoff.ExponentialBackOff
 	refusal error // the last one
-	others  int   // brokers that may still store it when one refuses it
+	others  int   // brokers that may store it when one refuses it: that one may be cut off
 	trimmed bool  // it has only the headers of onlyAdded
 }
 
@@ -68,12 +65,8 @@ func newPublisher(cfg Config) *publisher {
 // publish returns when the broker has confirmed that the message is in the queue. It fails
 // only when ctx ends.
 func (p *publisher) publish(ctx context.Context, queue string, msg amqp.Publishing) error {
-	// One of several brokers may be cut off from those that would store the message, so each
-	// gets to answer once.
-	l := &letter{
-		ctx: ctx, queue: queue, msg: msg, answer: make(chan error, 1),
-		wait: newBackoff(minRefusedWait, maxRefusedWait), others: len(p.Server.URLs) - 1,
-	}
+	l := &letter{ctx: ctx, queue: queue, msg: msg, answer: make(chan error, 1),
+		wait: newBackoff(minRefusedWait, maxRefusedWait), others: len(p.Server.URLs) - 1}
 	select {
 	case p.letters <- l:
 		return <-l.answer
@@ -205,10 +198,10 @@ func (p *publisher) try(conn *connection, alarms <-chan amqp.Blocking, l *letter
 			return <-answer
 		case <-timeout:
 			conn.raw.Close()
-			if <-answer == nil {
-				return nil
+			if <-answer != nil {
+				return errors.New("the broker did not confirm in time")
 			}
-			return errSilent
+			return nil
 		}
 	}
 }
@@ -243,10 +236,7 @@ func (p *publisher) refuse(l *letter, err error) {
 	}
 }
 
-var (
-	errSilent = errors.New("the broker did not confirm in time")
-	errNacked = errors.New("the broker did not store the message (basic.nack)")
-)
+var errNacked = errors.New("the broker did not store the message (basic.nack)")
 
 // refusal is the broker's answer to a message that it does not store. Other errors are
 // about the connection, the channel or the queue.
