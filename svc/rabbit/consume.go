@@ -10,8 +10,6 @@ import (
 	"github.com/streadway/amqp"
 )
 
-var errStopping = errors.New("stopping")
-
 // pastHead is how many readable deliveries must arrive before the unreadable message counts
 // as gone: another replica may hold it for a moment.
 const pastHead = 10
@@ -57,7 +55,7 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	conn.watchers.Go(func() { c.verifyTopology(alive, conn) })
 	err := c.dispatch(alive, conn, deliveries, closed, acker)
 	if ctx.Err() != nil {
-		c.Status.Set(PartConsumer, errStopping)
+		c.Status.Set(PartConsumer, errors.New("stopping"))
 		// Deliveries that were not begun are delivered again. The broker may answer the
 		// cancellation late, with a full prefetch on its way: nothing waits for that
 		// answer, and the connection stays open for the acknowledgements.
