@@ -200,8 +200,12 @@ func (c *claimer) undo(w *write) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.checks = append(w.checks, c.checks...)
-	c.pending, c.sent, c.window = nil, c.sent-1, recordWindow{}
-	c.land(w)
+	c.sent, c.window = c.sent-1, recordWindow{}
+	c.land()
+	for _, e := range w.entries {
+		c.review(e)
+	}
+	c.notify()
 }
 
 // needsWindow reports whether ids wait to be recorded and there is no window to record them

@@ -142,11 +142,11 @@ func (c *claimer) beginSession(session string, began int64, validUntil time.Time
 	c.held, c.suspend = context.WithCancelCause(context.Background())
 	c.validUntil, c.end = validUntil, end
 	c.view.session, c.view.record = session, recordKey{}
-	c.pending, c.sent, c.committed, c.window = nil, 1, began, recordWindow{}
-	c.checks = nil // their callers have seen the end of Held
-	for _, e := range c.entries {
-		e.inFlight = false
+	if c.pending != nil {
+		c.land()
 	}
+	c.sent, c.committed, c.window = 1, began, recordWindow{}
+	c.checks = nil // their callers have seen the end of Held
 	c.reviewAll()
 }
 

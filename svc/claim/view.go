@@ -182,24 +182,23 @@ func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 func (c *claimer) checkSession() {
 	version := c.view.Version(c.view.session)
 	if w := c.pending; w != nil && version == w.N {
-		c.pending = nil
+		c.land()
 		for _, check := range w.checks {
 			close(check)
 		}
-		c.land(w)
+		c.notify()
 	}
 	if c.end != nil && isOver(version, c.viewed, c.sent, c.committed) {
 		c.endSession(fmt.Errorf("the session's key has version %d after write %d", version, c.sent))
 	}
 }
 
-// land reviews the entries of a write that is not in flight any more.
-func (c *claimer) land(w *write) {
-	for _, e := range w.entries {
+// land notes that no write is in flight any more. The entries that it named are to be reviewed.
+func (c *claimer) land() {
+	for _, e := range c.pending.entries {
 		e.inFlight = false
-		c.review(e)
 	}
-	c.notify()
+	c.pending = nil
 }
 
 // lags reports whether the view breaks the rule. opened is when its watch was opened.
