@@ -20,6 +20,7 @@ func startEtcd(t *testing.T, members int) []*stack.Etcd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
+	notShort(t)
 	etcd, err := stack.StartEtcdCluster(ctx, t.TempDir(), members, stack.EtcdOptions{})
 	if err != nil {
 		t.Fatal(err)

@@ -27,6 +27,7 @@ var shared struct {
 
 func sharedEtcd(t testing.TB) *stack.Etcd {
 	t.Helper()
+	notShort(t)
 	shared.Do(func() {
 		if shared.dir, shared.err = os.MkdirTemp("", "claim"); shared.err == nil {
 			shared.etcd, shared.err = stack.StartEtcd(context.Background(), shared.dir, stack.EtcdOptions{})
@@ -47,9 +48,18 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// notShort skips a test that starts servers.
+func notShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts etcd: not with -short")
+	}
+}
+
 // newEtcd starts an etcd for one test.
 func newEtcd(t testing.TB, o stack.EtcdOptions) *stack.Etcd {
 	t.Helper()
+	notShort(t)
 	etcd, err := stack.StartEtcd(t.Context(), t.TempDir(), o)
 	if err != nil {
 		t.Fatal(err)
