@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/claim"
-	"github.com/streamdal/gophercon2021/svc/claim/claimtest"
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"go.uber.org/goleak"
 )
@@ -24,41 +22,37 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // process is a pipeline of the role "orders" with fakes of everything that it calls.
 // Its journal has a line for each call, in order:
 //
-//	claim 1, reclaim 1: done, check 1: suspended   a call and its error; nothing after the id: nil
-//	work 1: attempt 1, token 1                     the handler begins
-//	complete 1, complete 1: done, release 1        the claim ends
-//	dead-letter failed after 3: boom, ack          the delivery is dead-lettered, acknowledged
-//	count new_order_ok                             a counter is incremented
-//	msg=processed type=new_order id=1              a line is logged
+//	claim 1, complete 1: done               a call that returns, and its error if it has one
+//	work 1: attempt 1, token 1              the handler begins
+//	dead-letter failed after 3: boom, ack   the delivery is dead-lettered, acknowledged
+//	count new_order_ok                      a counter is incremented
+//	msg=processed type=new_order id=1       a line is logged
 type process struct {
 	*consume.Pipeline
 	*journal
-	records    *claimtest.Records // shared with other processes
 	claims     *claims
 	handlerCtx context.Context
 }
 
-// concurrency is the default number of handlers that run at once.
-const concurrency = 8
-
 // newProcess returns a process that handles new_order with work. The end of the test
 // cancels its handlers.
 func newProcess(t *testing.T, work consume.Handler) *process {
-	p := &process{journal: &journal{}, records: claimtest.NewRecords(), handlerCtx: t.Context()}
-	p.claims = &claims{Memory: p.records.Open(), journal: p.journal}
+	p := &process{journal: &journal{}, handlerCtx: t.Context()}
+	p.claims = &claims{journal: p.journal, token: 1, answers: make(map[string][]error), waits: make(map[string]chan struct{})}
+	p.claims.held, p.claims.suspend = context.WithCancelCause(t.Context())
 	handler := func(ctx context.Context, job consume.Job) error {
 		p.add("work %s: attempt %d, token %d", job.ID, job.Attempt, job.Token)
 		return work(ctx, job)
 	}
 	p.Pipeline = &consume.Pipeline{
-		Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true,
+		Role: "orders", Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true,
 		Counter: counter{p.journal}, Log: slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal})),
-		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, concurrency),
+		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
 	}
 	return p
 }
 
-// withoutEtcd makes p claim and record nothing, as without etcd.
+// withoutEtcd makes p claim and record nothing.
 func (p *process) withoutEtcd() { p.Claims, p.RequireID = claim.NoDedup{}, false }
 
 // run handles a delivery until it is acknowledged or given up.
@@ -112,30 +106,16 @@ func (j *journal) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// expect compares the lines since the last call of expect or take with want.
+// expect compares the lines since its last call with want.
 func (j *journal) expect(t *testing.T, want ...string) {
 	t.Helper()
-	if diff := cmp.Diff(want, j.take()); diff != "" {
-		t.Errorf("what happened (-want +got):\n%s", diff)
-	}
-}
-
-// expectInAnyOrder is expect for the lines of several concurrent deliveries.
-func (j *journal) expectInAnyOrder(t *testing.T, want ...string) {
-	t.Helper()
-	if diff := cmp.Diff(slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(j.take()))); diff != "" {
-		t.Errorf("what happened, sorted (-want +got):\n%s", diff)
-	}
-}
-
-// take returns the lines since the last call, and removes them.
-func (j *journal) take() []string {
 	synctest.Wait()
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	lines := j.lines
+	if diff := cmp.Diff(want, j.lines); diff != "" {
+		t.Errorf("what happened (-want +got):\n%s", diff)
+	}
 	j.lines = nil
-	return lines
 }
 
 // count returns how many lines begin with prefix.
@@ -181,98 +161,114 @@ func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	return nil
 }
 
-// claims are the claims of one process. They write their calls to the journal, and can
-// delay or fail calls.
+// claims is a consume.Claimer that follows a script. Without one it grants every id.
 type claims struct {
-	*claimtest.Memory
 	*journal
-	check, complete chan struct{} // if not nil, Check or Complete waits until it is closed
-	fail            map[string]error
+	answers map[string][]error       // of the next calls of that name; after these: nil
+	waits   map[string]chan struct{} // a call of that name waits for its channel to close, or for its ctx to end
+	token   int64                    // of the claims that are granted next
+	held    context.Context          // of the claims that are granted next
+	suspend context.CancelCauseFunc  // ends held
 }
 
-// answer writes a call and its result to the journal, or fails the call.
-func (c *claims) answer(call, id string, err error) error {
-	if fail := c.fail[call]; fail != nil {
-		return fail
+// Suspend suspends the claims that were granted, until Resume. What reclaims one waits.
+func (c *claims) Suspend() {
+	c.waits["reclaim"] = make(chan struct{})
+	c.suspend(claim.ErrSuspended)
+}
+
+// Resume grants suspended claims again.
+func (c *claims) Resume() {
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	wait := c.waits["reclaim"]
+	delete(c.waits, "reclaim")
+	close(wait)
+}
+
+// call waits for a call's turn, and returns its answer. It runs alone: every goroutine of
+// a test but the one that it waits for is blocked.
+func (c *claims) call(ctx context.Context, name, id string) (err error) {
+	if wait := c.waits[name]; wait != nil {
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if answers := c.answers[name]; len(answers) > 0 {
+		err, c.answers[name] = answers[0], answers[1:]
 	}
 	switch {
-	case err == nil:
-		c.add("%s %s", call, id)
 	case errors.Is(err, claim.ErrDone):
-		c.add("%s %s: done", call, id)
+		c.add("%s %s: done", name, id)
 	case errors.Is(err, claim.ErrSuspended):
-		c.add("%s %s: suspended", call, id)
+		c.add("%s %s: suspended", name, id)
+	case errors.Is(err, claim.ErrClosed):
+		c.add("%s %s: closed", name, id)
+	default:
+		c.add("%s %s", name, id)
 	}
 	return err
 }
 
 func (c *claims) Claim(ctx context.Context, id string) (*claim.Claim, error) {
-	granted, err := c.Memory.Claim(ctx, id)
-	return granted, c.answer("claim", id, err)
+	if err := c.call(ctx, "claim", id); err != nil {
+		return nil, err
+	}
+	return &claim.Claim{ID: id, Token: c.token, Held: c.held}, nil
 }
 
 func (c *claims) Reclaim(ctx context.Context, suspended *claim.Claim) error {
-	return c.answer("reclaim", suspended.ID, c.Memory.Reclaim(ctx, suspended))
+	err := c.call(ctx, "reclaim", suspended.ID)
+	suspended.Token, suspended.Held = c.token, c.held
+	return err
 }
 
 func (c *claims) Check(ctx context.Context, held *claim.Claim) error {
-	if c.check != nil {
-		select {
-		case <-c.check:
-		case <-held.Held.Done():
-		case <-ctx.Done():
-		}
-	}
-	return c.answer("check", held.ID, c.Memory.Check(ctx, held))
+	return c.call(ctx, "check", held.ID)
 }
 
 func (c *claims) Complete(held *claim.Claim) error {
-	if c.complete != nil {
-		<-c.complete
-	}
-	return c.answer("complete", held.ID, c.Memory.Complete(held))
+	return c.call(context.Background(), "complete", held.ID)
 }
 
-func (c *claims) Release(held *claim.Claim) {
-	c.add("release %s", held.ID)
-	c.Memory.Release(held)
-}
+func (c *claims) Release(held *claim.Claim) { c.add("release %s", held.ID) }
 
-// done is a handler whose work succeeds at once.
+// Handlers.
+
+var errBoom = errors.New("boom")
+
 func done(context.Context, consume.Job) error { return nil }
 
-// gate blocks handlers until it is closed. It must be made in the bubble.
-type gate chan struct{}
+// fails returns a handler whose attempts fail with err.
+func fails(err error) consume.Handler {
+	return func(context.Context, consume.Job) error { return err }
+}
 
-func (g gate) work(ctx context.Context, _ consume.Job) error {
-	select {
-	case <-g:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+// once returns a handler that fails with err the first time and then succeeds.
+func once(err error) consume.Handler {
+	var first sync.Once
+	return func(context.Context, consume.Job) (result error) {
+		first.Do(func() { result = err })
+		return result
 	}
 }
 
-// deaf is a handler that blocks until g is closed, even if it is cancelled.
-func (g gate) deaf(context.Context, consume.Job) error {
-	<-g
+func panics(context.Context, consume.Job) error { panic("boom") }
+
+// hangs is a handler that blocks until it is cancelled.
+func hangs(ctx context.Context, _ consume.Job) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func hangsInOutage(ctx context.Context, _ consume.Job) error {
+	<-ctx.Done()
+	return consume.Unavailable(fmt.Errorf("connect: %w", ctx.Err()), 0)
+}
+
+// late is a handler that succeeds, but only after its timeout.
+func late(ctx context.Context, _ consume.Job) error {
+	<-ctx.Done()
 	return nil
-}
-
-// mustBeFree fails if another process cannot claim id.
-func mustBeFree(t *testing.T, p *process, id string) {
-	t.Helper()
-	claimNow(t, p.records.Open(), id)
-}
-
-// claimNow claims an id that is free.
-func claimNow(t *testing.T, m *claimtest.Memory, id string) *claim.Claim {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	c, err := m.Claim(ctx, id)
-	if err != nil {
-		t.Fatalf("another process cannot claim %s: %v", id, err)
-	}
-	return c
 }

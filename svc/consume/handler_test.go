@@ -14,66 +14,29 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-var errBoom = errors.New("boom")
-
-// fails returns a handler whose attempts fail with err.
-func fails(err error) consume.Handler {
-	return func(context.Context, consume.Job) error { return err }
-}
-
-func panics(context.Context, consume.Job) error { panic("boom") }
-
-func crashes(_ context.Context, job consume.Job) error {
-	var ids []string
-	_ = ids[len(job.ID)]
-	return nil
-}
-
-// hangs is a handler that blocks until it is cancelled.
-func hangs(ctx context.Context, _ consume.Job) error {
-	<-ctx.Done()
-	return ctx.Err()
-}
-
-// late is a handler that succeeds, but only after its timeout.
-func late(ctx context.Context, _ consume.Job) error {
-	<-ctx.Done()
-	return nil
-}
-
 func TestAttempts(t *testing.T) {
 	unavailable := fails(consume.Unavailable(errBoom, 0))
+	unknown := fails(consume.Unknown(errBoom))
 	lost := fails(consume.Unavailable(consume.Unknown(errors.New("connection lost")), 0))
 	tests := map[string]struct {
 		handlers []consume.Handler // of the attempts, in order
 		attempts []int             // the number of each attempt
 		dead     string            // the dead letter; empty: processed
 	}{
-		"done":                      {handlers: []consume.Handler{done}, attempts: []int{1}},
-		"a failure, then done":      {handlers: []consume.Handler{fails(errBoom), done}, attempts: []int{1, 2}},
-		"two failures, then done":   {handlers: []consume.Handler{fails(errBoom), fails(errBoom), done}, attempts: []int{1, 2, 3}},
-		"failures":                  {handlers: []consume.Handler{fails(errBoom), fails(errBoom), fails(errBoom)}, attempts: []int{1, 2, 3}, dead: "failed after 3: boom"},
-		"the last error counts":     {handlers: []consume.Handler{fails(errBoom), fails(errBoom), fails(errors.New("bang"))}, attempts: []int{1, 2, 3}, dead: "failed after 3: bang"},
-		"final":                     {handlers: []consume.Handler{fails(consume.Permanent(errBoom))}, attempts: []int{1}, dead: "failed after 1: boom"},
-		"final after a failure":     {handlers: []consume.Handler{fails(errBoom), fails(consume.Permanent(errBoom))}, attempts: []int{1, 2}, dead: "failed after 2: boom"},
-		"final, wrapped":            {handlers: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Permanent(errBoom)))}, attempts: []int{1}, dead: "failed after 1: order: boom"},
-		"an unknown outcome counts": {handlers: []consume.Handler{fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom)), done}, attempts: []int{1, 2, 3}},
-		"unknown outcomes": {handlers: []consume.Handler{fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom)), fails(consume.Unknown(errBoom))},
-			attempts: []int{1, 2, 3}, dead: "failed after 3: boom"},
-		"an unknown outcome in an outage does not count": {handlers: []consume.Handler{lost, lost, lost, lost, lost, done}, attempts: []int{1, 1, 1, 1, 1, 1}},
-		"an outage does not count":                       {handlers: []consume.Handler{unavailable, unavailable, unavailable, done}, attempts: []int{1, 1, 1, 1}},
-		"an outage, wrapped":                             {handlers: []consume.Handler{fails(fmt.Errorf("order: %w", consume.Unavailable(errBoom, 0))), done}, attempts: []int{1, 1}},
-		"outages and failures": {handlers: []consume.Handler{fails(errBoom), unavailable, fails(errBoom), unavailable, unavailable, fails(errBoom)},
-			attempts: []int{1, 2, 2, 3, 3, 3}, dead: "failed after 3: boom"},
-		"a panic, then done":    {handlers: []consume.Handler{panics, done}, attempts: []int{1, 2}},
-		"panics":                {handlers: []consume.Handler{panics, panics, panics}, attempts: []int{1, 2, 3}, dead: "failed after 3: the handler panicked: boom"},
-		"a run-time panic":      {handlers: []consume.Handler{crashes, done}, attempts: []int{1, 2}},
-		"a timeout, then done":  {handlers: []consume.Handler{hangs, done}, attempts: []int{1, 2}},
-		"timeouts":              {handlers: []consume.Handler{hangs, hangs, hangs}, attempts: []int{1, 2, 3}, dead: "failed after 3: context deadline exceeded"},
-		"done after its time":   {handlers: []consume.Handler{late}, attempts: []int{1}},
-		"an outage that hangs":  {handlers: []consume.Handler{hangsInOutage, done}, attempts: []int{1, 1}},
-		"a context of its own":  {handlers: []consume.Handler{fails(context.Canceled), done}, attempts: []int{1, 2}},
-		"a deadline of its own": {handlers: []consume.Handler{fails(context.DeadlineExceeded), done}, attempts: []int{1, 2}},
+		"two failures, then done":   {[]consume.Handler{fails(errBoom), fails(errBoom), done}, []int{1, 2, 3}, ""},
+		"failures":                  {[]consume.Handler{fails(errBoom), fails(errBoom), fails(errors.New("bang"))}, []int{1, 2, 3}, "failed after 3: bang"},
+		"final":                     {[]consume.Handler{fails(errBoom), fails(consume.Permanent(errBoom))}, []int{1, 2}, "failed after 2: boom"},
+		"final, wrapped":            {[]consume.Handler{fails(fmt.Errorf("order: %w", consume.Permanent(errBoom)))}, []int{1}, "failed after 1: order: boom"},
+		"an unknown outcome counts": {[]consume.Handler{unknown, unknown, unknown}, []int{1, 2, 3}, "failed after 3: boom"},
+		"an outage does not count":  {[]consume.Handler{unavailable, lost, unavailable, lost, lost, done}, []int{1, 1, 1, 1, 1, 1}, ""},
+		"outages and failures": {[]consume.Handler{fails(errBoom), unavailable, fails(errBoom), unavailable, lost, fails(errBoom)},
+			[]int{1, 2, 2, 3, 3, 3}, "failed after 3: boom"},
+		"panics":                {[]consume.Handler{panics, panics, panics}, []int{1, 2, 3}, "failed after 3: the handler panicked: boom"},
+		"timeouts":              {[]consume.Handler{hangs, hangs, hangs}, []int{1, 2, 3}, "failed after 3: context deadline exceeded"},
+		"done after its time":   {[]consume.Handler{late}, []int{1}, ""},
+		"an outage that hangs":  {[]consume.Handler{hangsInOutage, done}, []int{1, 1}, ""},
+		"a context of its own":  {[]consume.Handler{fails(context.Canceled), done}, []int{1, 2}, ""},
+		"a deadline of its own": {[]consume.Handler{fails(context.DeadlineExceeded), done}, []int{1, 2}, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -108,55 +71,6 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-func hangsInOutage(ctx context.Context, _ consume.Job) error {
-	<-ctx.Done()
-	return consume.Unavailable(fmt.Errorf("connect: %w", ctx.Err()), 0)
-}
-
-func TestMaxAttemptsOfOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newProcess(t, fails(errBoom))
-		p.MaxAttempts = 1
-		p.run(p.order("1"))
-		if p.count("work") != 1 || p.count("dead-letter failed after 1") != 1 {
-			t.Error(p.lines)
-		}
-	})
-}
-
-// A failure is not remembered: a later copy of the event gets all its attempts.
-func TestCopyOfAFailedEventIsTriedAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := newProcess(t, fails(consume.Permanent(errBoom)))
-		dead := func(token int) []string {
-			return []string{"claim 1", fmt.Sprint("work 1: attempt 1, token ", token), "check 1", "dead-letter failed after 1: boom",
-				"count new_order_failed", "msg=dead-lettered type=new_order id=1 reason=failed error=boom", "ack", "release 1"}
-		}
-		p.run(p.order("1"))
-		p.expect(t, dead(1)...)
-		p.run(p.order("1"))
-		p.expect(t, dead(2)...)
-	})
-}
-
-// A copy that waits while another copy fails is not skipped.
-func TestCopyInFlightOfAFailedEventIsTriedAnew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		fail, fails := make(chan struct{}), once(consume.Permanent(errBoom))
-		p := newProcess(t, func(ctx context.Context, job consume.Job) error {
-			<-fail
-			return fails(ctx, job)
-		})
-		p.handle(t.Context(), p.order("1"))
-		p.handle(t.Context(), p.order("1"))
-		p.expect(t, "claim 1", "work 1: attempt 1, token 1")
-		close(fail)
-		p.expect(t, "check 1", "dead-letter failed after 1: boom", "count new_order_failed",
-			"msg=dead-lettered type=new_order id=1 reason=failed error=boom", "ack", "release 1",
-			"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack")
-	})
-}
-
 func TestPanicIsLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		handlers := []consume.Handler{panics, done}
@@ -172,8 +86,7 @@ func TestPanicIsLogged(t *testing.T) {
 
 // The pause between attempts grows from 100 ms to 3 s, with a jitter of up to half of it.
 func TestPauseBetweenAttempts(t *testing.T) {
-	tests := map[string]error{"failures": errBoom, "outage": consume.Unavailable(errBoom, 0), "lost": consume.Unavailable(consume.Unknown(errBoom), 0)}
-	for name, err := range tests {
+	for name, err := range map[string]error{"failures": errBoom, "outage": consume.Unavailable(errBoom, 0)} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var starts []time.Time
@@ -233,7 +146,6 @@ func TestTimeoutOfEachAttempt(t *testing.T) {
 			attempts = append(attempts, time.Since(begin))
 			return ctx.Err()
 		})
-		p.Semaphore = make(consume.Semaphore, 1)
 		p.Semaphore <- struct{}{}
 		returned := p.handle(t.Context(), p.order("1"))
 		pass(time.Hour)
@@ -243,30 +155,6 @@ func TestTimeoutOfEachAttempt(t *testing.T) {
 			t.Errorf("the attempts took %v, want %v", attempts, want)
 		}
 	})
-}
-
-// Work that may have been done is retried under the same claim and token, even after
-// the delivery's context has ended.
-func TestUnknownKeepsTheClaim(t *testing.T) {
-	for name, tt := range map[string]struct {
-		err  error
-		next int // the second attempt's number
-	}{
-		"a timeout":         {consume.Unknown(errBoom), 2},
-		"a lost connection": {consume.Unavailable(consume.Unknown(errBoom), time.Hour), 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := newProcess(t, once(tt.err))
-				gone, leave := context.WithCancel(t.Context())
-				p.handle(gone, p.order("1"))
-				leave()
-				p.expect(t, "claim 1", "work 1: attempt 1, token 1")
-				pass(2 * time.Hour)
-				p.expect(t, fmt.Sprintf("work 1: attempt %d, token 1", tt.next), "complete 1", "count new_order_ok", processed, "ack")
-			})
-		})
-	}
 }
 
 func TestErrorsKeepTheirCause(t *testing.T) {
