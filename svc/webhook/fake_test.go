@@ -2,15 +2,13 @@ package webhook
 
 import (
 	"bufio"
+	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,6 +21,103 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// receiver is the other side of a poster's connections. It answers the requests with its
+// steps, in order, whatever connection they come on. Use it in a bubble.
+type receiver struct {
+	mu           sync.Mutex
+	steps        []step
+	conns, posts int   // connections that were opened, requests that began
+	refuse       error // not nil: no connection can be opened
+	end          chan struct{}
+}
+
+// step is what a receiver does with one request.
+type step struct {
+	answer string // is written to the letter
+	then   int    // keep, cut or hang
+	delay  time.Duration
+	early  bool // do not read the body
+}
+
+const (
+	cut  = iota // close the connection
+	keep        // read the next request
+	hang        // neither
+)
+
+// ok keeps the connection.
+var ok = step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", then: keep}
+
+func (r *receiver) dial(context.Context, string, string) (net.Conn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns++; r.refuse != nil {
+		return nil, r.refuse
+	}
+	client, server := net.Pipe()
+	go func() {
+		defer server.Close()
+		for from := bufio.NewReader(server); ; {
+			request, err := http.ReadRequest(from)
+			if err != nil {
+				return
+			}
+			s := r.next()
+			if !s.early {
+				io.Copy(io.Discard, request.Body)
+			}
+			if s.delay > 0 {
+				<-time.After(s.delay)
+			}
+			io.WriteString(server, s.answer)
+			if s.then == hang {
+				<-r.end
+			}
+			if s.then != keep {
+				return
+			}
+		}
+	}()
+	return client, nil
+}
+
+// will sets the next steps.
+func (r *receiver) will(steps ...step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.steps = steps
+}
+
+// next counts a request, and returns what to do with it.
+func (r *receiver) next() (s step) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.posts++; len(r.steps) > 0 {
+		s, r.steps = r.steps[0], r.steps[1:]
+	}
+	return s
+}
+
+// poster returns a poster to r, and its log. It is closed with stop, before the bubble ends.
+func (r *receiver) poster(maxIdle int) (p *Poster, log *bytes.Buffer, stop func()) {
+	log = &bytes.Buffer{}
+	p = New("http://127.0.0.1", maxIdle, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
+				return slog.Attr{}
+			}
+			return a
+		},
+	})))
+	p.transport.DialContext = r.dial
+	r.end = make(chan struct{})
+	return p, log, func() {
+		close(r.end)
+		p.Close()
+		synctest.Wait()
+	}
+}
+
 // The reactions of the pipeline to a handler's result.
 const (
 	isDone   = "done"
@@ -31,46 +126,31 @@ const (
 	isFinal  = "final"
 )
 
-// verdict returns the pipeline's reaction to an error of a handler, and the wait before
-// the next attempt. An error has no other effect.
-func verdict(t *testing.T, err error) (what string, wait time.Duration) {
-	t.Helper()
-	if err == nil {
-		return isDone, 0
-	}
-	synctest.Test(t, func(t *testing.T) {
-		var attempts []int
-		begin := time.Now()
-		p := &consume.Pipeline{
-			Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
-			MaxAttempts: 2, Timeout: time.Hour, Semaphore: make(consume.Semaphore, 1),
-			Handlers: map[string]consume.Handler{"new_order": func(_ context.Context, job consume.Job) error {
-				attempts = append(attempts, job.Attempt)
-				if len(attempts) == 1 {
-					return err
+// verdict runs a handler once in a pipeline, with a timeout of 30 s, and returns the
+// pipeline's reaction: how long it took and how long the pipeline then waits.
+func verdict(t *testing.T, handle consume.Handler) (what string, took, wait time.Duration, err error) {
+	began, calls := time.Now(), 0
+	what = isFinal
+	p := &consume.Pipeline{
+		Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
+		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
+		Handlers: map[string]consume.Handler{"new_order": func(ctx context.Context, job consume.Job) error {
+			if calls++; calls == 1 {
+				err = handle(ctx, job)
+				if took = time.Since(began); err == nil {
+					what = isDone
 				}
-				wait = time.Since(begin)
-				return nil
-			}},
-		}
-		p.Handle(t.Context(), t.Context(), nothing{})
-		switch fmt.Sprint(attempts) {
-		case "[1]":
-			what = isFinal
-		case "[1 1]":
-			what = isOutage
-		case "[1 2]":
-			what = isFailed
-		}
-	})
-	return what, wait
-}
-
-func expect(t *testing.T, err error, want string) {
-	t.Helper()
-	if got, _ := verdict(t, err); got != want {
-		t.Errorf("%v: %s, want %s", err, got, want)
+				return err
+			}
+			wait = time.Since(began) - took
+			if what = isOutage; job.Attempt == 2 {
+				what = isFailed
+			}
+			return nil
+		}},
 	}
+	p.Handle(t.Context(), t.Context(), nothing{})
+	return what, took, wait, err
 }
 
 // nothing is a delivery of one event, and a counter. Its methods have no effect.
@@ -81,134 +161,6 @@ func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Count(string)                                      {}
 
-func newPoster(t *testing.T, url string) *Poster {
-	p := New(url, 4, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	t.Cleanup(p.Close)
-	return p
-}
-
 func order(id string) consume.Job {
 	return consume.Job{Role: "orders", Event: event.Event{Type: "new_order", ID: id, Body: []byte(`{"type":"new_order","id":"1"}`)}, Token: 7, Attempt: 2}
-}
-
-// deadline returns a context whose timeout only a failing test reaches.
-func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func (p *Poster) http() *http.Transport { return p.transport }
-
-// useDialer makes the poster connect with dial.
-func (p *Poster) useDialer(dial func(ctx context.Context) (net.Conn, error)) {
-	p.http().DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }
-}
-
-// answering dials a server that gives the first request on every connection the same
-// answer, byte for byte, and then closes the connection.
-func answering(answer string) func(context.Context) (net.Conn, error) {
-	return func(context.Context) (net.Conn, error) {
-		client, server := net.Pipe()
-		go func() {
-			defer server.Close()
-			if readRequest(bufio.NewReader(server)) == nil {
-				io.WriteString(server, answer)
-			}
-		}()
-		return client, nil
-	}
-}
-
-// readRequest reads a request and its whole body.
-func readRequest(from *bufio.Reader) error {
-	r, err := http.ReadRequest(from)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, r.Body)
-	return err
-}
-
-// seen counts the posts and connections of a server.
-type seen struct {
-	posts, conns atomic.Int64
-	end          func() // stops the server and waits for its end
-}
-
-// serve starts a TCP server. It closes a connection when handle returns.
-func serve(t *testing.T, handle func(from *bufio.Reader, to net.Conn, seen *seen)) (url string, s *seen) {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s = &seen{}
-	var serving sync.WaitGroup
-	serving.Go(func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			s.conns.Add(1)
-			serving.Go(func() {
-				defer conn.Close()
-				handle(bufio.NewReader(conn), conn, s)
-			})
-		}
-	})
-	s.end = func() {
-		listener.Close()
-		serving.Wait()
-	}
-	t.Cleanup(s.end)
-	return "http://" + listener.Addr().String(), s
-}
-
-// hanging dials a server that sends the beginning of an answer and then hangs until end
-// is closed.
-func hanging(answer string, end <-chan struct{}) func(context.Context) (net.Conn, error) {
-	return func(context.Context) (net.Conn, error) {
-		client, server := net.Pipe()
-		go func() {
-			defer server.Close()
-			if readRequest(bufio.NewReader(server)) == nil {
-				io.WriteString(server, answer)
-				<-end
-			}
-		}()
-		return client, nil
-	}
-}
-
-type watched struct {
-	net.Conn
-	closed chan<- struct{}
-	once   sync.Once
-}
-
-func (c *watched) Close() error {
-	c.once.Do(func() { c.closed <- struct{}{} })
-	return c.Conn.Close()
-}
-
-// breaking is a connection whose writes fail once it has no bytes left.
-type breaking struct {
-	net.Conn
-	left atomic.Int64
-}
-
-func (c *breaking) Write(b []byte) (int, error) {
-	n := min(int64(len(b)), c.left.Load())
-	if n > 0 {
-		c.left.Add(-n)
-		if n, err := c.Conn.Write(b[:n]); err != nil {
-			return n, err
-		}
-	}
-	if n < int64(len(b)) {
-		return int(n), syscall.EPIPE
-	}
-	return int(n), nil
 }
