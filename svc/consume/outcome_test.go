@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -54,6 +55,14 @@ func TestOutcome(t *testing.T) {
 		"another type, without an id": {
 			body: `{"type":"refund"}`,
 			want: []string{"count ignored", `msg=ignored type=refund id=""`, "ack"},
+		},
+		"another type, a long one": { // what a message brings is truncated in the log
+			body: `{"type":"` + strings.Repeat("x", 1023) + `éé"}`,
+			want: []string{"count ignored", "msg=ignored type=" + strings.Repeat("x", 1023) + `… id=""`, "ack"},
+		},
+		"another type, as long as allowed": {
+			body: `{"type":"` + strings.Repeat("x", 1024) + `"}`,
+			want: []string{"count ignored", "msg=ignored type=" + strings.Repeat("x", 1024) + ` id=""`, "ack"},
 		},
 		"failed": {
 			work: final,
