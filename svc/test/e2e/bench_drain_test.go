@@ -1,19 +1,16 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // deliveries consumes from the queue of orders with the default PREFETCH of the service.
@@ -49,41 +46,6 @@ func (m *measurement) bare(n int) float64 {
 		d.Ack(false)
 	}
 	return float64(n-1) / time.Since(began).Seconds()
-}
-
-// naive claims and completes each id in transactions of its own. It works on parallel
-// events at once.
-func (m *measurement) naive(n, parallel int) float64 {
-	m.publishBodies(m.fresh(n)...)
-	deliveries, stop := m.deliveries()
-	defer stop()
-	began := time.Now()
-	var wg sync.WaitGroup
-	work := make(chan amqp.Delivery)
-	for range parallel {
-		wg.Go(func() {
-			for d := range work {
-				key := "/naive/" + string(d.Body)
-				absent := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
-				owned := clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
-				for _, txn := range []clientv3.Txn{
-					m.env.etcd.Txn(context.Background()).If(absent).Then(clientv3.OpPut(key, "claimed")),
-					m.env.etcd.Txn(context.Background()).If(owned).Then(clientv3.OpPut(key, "done")),
-				} {
-					if _, err := txn.Commit(); err != nil {
-						m.b.Error(err)
-					}
-				}
-				d.Ack(false)
-			}
-		})
-	}
-	for range n {
-		work <- <-deliveries
-	}
-	close(work)
-	wg.Wait()
-	return float64(n) / time.Since(began).Seconds()
 }
 
 // drain describes how the real program processes a queue of waiting events.

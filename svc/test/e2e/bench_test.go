@@ -14,10 +14,6 @@ var (
 	benchRecorded = flag.Int("recorded", 10_000_000, "ids recorded before BenchmarkRecorded begins")
 )
 
-// naiveParallel lists how many events the naive consumer, with one id per transaction,
-// works on at once. The service runs 32 handlers by default.
-var naiveParallel = []int{1, 4, 32}
-
 // The benchmarks measure throughput by draining a queue of waiting events in several
 // ways, one after the other in each round. They report the medians of the events per
 // second and of the ratios within a round. Everything runs on one machine whose speed
@@ -72,22 +68,6 @@ func BenchmarkTwoReplicas(b *testing.B) {
 			two := m.add("two-"+level, m.drain(drain{bodies: m.fresh(n), vars: vars, replicas: 2}))
 			m.addCosts("two-" + level)
 			m.ratio("two/one-"+level, two, one)
-		}
-	}
-	m.report("/s")
-}
-
-// BenchmarkNaive compares the service with a naive consumer with one id per transaction.
-func BenchmarkNaive(b *testing.B) {
-	n := *benchEvents
-	m := newMeasurement(b)
-	for range *benchRounds {
-		m.clear()
-		m.topology("orders")
-		service := m.add("new-info", m.drain(drain{bodies: m.fresh(n)}))
-		for _, parallel := range naiveParallel {
-			name := fmt.Sprint("naive-", parallel)
-			m.ratio("new-info/"+name, service, m.add(name, m.naive(n*(parallel+3)/1000, parallel)))
 		}
 	}
 	m.report("/s")

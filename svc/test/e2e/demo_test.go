@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 
@@ -85,29 +84,11 @@ func TestOtherMessages(t *testing.T) {
 	}
 }
 
-// The service exits with a hint when the broker keeps refusing the login, or when its
-// queue exists with other arguments.
+// The service exits with a hint when the broker keeps refusing the login.
 func TestCannotGoOn(t *testing.T) {
-	t.Run("queue with other arguments", func(t *testing.T) {
-		e := newEnv(t)
-		e.topology("orders")
-		s := e.start("orders", "QUEUE_TYPE=quorum")
-		s.wantExit(1)
-		s.waitLog("level=ERROR", "queue orders-queue exists with other arguments", "QUEUE_TYPE")
-	})
-	for name, url := range map[string]string{
-		"wrong password": strings.Replace(shared.rabbit.URL(), "guest:guest", "guest:wrong", 1),
-		"no such vhost":  shared.rabbit.URL() + "nowhere",
-	} {
-		t.Run(name, func(t *testing.T) {
-			e := newProxiedEnv(t)
-			e.amqpURL = url
-			s := e.start("orders")
-			s.wantExit(1)
-			s.waitLog("level=ERROR", "refused 5 times in a row", "AMQP_URL")
-			if strings.Contains(s.log.String(), "wrong@") {
-				t.Error("the password is in the log")
-			}
-		})
-	}
+	e, _ := newBroker(t)
+	e.amqpURL = shared.rabbit.URL() + "nowhere"
+	s := e.start("orders")
+	s.wantExit(1)
+	s.waitLog("level=ERROR", "refused 5 times in a row", "AMQP_URL")
 }

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,57 +40,30 @@ func TestQueueDeleted(t *testing.T) {
 	s.stop()
 }
 
-// Under an alarm the broker stops reading from connections that publish. A waiting dead
-// letter must not delay the acknowledgements of good events.
+// Under an alarm the broker stops reading from connections that publish. Waiting dead
+// letters must not delay the acknowledgements of good events.
 func TestAlarm(t *testing.T) {
-	hold := make(chan struct{})
-	members := startMembers(t, 1, stack.EtcdOptions{})
-	rabbit := startRabbit(t)
-	w := newFaultEnvAt(t, rabbit.URL(), members, func(p post) int {
-		if strings.HasPrefix(p.ID, "b") {
-			<-hold
-		}
-		return http.StatusOK
-	})
-	ctx := t.Context()
-	w.publishBodies(orders("a", 500)...)
-	w.publishBodies("poison 0") // makes the dead letters' connection one that publishes
-	eventually(t, "a dead letter", func() error {
-		if w.depth("orders-queue.dead") != 1 {
-			return errNotYet
-		}
-		return nil
-	})
-	w.publishBodies(append(orders("b", 100), "poison 1", "poison 2")...)
-	if _, err := rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "absolute", "1"); err != nil {
-		t.Fatal(err)
-	}
+	// The test is not parallel, because the alarm applies to the whole broker.
+	e := newEnv(t)
+	began, hold := make(chan post, 100), make(chan struct{})
+	receiver := newReceiver(t, func(p post) int { began <- p; <-hold; return http.StatusOK })
+	s := e.start("orders", "WEBHOOK_URL="+receiver.URL, "CONCURRENCY=2", "PREFETCH=4")
+	s.waitLog("msg=consuming")
+	e.publishBodies("poison 0") // makes the dead letters' connection one that publishes
+	s.waitLog("msg=dead-lettered")
+	e.publishBodies(slices.Concat(orders("a", 50), []string{"poison 1", "poison 2"}, orders("b", 50))...)
+	<-began
+	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
+	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
 	close(hold)
-	w.waitCounts(map[string]int64{"orders_new_order_ok": 600})
-	// When all good events are acknowledged, only poison messages are left.
-	eventually(t, "acknowledgements under the alarm", func() error {
-		queues, err := rabbit.Queues(ctx, "messages")
-		if err != nil {
-			return err
-		}
-		switch queues["orders-queue"] {
-		case "0", "1", "2":
-			return nil
-		}
-		return fmt.Errorf("not yet: %v", queues)
-	})
-	if _, err := rabbit.Ctl(ctx, "set_vm_memory_high_watermark", "0.6"); err != nil {
-		t.Fatal(err)
+	s.waitLogs(100, "msg=processed") // two of four deliveries wait, so these are acknowledged
+	if n := s.log.count("msg=dead-lettered"); n != 1 {
+		t.Errorf("%d dead letters under the alarm, want that of before", n)
 	}
-	eventually(t, "three dead letters", func() error {
-		if w.depth("orders-queue.dead") != 3 || w.depth("orders-queue") != 0 {
-			return errNotYet
-		}
-		return nil
-	})
-	for _, s := range w.replicas {
-		s.stop()
-	}
+	ctl(t, "set_vm_memory_high_watermark", "0.6")
+	s.waitLogs(3, "msg=dead-lettered")
+	s.stop()
+	e.wantStored("poison 0", "poison 1", "poison 2")
 }
 
 // While etcd is unreachable, no event is processed without a claim and the replicas use
@@ -204,33 +177,6 @@ func TestEtcdFull(t *testing.T) {
 	w.finish()
 	w.wantLog(1, 1, "etcd refuses a call")
 	w.wantLog(1, 1, "etcd accepts calls again")
-}
-
-// While the webhook answers 503, events wait, claimed and unacknowledged, and the log
-// says so once.
-func TestWebhookUnreachable(t *testing.T) {
-	var unreachable atomic.Bool
-	w := newFaultEnvWith(t, stack.EtcdOptions{}, func(post) int {
-		if unreachable.Load() {
-			return http.StatusServiceUnavailable
-		}
-		return http.StatusOK
-	})
-	w.publishSteadily()
-	w.progress(50)
-	unreachable.Store(true)
-	for _, s := range w.replicas {
-		s.waitLog("the webhook is unreachable")
-	}
-	w.progress(300) // posts, all answered with 503
-	unreachable.Store(false)
-	w.progress(100)
-	w.finish()
-	w.wantLog(1, 1, "the webhook is unreachable")
-	w.wantLog(1, 1, "the webhook is reachable again")
-	if n := w.statsd.Counts()["orders_new_order_failed"]; n != 0 {
-		t.Errorf("%d events failed", n)
-	}
 }
 
 // A dead queue that was deleted is declared again, and no dead letter is lost.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"fmt"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -31,52 +30,47 @@ func (f *fencing) refuses(p post) bool {
 // then finds out that it has lost the claim, and skips the event instead of
 // dead-lettering it.
 func TestWebhookRefusesAnOlderToken(t *testing.T) {
-	t.Parallel()
-	for _, status := range []int{http.StatusConflict, http.StatusPreconditionFailed} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			b := newProxiedEnv(t)
-			var seen fencing
-			var first atomic.Int64 // the token of the replica that is cut off
-			receiver := newReceiver(t, func(p post) int {
-				first.CompareAndSwap(0, p.Token)
-				switch {
-				case seen.refuses(p):
-					return status
-				case p.Token == first.Load():
-					return http.StatusServiceUnavailable // so that the event is posted again
-				}
-				return http.StatusOK
-			})
-			vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
-			cutOff := b.start("orders", vars...)
-			cutOff.waitLog("msg=consuming")
-			b.publishBodies(orders("f", 1)...)
-			receiver.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
-			other := b.start("orders", append(vars, "ETCD_ENDPOINTS="+b.etcdServer.Endpoint())...)
-			other.waitLog("msg=consuming")
-			b.publishBodies(orders("f", 1)...) // goes to the other replica: the first one's prefetch is full
+	b := newProxiedEnv(t)
+	var seen fencing
+	var first atomic.Int64 // the token of the replica that is cut off
+	receiver := newReceiver(t, func(p post) int {
+		first.CompareAndSwap(0, p.Token)
+		switch {
+		case seen.refuses(p):
+			return http.StatusPreconditionFailed
+		case p.Token == first.Load():
+			return http.StatusServiceUnavailable // so that the event is posted again
+		}
+		return http.StatusOK
+	})
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
+	cutOff := b.start("orders", vars...)
+	cutOff.waitLog("msg=consuming")
+	b.publishBodies(orders("f", 1)...)
+	receiver.wait(t, "the first post", func(posts []post) bool { return len(posts) > 0 })
+	other := b.start("orders", append(vars, "ETCD_ENDPOINTS="+b.etcdServer.Endpoint())...)
+	other.waitLog("msg=consuming")
+	b.publishBodies(orders("f", 1)...) // goes to the other replica: the first one's prefetch is full
 
-			sessions := b.sessions("orders")
-			b.toEtcd.cut()
-			for key, lease := range sessions {
-				if claims, err := b.etcd.Get(t.Context(), "/service/orders/claim/"+key, clientv3.WithPrefix()); err != nil {
-					t.Fatal(err)
-				} else if claims.Count > 0 && claims.Kvs[0].CreateRevision == first.Load() {
-					_, err := b.etcd.Revoke(t.Context(), lease)
-					b.must(err)
-				}
-			}
-			other.waitLog("msg=processed", "id=f0")
-			receiver.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].Status == status })
-			b.toEtcd.reconnect()
-			cutOff.waitLog("msg=skipped", "id=f0")
-			cutOff.stop()
-			other.stop()
-			b.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 1, "orders_new_order_failed": 0})
-			if letters := b.deadLetters("orders"); len(letters) > 0 {
-				t.Errorf("dead-lettered: %v", letters)
-			}
-		})
+	sessions := b.sessions("orders")
+	b.toEtcd.cut()
+	for key, lease := range sessions {
+		if claims, err := b.etcd.Get(t.Context(), "/service/orders/claim/"+key, clientv3.WithPrefix()); err != nil {
+			t.Fatal(err)
+		} else if claims.Count > 0 && claims.Kvs[0].CreateRevision == first.Load() {
+			_, err := b.etcd.Revoke(t.Context(), lease)
+			b.must(err)
+		}
+	}
+	other.waitLog("msg=processed", "id=f0")
+	receiver.wait(t, "a refusal", func(posts []post) bool { return posts[len(posts)-1].Status == http.StatusPreconditionFailed })
+	b.toEtcd.reconnect()
+	cutOff.waitLog("msg=skipped", "id=f0")
+	cutOff.stop()
+	other.stop()
+	b.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 1, "orders_new_order_failed": 0})
+	if letters := b.deadLetters("orders"); len(letters) > 0 {
+		t.Errorf("dead-lettered: %v", letters)
 	}
 }
 
@@ -91,31 +85,4 @@ func (e *env) sessions(role string) map[string]clientv3.LeaseID {
 		sessions[string(kv.Key[len(prefix):])] = clientv3.LeaseID(kv.Lease)
 	}
 	return sessions
-}
-
-// A permanent failure is dead-lettered only after a check that the claim is still ours,
-// so not while etcd is unreachable.
-func TestFinalFailureWaitsForEtcd(t *testing.T) {
-	b := newProxiedEnv(t)
-	began, answer := make(chan struct{}), make(chan int)
-	receiver := newReceiver(t, func(post) int {
-		close(began) // a second post would panic here
-		return <-answer
-	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "CLAIM_TTL=60s")
-	s.waitLog("msg=consuming")
-	b.publishBodies(orders("f", 1)...)
-	<-began
-	b.toEtcd.cut()
-	answer <- http.StatusPreconditionFailed
-	s.waitLog("etcd is unreachable")
-	if n := s.log.count("dead-lettered"); n > 0 {
-		t.Error("the event was dead-lettered while the owner of the claim was unknown")
-	}
-	b.toEtcd.reconnect()
-	s.waitLog("msg=dead-lettered", "reason=failed", "412")
-	s.stop()
-	if letters := b.deadLetters("orders"); len(letters) != 1 || letters[0].Headers["x-attempts"] != int32(1) {
-		t.Errorf("dead letters: %v", letters)
-	}
 }

@@ -15,54 +15,23 @@ import (
 // legalIDs returns legal ids that contain special characters or words.
 func legalIDs() []string {
 	return []string{
-		"a", " ", "a b", "\ta ", "/", "//", "../../etc", "a/b/c", "/service/orders/00/x", ".", "..", "%", "%2F", "%zz", "100%",
-		"line\nbreak", "return\r\nX-Attempt: 9", "\x00", "nul\x00l", "\x7f", `"quoted"`, `back\slash`, "done 1", "claimed 0",
-		"заказ", "注文", "طلب", "🧾", "e\u0301", "\u00e9", "\ufeff", "\ufffd", "\u2028", "A", "\U0010ffff", "null", "0", "*", "?a=b&c#d",
+		"a", "A", " ", "\ta ", "/", "//", "../../etc", "/service/orders/00/x", "..", "%", "%2F", "%zz", "?a=b&c#d", "*",
+		"line\nbreak", "return\r\nX-Attempt: 9", "\x00", "\x7f", `"quoted"`, `back\slash`,
+		"注文", "🧾", "e\u0301", "\u00e9", "\ufeff", "\ufffd", "\u2028", "\U0010ffff", "null", "0",
 		strings.Repeat("x", 512), strings.Repeat("\u00e9", 256),
 	}
 }
 
-// badBodies returns bodies that are not events, by the name of their defect.
-func badBodies() map[string]string {
-	deep := strings.Repeat("[", 200_000)
-	return map[string]string{
-		"empty":               "",
-		"blank":               " \n",
-		"truncated":           `{"type":"new_order","id":"1`,
-		"not JSON":            "hello",
-		"NUL bytes":           strings.Repeat("\x00", 64),
-		"an array":            `[{"type":"new_order","id":"1"}]`,
-		"a string":            `"new_order"`,
-		"null":                "null",
-		"type is a number":    `{"type":1,"id":"1"}`,
-		"type is null":        `{"type":null,"id":"1"}`,
-		"no type":             `{"id":"1"}`,
-		"id is a number":      `{"type":"new_order","id":1}`,
-		"id is an object":     `{"type":"new_order","id":{"id":"1"}}`,
-		"id is null":          `{"type":"new_order","id":null}`,
-		"no id":               `{"type":"new_order"}`,
-		"other case":          `{"type":"new_order","ID":"1"}`,
-		"id is empty":         `{"type":"new_order","id":""}`,
-		"id of 513 bytes":     fmt.Sprintf(`{"type":"new_order","id":%q}`, strings.Repeat("x", 513)),
-		"id of 514 bytes":     `{"type":"new_order","id":"` + strings.Repeat("\u00e9", 257) + `"}`,
-		"two ids":             `{"type":"new_order","id":"1","id":"2"}`,
-		"two ids, one escape": `{"type":"new_order","id":"1","\u0069d":"2"}`,
-		"two types":           `{"type":"new_order","type":"x","id":"1"}`,
-		"trailing data":       `{"type":"new_order","id":"1"} x`,
-		"two events":          `{"type":"new_order","id":"1"}{"type":"new_order","id":"2"}`,
-		"trailing comma":      `{"type":"new_order","id":"1",}`,
-		"byte order mark":     "\ufeff" + `{"type":"new_order","id":"1"}`,
-		"UTF-16":              "{\x00\"\x00t\x00",
-		"invalid UTF-8":       "{\"type\":\"new_order\",\"id\":\"\xff\"}",
-		"invalid elsewhere":   "{\"type\":\"new_order\",\"id\":\"1\",\"note\":\"\xc3\x28\"}",
-		"surrogate in UTF-8":  "{\"type\":\"new_order\",\"id\":\"\xed\xa0\x80\"}",
-		"lone surrogate":      `{"type":"new_order","id":"\ud800"}`,
-		"200,000 deep":        `{"type":"new_order","id":"1","deep":` + deep + strings.Repeat("]", len(deep)) + "}",
-		"200,000 open":        deep,
-		"200,000 objects":     strings.Repeat(`{"a":`, 200_000),
-		"8 MiB":               strings.Repeat("x", 8<<20),
-		"8 MiB of an event":   `{"type":"new_order","id":"1","pad":"` + strings.Repeat("x", 8<<20),
-	}
+// badBodies are not events. (The tests of package event list all defects.)
+var badBodies = map[string]string{
+	"empty":             "",
+	"not JSON":          "hello",
+	"NUL bytes":         strings.Repeat("\x00", 64),
+	"no id":             `{"type":"new_order"}`,
+	"two ids":           `{"type":"new_order","id":"1","id":"2"}`,
+	"invalid UTF-8":     "{\"type\":\"new_order\",\"id\":\"\xff\"}",
+	"200,000 open":      strings.Repeat("[", 200_000),
+	"8 MiB of an event": `{"type":"new_order","id":"1","pad":"` + strings.Repeat("x", 8<<20),
 }
 
 // Every body is processed, or dead-lettered unchanged. No body crashes the service or
@@ -74,10 +43,9 @@ func TestBadInput(t *testing.T) {
 	s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
 	s.waitLog("msg=consuming")
 
-	bad := badBodies()
 	var bodies []string
 	var good int
-	for _, body := range bad {
+	for _, body := range badBodies {
 		// The good event behind each bad body must be processed.
 		bodies = append(bodies, body, fmt.Sprintf(`{"type":"new_order","id":"good%d"}`, good))
 		good++
@@ -100,7 +68,7 @@ func TestBadInput(t *testing.T) {
 		t.Errorf("a good event was processed after %v", took)
 	}
 	processed := good + len(legal) + 1
-	e.waitCounts(map[string]int64{"orders_malformed": int64(len(bad)), "orders_new_order_ok": int64(processed), "orders_ignored": 0})
+	e.waitCounts(map[string]int64{"orders_malformed": int64(len(badBodies)), "orders_new_order_ok": int64(processed), "orders_ignored": 0})
 	e.wantAllDone("orders", processed)
 	if n := len(receiver.all()); n != processed {
 		t.Errorf("%d posts, want %d", n, processed)
@@ -110,7 +78,7 @@ func TestBadInput(t *testing.T) {
 			t.Errorf("the body of %s was posted as %.80q", p.ID, p.Body)
 		}
 	}
-	t.Logf("%d bad bodies, the last good event was processed after %v", len(bad), took.Round(time.Millisecond))
+	t.Logf("%d bad bodies, the last good event was processed after %v", len(badBodies), took.Round(time.Millisecond))
 	s.stop()
 
 	letters := make(map[string]amqp.Delivery)
@@ -120,7 +88,7 @@ func TestBadInput(t *testing.T) {
 		}
 		letters[string(l.Body)] = l
 	}
-	for name, body := range bad {
+	for name, body := range badBodies {
 		l, ok := letters[body]
 		if !ok {
 			t.Errorf("%s: not dead-lettered unchanged", name)

@@ -55,43 +55,6 @@ func (e *env) waitRemembered(replicas ...*service) (n int) {
 	return n
 }
 
-// Events that arrive one by one get their own records, which are merged. Few keys are
-// left, each id is in exactly one of them, and all ids are known, also to a replica that
-// starts later.
-func TestMerging(t *testing.T) {
-	const ids = 1600
-	b := newProxiedEnv(t)
-	s := b.start("orders", "ENABLE_ETCD=true")
-	s.waitLog("msg=consuming")
-	b.publishLone("m", ids)
-	b.waitCounts(map[string]int64{"orders_new_order_ok": ids})
-	keys := b.keys("orders")
-	listed, writes := 0, int64(0)
-	for _, r := range keys.records {
-		listed += len(r.ids)
-	}
-	for _, session := range keys.sessions {
-		writes = session.Version
-	}
-	if listed != ids || len(keys.done()) != ids {
-		t.Errorf("%d ids are listed, %d of them different, want %d", listed, len(keys.done()), ids)
-	}
-	if most := 128; len(keys.records) > most {
-		t.Errorf("%d records of %d ids, want at most %d", len(keys.records), ids, most)
-	}
-	t.Logf("%d ids, %d writes, %d records", ids, writes, len(keys.records))
-
-	b.publishBodies(orders("m", ids)...)
-	b.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": ids})
-	s.stop()
-	next := b.start("orders", "ENABLE_ETCD=true")
-	next.waitLog(`msg="cache warmed"`, fmt.Sprint("ids=", ids))
-	b.publishBodies(orders("m", ids)...)
-	b.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": 2 * ids})
-	next.stop()
-	b.wantAllDone("orders", ids)
-}
-
 // With more ids than CACHE_SIZE, all replicas forget the same oldest ids and still skip
 // the younger ones. A warning and the stats report that.
 func TestFlood(t *testing.T) {

@@ -102,29 +102,3 @@ func TestClaimOutlivesCrash(t *testing.T) {
 		t.Logf("processed %v after the crash, CLAIM_TTL is 3s", took.Round(time.Millisecond))
 	}
 }
-
-// A clean stop finishes the running work and leaves no claims.
-func TestCleanStop(t *testing.T) {
-	const ids = 1200
-	e := newEnv(t)
-	e.topology("orders")
-	receiver := newReceiver(t, func(post) int {
-		<-time.After(5 * time.Millisecond)
-		return http.StatusOK
-	})
-	e.publishBodies(orders("s", ids)...)
-	for left := ids; left > 0; {
-		s := e.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL)
-		s.waitLogs(min(left, 300), "msg=processed")
-		s.stop()
-		left -= s.log.count("msg=processed")
-		if claimed := e.keys("orders").claimed(); len(claimed) > 0 {
-			t.Fatalf("claims are left behind: %v", claimed)
-		}
-	}
-	if n := len(receiver.all()); n != ids {
-		t.Errorf("%d posts for %d ids", n, ids)
-	}
-	e.waitCounts(map[string]int64{"orders_new_order_ok": ids})
-	e.wantAllDone("orders", ids)
-}

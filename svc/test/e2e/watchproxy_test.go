@@ -21,8 +21,8 @@ type watchProxy struct {
 	upstream *grpc.ClientConn
 	requests sync.WaitGroup
 
-	mu      sync.Mutex
-	watches []chan struct{} // the open watches, oldest first; closing a channel cuts its watch off
+	mu  sync.Mutex
+	cut chan struct{} // closed when the watches that are open now are cut off
 }
 
 func newWatchProxy(t *testing.T, upstream string) *watchProxy {
@@ -36,7 +36,7 @@ func newWatchProxy(t *testing.T, upstream string) *watchProxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &watchProxy{addr: listener.Addr().String(), upstream: conn}
+	p := &watchProxy{addr: listener.Addr().String(), upstream: conn, cut: make(chan struct{})}
 	server := grpc.NewServer(grpc.ForceServerCodec(asIs{}), grpc.UnknownServiceHandler(p.forward))
 	var serving sync.WaitGroup
 	serving.Go(func() { server.Serve(listener) }) // until Stop
@@ -49,37 +49,18 @@ func newWatchProxy(t *testing.T, upstream string) *watchProxy {
 	return p
 }
 
-// cutOldest cuts off the oldest open watch. It returns false if there is none.
-func (p *watchProxy) cutOldest() bool {
+// cutOff cuts off the watches that are open. watching returns a channel that is closed then.
+func (p *watchProxy) cutOff() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.watches) == 0 {
-		return false
-	}
-	close(p.watches[0])
-	p.watches = p.watches[1:]
-	return true
+	close(p.cut)
+	p.cut = make(chan struct{})
 }
 
-// opened adds a watch. The returned channel is closed when the watch is cut off.
-func (p *watchProxy) opened() (cut chan struct{}) {
+func (p *watchProxy) watching() (cut <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	cut = make(chan struct{})
-	p.watches = append(p.watches, cut)
-	return cut
-}
-
-// ended removes a watch that has not been cut off.
-func (p *watchProxy) ended(cut chan struct{}) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i, w := range p.watches {
-		if w == cut {
-			p.watches = append(p.watches[:i], p.watches[i+1:]...)
-			return
-		}
-	}
+	return p.cut
 }
 
 // forward forwards one call of any kind.
@@ -92,10 +73,9 @@ func (p *watchProxy) forward(_ any, client grpc.ServerStream) error {
 	if err != nil {
 		return err
 	}
-	var cut chan struct{} // nil: never
+	var cut <-chan struct{} // nil: never
 	if method == "/etcdserverpb.Watch/Watch" {
-		cut = p.opened()
-		defer p.ended(cut)
+		cut = p.watching()
 	}
 	// The goroutine may outlive forward, but ends with the call.
 	p.requests.Go(func() {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync/atomic"
-	"syscall"
 	"testing"
 )
 
@@ -38,25 +37,6 @@ func TestWebhookConnectionLost(t *testing.T) {
 		t.Errorf("the outage is logged %d times", n)
 	}
 	b.waitCounts(map[string]int64{"orders_new_order_ok": events, "orders_new_order_failed": 0})
-}
-
-// A stop does not wait for a webhook that loses its connections: the event is
-// delivered again to the next process.
-func TestStopWhileWebhookConnectionsAreLost(t *testing.T) {
-	b := newProxiedEnv(t)
-	var down atomic.Bool
-	down.Store(true)
-	receiver := newReceiver(t, nil)
-	receiver.Config.Handler = losing(receiver.Config.Handler, &down)
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "SHUTDOWN_TIMEOUT=" + shutdown.String()}
-	s := b.start("orders", vars...)
-	b.publishBodies(orders("lost", 1)...)
-	s.waitLog("the webhook is unreachable")
-	s.stopWithin(syscall.SIGTERM, shutdown)
-	down.Store(false)
-	s = b.start("orders", vars...)
-	s.waitLog("msg=processed", "id=lost0")
-	s.stop()
 }
 
 // losing returns a handler that closes its connections without an answer while down is
