@@ -25,10 +25,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// startsServers skips a test with -short, and makes it parallel.
+func startsServers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it starts servers")
+	}
+	t.Parallel()
+}
+
 // The whole demo passes when it is run from the command line, and a browser shows its
 // page.
 func TestRun(t *testing.T) {
-	t.Parallel()
+	startsServers(t)
 	began := time.Now()
 	d := startDemo(t, "-hold")
 	d.await("Reliability Nirvana")
@@ -63,9 +71,8 @@ func TestRun(t *testing.T) {
 
 // Ctrl-c ends the demo without leaving a process or a folder behind.
 func TestInterrupt(t *testing.T) {
-	t.Parallel()
+	startsServers(t)
 	for name, at := range map[string]string{
-		"at once":     "Reliability Nirvana",
 		"starting":    "etcd is ready",
 		"in mid-work": "kill -9 of etcd",
 	} {
@@ -81,7 +88,7 @@ func TestInterrupt(t *testing.T) {
 
 // A scene whose checks fail ends the run. The output shows the wrong numbers.
 func TestSceneFails(t *testing.T) {
-	t.Parallel()
+	startsServers(t)
 	wantFailure(t, options{scene: 3, vars: []string{"ENABLE_ETCD=false"}},
 		"✗ orders ok, with etcd: 10, want 1", "✗ orders skipped, with etcd: 0, want 9",
 		"✗ notify ok, restarted: 10, want 0", "Scene 3 failed: Idempotency.", "orders: time=")
@@ -90,7 +97,7 @@ func TestSceneFails(t *testing.T) {
 // A scene ends at the first step that fails. The output shows the end of the services'
 // logs. -pause does not wait for an Enter that cannot come.
 func TestBreaksOff(t *testing.T) {
-	t.Parallel()
+	startsServers(t)
 	out := wantFailure(t, options{scene: 1, pause: true, vars: []string{"PREFETCH=0"}},
 		"Enter plays scene 1: Consume and produce",
 		"Scene 1 broke off: start orders: it ended with 0 of 1 lines", "Scene 1 failed: Consume and produce.", `orders: PREFETCH="0"`)

@@ -142,6 +142,11 @@ func TestEtcdRestored(t *testing.T) {
 			w.must(w.etcdServer.Kill())
 			w.must(w.etcdServer.Restore(backup, bump))
 			w.must(w.etcdServer.Start(ctx))
+			resp, err := w.etcd.Get(ctx, "/")
+			w.must(err)
+			if now := uint64(resp.Header.Revision); now < bump || bump == 0 && now > 1_000_000 {
+				t.Errorf("the revision is %d, bumped by %d", now, bump)
+			}
 			restored := time.Now()
 			w.long = append(w.long, span{saved, restored}) // the backup lacks the records of this time
 			took, _ := w.goneOn(restored)

@@ -29,6 +29,10 @@ func TestMain(m *testing.M) {
 	// The tests mostly wait, so six run at once unless -parallel says otherwise.
 	flag.Set("test.parallel", "6")
 	flag.Parse()
+	if testing.Short() {
+		fmt.Println("-short: no end-to-end tests, because they start servers")
+		return
+	}
 	os.Exit(run(m))
 }
 

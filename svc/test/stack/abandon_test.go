@@ -47,6 +47,9 @@ func abandon(dir string) (exit int) {
 // No server outlives the program that started it, even if the program is killed and
 // the server is paused.
 func TestParentKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it starts servers")
+	}
 	t.Parallel()
 	ctx := deadline(t)
 	exe, err := os.Executable()

@@ -1,11 +1,8 @@
 package stack
 
 import (
-	"context"
 	"errors"
 	"io"
-	"os/exec"
-	"sync"
 	"testing"
 )
 
@@ -55,33 +52,5 @@ func bind(listen func(addr string) (io.Closer, error), addr string) func() error
 			return err
 		}
 		return l.Close()
-	}
-}
-
-// A sink starts at once at the port of one that was just closed, even though processes that
-// are being started hold copies of its socket.
-func TestRelisten(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	var starting sync.WaitGroup
-	for range 2 {
-		starting.Go(func() {
-			for ctx.Err() == nil {
-				exec.Command("true").Run()
-			}
-		})
-	}
-	defer starting.Wait()
-	defer cancel()
-	port, err := ReserveUDPPort()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer port.Close()
-	for range 100 {
-		s, err := StartStatsdAt(port.Addr())
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Close()
 	}
 }

@@ -19,9 +19,7 @@ import (
 
 // RabbitOptions configure a node beyond a plain listener.
 type RabbitOptions struct {
-	Management bool    // the management plugin, see [Rabbit.ManagementURL]; starting takes longer
-	Join       *Rabbit // a running node to form a cluster with; it must be closed after this one
-	Config     string  // more lines for rabbitmq.conf
+	Join *Rabbit // a running node to form a cluster with; it must be closed after this one
 
 	// Paths of PEM files, for a TLS listener, see [Rabbit.TLSURL]. With CACert,
 	// clients must present a certificate from that authority.
@@ -35,7 +33,7 @@ type Rabbit struct {
 	node   string // its Erlang name
 	cookie string // the secret that the nodes of a cluster and rabbitmqctl share
 
-	amqp, tls, management, dist, epmd Port
+	amqp, tls, dist, epmd Port
 }
 
 // StartRabbit starts a node in dir, a folder that is new or empty, and returns
@@ -60,9 +58,6 @@ func (r *Rabbit) start(ctx context.Context, options RabbitOptions) error {
 	ports := []*Port{&r.amqp, &r.dist}
 	if options.Cert != "" {
 		ports = append(ports, &r.tls)
-	}
-	if options.Management {
-		ports = append(ports, &r.management)
 	}
 	if options.Join == nil {
 		ports = append(ports, &r.epmd)
@@ -95,9 +90,6 @@ func (r *Rabbit) URL() string { return "amqp://guest:guest@" + r.amqp.Addr() + "
 
 // TLSURL returns the URL for AMQP clients with TLS.
 func (r *Rabbit) TLSURL() string { return "amqps://guest:guest@" + r.tls.Addr() + "/" }
-
-// ManagementURL returns the root URL of the management plugin's pages and of its API.
-func (r *Rabbit) ManagementURL() string { return "http://" + r.management.Addr() }
 
 // Name returns the node's Erlang name, which rabbitmqctl prints too.
 func (r *Rabbit) Name() string { return r.node }

@@ -49,11 +49,7 @@ func (r *Rabbit) env() []string {
 }
 
 func (r *Rabbit) writeConfig(options RabbitOptions) error {
-	plugins, conf := "[].\n", new(strings.Builder)
-	if options.Management {
-		plugins = "[rabbitmq_management].\n"
-		fmt.Fprintf(conf, "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = %d\n", r.management.number)
-	}
+	conf := new(strings.Builder)
 	if options.Cert != "" {
 		fmt.Fprintf(conf, "listeners.ssl.1 = %s\n", r.tls.Addr())
 		fmt.Fprintf(conf, "ssl_options.certfile = %s\nssl_options.keyfile = %s\n", options.Cert, options.Key)
@@ -69,10 +65,9 @@ func (r *Rabbit) writeConfig(options RabbitOptions) error {
 			fmt.Fprintf(conf, "cluster_formation.classic_config.nodes.%d = %s\n", i+1, node)
 		}
 	}
-	conf.WriteString(options.Config)
 
 	for name, content := range map[string]string{
-		configFile: conf.String(), pluginsFile: plugins, ".erlang.cookie": r.cookie,
+		configFile: conf.String(), pluginsFile: "[].\n", ".erlang.cookie": r.cookie,
 	} {
 		if err := os.WriteFile(filepath.Join(r.dir, name), []byte(content), 0o400); err != nil {
 			return err

@@ -1,8 +1,6 @@
 package stack_test
 
 import (
-	"context"
-	"errors"
 	"maps"
 	"net"
 	"testing"
@@ -42,16 +40,5 @@ func TestStatsd(t *testing.T) {
 	}
 	if took, ok := s.Last("took"); took != 1.5 || !ok {
 		t.Errorf("took is %v, %v", took, ok)
-	}
-}
-
-func TestStatsdWaitGivesUp(t *testing.T) {
-	s, err := stack.StartStatsd()
-	check(t, err)
-	closeAtEnd(t, s)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.Wait(ctx, func(map[string]int64) bool { return false }); !errors.Is(err, context.Canceled) {
-		t.Errorf("the error is %v", err)
 	}
 }
