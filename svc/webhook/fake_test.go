@@ -27,7 +27,9 @@ type receiver struct {
 	mu           sync.Mutex
 	steps        []step
 	conns, posts int   // connections that were opened, requests that began
+	open         int   // connections that the poster has not closed
 	refuse       error // not nil: no connection can be opened
+	silent       bool  // connecting hangs
 	end          chan struct{}
 }
 
@@ -48,10 +50,15 @@ const (
 // ok keeps the connection.
 var ok = step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", then: keep}
 
-func (r *receiver) dial(context.Context, string, string) (net.Conn, error) {
+func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.conns++; r.refuse != nil {
+	r.conns++
+	r.mu.Unlock()
+	if r.silent {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if r.refuse != nil {
 		return nil, r.refuse
 	}
 	client, server := net.Pipe()
@@ -78,7 +85,25 @@ func (r *receiver) dial(context.Context, string, string) (net.Conn, error) {
 			}
 		}
 	}()
-	return client, nil
+	opened := func(n int) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.open += n
+	}
+	opened(1)
+	closed := sync.OnceFunc(func() { opened(-1) })
+	return conn{client, closed}, nil
+}
+
+// conn is the poster's side of a connection.
+type conn struct {
+	net.Conn
+	closed func()
+}
+
+func (c conn) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }
 
 // will sets the next steps.
@@ -131,26 +156,44 @@ const (
 func verdict(t *testing.T, handle consume.Handler) (what string, took, wait time.Duration, err error) {
 	began, calls := time.Now(), 0
 	what = isFinal
-	p := &consume.Pipeline{
-		Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
-		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
-		Handlers: map[string]consume.Handler{"new_order": func(ctx context.Context, job consume.Job) error {
-			if calls++; calls == 1 {
-				err = handle(ctx, job)
-				if took = time.Since(began); err == nil {
-					what = isDone
-				}
-				return err
+	pipeline(func(ctx context.Context, job consume.Job) error {
+		if calls++; calls == 1 {
+			err = handle(ctx, job)
+			if took = time.Since(began); err == nil {
+				what = isDone
 			}
-			wait = time.Since(began) - took
-			if what = isOutage; job.Attempt == 2 {
-				what = isFailed
-			}
-			return nil
-		}},
-	}
-	p.Handle(t.Context(), t.Context(), nothing{})
+			return err
+		}
+		wait = time.Since(began) - took
+		if what = isOutage; job.Attempt == 2 {
+			what = isFailed
+		}
+		return nil
+	}).Handle(t.Context(), t.Context(), nothing{})
 	return what, took, wait, err
+}
+
+func pipeline(handler consume.Handler) *consume.Pipeline {
+	return &consume.Pipeline{
+		Handlers: map[string]consume.Handler{"new_order": handler},
+		Claims:   claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
+		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
+	}
+}
+
+// unknown reports whether the pipeline keeps a claim because of a handler's error, even
+// after the delivery's channel has closed.
+func unknown(t *testing.T, err error) bool {
+	gone, leave := context.WithCancel(t.Context())
+	calls := 0
+	pipeline(func(context.Context, consume.Job) error {
+		if leave(); calls > 0 {
+			err = nil
+		}
+		calls++
+		return err
+	}).Handle(gone, t.Context(), nothing{})
+	return calls > 1
 }
 
 // nothing is a delivery of one event, and a counter. Its methods have no effect.

@@ -85,6 +85,9 @@ func TestAnswer(t *testing.T) {
 						!strings.Contains(text, body) || strings.Contains(text, "\xff")) {
 						t.Errorf("the error is %q", text)
 					}
+					if kept := unknown(t, err); kept != (code == 502 || code == 504) {
+						t.Errorf("after %d the claim is kept: %v", code, kept)
+					}
 					stop()
 				})
 			})
@@ -136,11 +139,13 @@ func TestNoAnswer(t *testing.T) {
 	tests := map[string]struct {
 		step
 		refuse error
+		silent bool
 		want   string
 		took   time.Duration
 	}{
 		"no such host":            {refuse: &net.DNSError{Err: "no such host", IsNotFound: true}, want: isOutage},
 		"connection refused":      {refuse: syscall.ECONNREFUSED, want: isOutage},
+		"connecting hangs":        {silent: true, want: isOutage, took: 30 * time.Second},
 		"cut before the answer":   {want: isOutage},
 		"cut in the headers":      {step: step{answer: "HTTP/1.1 200 OK\r\nContent-Le"}, want: isOutage},
 		"cut in the body":         {step: step{early: true}, want: isOutage}, // of the request
@@ -156,33 +161,45 @@ func TestNoAnswer(t *testing.T) {
 	}
 	for name, tt := range tests {
 		for _, reused := range []bool{false, true} {
-			if reused && tt.refuse != nil {
+			connects := tt.refuse == nil && !tt.silent
+			if reused && !connects {
 				continue
 			}
 			t.Run(fmt.Sprint(name, ", on a reused connection ", reused), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					r, posts := &receiver{refuse: tt.refuse}, 1
+					r, posts := &receiver{refuse: tt.refuse, silent: tt.silent}, 0
 					p, _, stop := r.poster(1)
 					job := order("1")
 					job.Body = bytes.Repeat([]byte("x"), 1<<20)
-					if tt.refuse != nil {
-						posts = 0
-					}
 					if reused {
 						r.will(ok)
 						p.Handle(t.Context(), job)
-						posts = 2
+						posts++
+					}
+					if connects {
+						posts++
 					}
 					r.will(tt.step)
-					what, took, _, err := verdict(t, func(ctx context.Context, _ consume.Job) error { return p.Handle(ctx, job) })
+					what, took, _, err := verdict(t, func(ctx context.Context, _ consume.Job) error {
+						err := p.Handle(ctx, job)
+						if synctest.Wait(); r.open > 0 {
+							t.Error("the connection is left open")
+						}
+						return err
+					})
 					if what != tt.want || took != tt.took {
 						t.Errorf("%s after %v, want %s after %v", what, took, tt.want, tt.took)
 					}
 					if r.posts != posts || r.conns != 1 {
 						t.Errorf("%d posts on %d connections, want %d on 1", r.posts, r.conns, posts)
 					}
-					if text := fmt.Sprint(err); len(text) > 1000 {
-						t.Errorf("the error has %d bytes", len(text))
+					text := fmt.Sprint(err)
+					answered := err == nil || strings.Contains(text, "answered")
+					if len(text) > 1000 || !answered && !strings.Contains(text, `event "1"`) {
+						t.Errorf("the error has %d bytes: %.1000q", len(text), text)
+					}
+					if kept := unknown(t, err); kept == (answered || !connects) {
+						t.Errorf("the claim is kept: %v", kept)
 					}
 					stop()
 				})
@@ -233,8 +250,8 @@ func TestTLS(t *testing.T) {
 				if r.Header.Get("Idempotency-Key") == "orders/bad" {
 					panic(http.ErrAbortHandler) // cuts the connection, or the stream
 				}
-				if (r.ProtoMajor == 2) != http2 {
-					t.Errorf("got %s", r.Proto)
+				if (r.ProtoMajor == 2) != http2 || r.Header.Get("Authorization") != "" {
+					t.Errorf("got %s with the authorization %q", r.Proto, r.Header.Get("Authorization"))
 				}
 			}))
 			server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
@@ -287,14 +304,16 @@ func TestLog(t *testing.T) {
 		}
 		stop()
 	})
-	synctest.Test(t, func(t *testing.T) {
-		r := &receiver{steps: []step{{then: hang}}}
-		p, log, stop := r.poster(1)
-		ctx, cancel := context.WithCancel(t.Context())
-		time.AfterFunc(time.Second, cancel)
-		if err := p.Handle(ctx, order("1")); err == nil || log.Len() > 0 {
-			t.Errorf("a cancelled post: %v\n%s", err, log)
-		}
-		stop()
-	})
+	for _, silent := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &receiver{steps: []step{{then: hang}}, silent: silent}
+			p, log, stop := r.poster(1)
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			if err := p.Handle(ctx, order("1")); err == nil || log.Len() > 0 {
+				t.Errorf("a cancelled post: %v\n%s", err, log)
+			}
+			stop()
+		})
+	}
 }
