@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -15,8 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 func TestFrozenFollower(t *testing.T) { testFrozenMember(t, false) }
@@ -218,32 +215,5 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	idle.stop()
 	if n := len(receiver.all()); n != saved+lost+again {
 		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
-	}
-}
-
-// The service works with an etcd that allows only half of the default number of
-// operations per transaction, under full load and with many small records.
-func TestFewOperations(t *testing.T) {
-	const ids = 4000
-	w := newFaultEnvWith(t, stack.EtcdOptions{Config: map[string]any{"max-txn-ops": 64}}, nil, "PREFETCH=1000", "CONCURRENCY=200")
-	var puts []clientv3.Op
-	for i := range 65 {
-		puts = append(puts, clientv3.OpPut(fmt.Sprint("/probe", i), ""))
-	}
-	if _, err := w.etcd.Txn(deadline(t)).Then(puts...).Commit(); !errors.Is(err, rpctypes.ErrTooManyOps) {
-		t.Fatalf("a transaction of 65 operations: %v, want ErrTooManyOps", err)
-	}
-	w.publishBodies(append(orders("full", ids), orders("full", ids)...)...)
-	eventually(t, "everything done", func() error { return w.allDone("orders", ids) })
-	if lost, twice := w.receiver.accounts("full", ids); lost > 0 || twice > 0 {
-		t.Errorf("%d ids were lost, %d done twice", lost, twice)
-	}
-	w.publishLone("lone", 1000)
-	eventually(t, "everything done", func() error { return w.allDone("orders", ids+1000) })
-	for _, s := range w.replicas {
-		s.stop()
-		if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
-			t.Errorf("%d warnings:\n%s", n, s.log.tail(20))
-		}
 	}
 }

@@ -1,18 +1,14 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
 	"net/http"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/streadway/amqp"
-	"github.com/streamdal/gophercon2021/svc/test/stack"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 func readFile(t testing.TB, path string) string {
@@ -136,47 +132,6 @@ func TestSlowEtcd(t *testing.T) {
 	w.finish()
 	w.wantLog(0, 0, "session lost")
 	w.wantLog(0, 0, "etcd is unreachable")
-}
-
-// While etcd is out of space events wait. The work continues once it has space again.
-func TestEtcdFull(t *testing.T) {
-	w := newFaultEnvWith(t, stack.EtcdOptions{QuotaBytes: 8 << 20}, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
-	defer cancel()
-	w.publishSteadily()
-	w.progress(50)
-	fill := strings.Repeat("x", 1<<20)
-	for {
-		if _, err := w.etcd.Put(ctx, "/fill", fill); err != nil {
-			break
-		}
-	}
-	for _, s := range w.replicas {
-		s.waitLog("etcd refuses a call", "database space exceeded", "etcdctl compact", "etcdctl defrag", "etcdctl alarm disarm")
-	}
-	<-time.After(2 * time.Second) // writes are retried, but not logged again
-	resp, err := w.etcd.Get(ctx, "/fill", clientv3.WithKeysOnly())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.etcd.Delete(ctx, "/fill")
-	if _, err := w.etcd.Compact(ctx, resp.Header.Revision, clientv3.WithCompactPhysical()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.etcd.Defragment(ctx, w.etcdServer.Endpoint()); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.etcd.AlarmDisarm(ctx, &clientv3.AlarmMember{}); err != nil {
-		t.Fatal(err)
-	}
-	back := time.Now()
-	w.progress(10)
-	if took := time.Since(back); took > 2*time.Second {
-		t.Errorf("the work continued only %v after the disarm", took)
-	}
-	w.finish()
-	w.wantLog(1, 1, "etcd refuses a call")
-	w.wantLog(1, 1, "etcd accepts calls again")
 }
 
 // A dead queue that was deleted is declared again, and no dead letter is lost.

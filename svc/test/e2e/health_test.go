@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"syscall"
@@ -105,39 +106,13 @@ func TestHealth(t *testing.T) {
 	s.wantExit(0)
 }
 
-// /stats counts correctly even when statsd is not running.
+// /stats counts correctly even when statsd is not running, and has the number of events that
+// are being processed. statsd gets the times of work and claims.
 func TestStats(t *testing.T) {
 	b := newProxiedEnv(t)
+	addr := b.statsd.Addr()
 	b.statsd.Close()
-	s := b.start("orders", "ENABLE_ETCD=true", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitReady()
-	b.publishBodies(append(orders("s", 20), orders("s", 20)...)...)
-	b.publishBodies("poison", `{"type":"other","id":"1"}`)
-	want := map[string]int64{"orders_new_order_ok": 20, "orders_new_order_skipped": 20, "orders_new_order_failed": 0, "orders_malformed": 1, "orders_ignored": 1, "orders_in_flight": 0, statRemembered: 20}
-	eventually(t, "the counters", func() error {
-		var got map[string]int64
-		get(t, s.healthAt()+"/stats", &got)
-		delete(got, statReach) // see TestFlood
-		if fmt.Sprint(got) != fmt.Sprint(want) {
-			return fmt.Errorf("%v, want %v", got, want)
-		}
-		return nil
-	})
-	// Without ENABLE_ETCD readiness does not depend on etcd.
-	other := b.start("notify", "HEALTH_ADDR=127.0.0.1:0")
-	other.waitReady()
-	taken := b.start("notify", "HEALTH_ADDR="+strings.TrimPrefix(s.healthAt(), "http://"))
-	taken.wantExit(1)
-	taken.waitLog("level=ERROR", "HEALTH_ADDR", "address already in use")
-	other.stop()
-	s.stop()
-}
-
-// statsd gets the times of work and claims, and /stats has the number of events that
-// are being processed.
-func TestTimers(t *testing.T) {
-	b := newProxiedEnv(t)
-	began, release := make(chan struct{}, 3), make(chan struct{})
+	began, release := make(chan struct{}, 20), make(chan struct{})
 	receiver := newReceiver(t, func(post) int {
 		began <- struct{}{}
 		<-release
@@ -145,38 +120,49 @@ func TestTimers(t *testing.T) {
 	})
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "HEALTH_ADDR=127.0.0.1:0")
 	s.waitReady()
-	b.publishBodies(orders("t", 3)...)
-	inFlight := func(want int64) {
+	b.publishBodies(append(orders("s", 20), "poison", `{"type":"other","id":"1"}`)...)
+	want := map[string]int64{"orders_new_order_ok": 0, "orders_new_order_skipped": 0, "orders_new_order_failed": 0,
+		"orders_malformed": 1, "orders_ignored": 1, "orders_in_flight": 20, statRemembered: 0}
+	stats := func() {
 		t.Helper()
-		eventually(t, "the events being processed", func() error {
-			var stats map[string]int64
-			get(t, s.healthAt()+"/stats", &stats)
-			if got := stats["orders_in_flight"]; got != want {
-				return fmt.Errorf("%d, want %d", got, want)
+		eventually(t, "the counters", func() error {
+			var got map[string]int64
+			get(t, s.healthAt()+"/stats", &got)
+			delete(got, statReach) // see TestFlood
+			if !maps.Equal(got, want) {
+				return fmt.Errorf("%v, want %v", got, want)
 			}
 			return nil
 		})
 	}
-	last := func(name string, ok func(v float64) bool) {
-		t.Helper()
-		eventually(t, name, func() error {
-			if v, seen := b.statsd.Last(name); !seen || !ok(v) {
-				return fmt.Errorf("%v is %v", seen, v)
-			}
-			return nil
-		})
-	}
-	inFlight(3)
-	for range 3 {
+	stats()
+	for range 20 {
 		<-began
 	}
+	b.listen(addr)
 	<-time.After(100 * time.Millisecond) // the work takes at least this long
 	close(release)
-	inFlight(0)
-	last("orders_handle", func(ms float64) bool { return ms >= 100 && ms < 60_000 })
-	last("orders_claim", func(ms float64) bool { return ms > 0 && ms < 60_000 })
+	b.publishBodies(orders("s", 20)...)
+	want["orders_new_order_ok"], want["orders_new_order_skipped"], want["orders_in_flight"], want[statRemembered] = 20, 20, 0, 20
+	stats()
+	for name, least := range map[string]float64{"orders_handle": 100, "orders_claim": 0} {
+		eventually(t, name, func() error {
+			if ms, seen := b.statsd.Last(name); !seen || ms < least || ms > 60_000 {
+				return fmt.Errorf("%v is %v", seen, ms)
+			}
+			return nil
+		})
+	}
 	if v, seen := b.statsd.Last("orders_in_flight"); seen {
 		t.Errorf("statsd gets a gauge, which replicas would overwrite: %v", v)
 	}
+
+	// Without ENABLE_ETCD readiness does not depend on etcd.
+	other := b.start("notify", "HEALTH_ADDR=127.0.0.1:0")
+	other.waitReady()
+	taken := b.start("notify", "HEALTH_ADDR="+strings.TrimPrefix(s.healthAt(), "http://"))
+	taken.wantExit(1)
+	taken.waitLog("level=ERROR", "HEALTH_ADDR", "address already in use")
+	other.stop()
 	s.stop()
 }

@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -203,69 +201,4 @@ func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// The keys under /service/orders/ match the documented table, for odd ids too, and the
-// token is the revision of the claim.
-func TestKeys(t *testing.T) {
-	b := newProxiedEnv(t)
-	began, release := make(chan struct{}), make(chan struct{})
-	receiver := newReceiver(t, func(p post) int {
-		if p.ID == "slow" {
-			close(began)
-			<-release
-		}
-		return http.StatusOK
-	})
-	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "DEDUP_WINDOW=90m")
-	s.waitLog("msg=consuming")
-	publish := func(ids ...string) {
-		t.Helper()
-		var bodies []string
-		for _, id := range ids {
-			bodies = append(bodies, fmt.Sprintf(`{"type":"new_order","id":%s}`, quoteJSON(id)))
-		}
-		b.publishBodies(bodies...)
-	}
-	publish("<a&b>", `"q"`, "注文", "line\nbreak")
-	b.waitCounts(map[string]int64{"orders_new_order_ok": 4})
-	publish("slow")
-	<-began
-	keys := b.keys("orders")
-	if !maps.Equal(keys.claimed(), map[string]bool{"slow": true}) {
-		t.Errorf("claimed are %v", keys.claimed())
-	}
-	if want := map[string]bool{"<a&b>": true, `"q"`: true, "注文": true, "line\nbreak": true}; !maps.Equal(keys.done(), want) {
-		t.Errorf("done are %v", keys.done())
-	}
-	claim := keys.claims[0]
-	for session, kv := range keys.sessions {
-		if session != claim.session || !strings.Contains(string(kv.Value), fmt.Sprint(s.cmd.Process.Pid)) {
-			t.Errorf("session %s is of %s, the claim is of %s", session, kv.Value, claim.session)
-		}
-		for _, b := range append(keys.claims, keys.records...) {
-			if b.session != session || b.write > kv.Version {
-				t.Errorf("%s is no write of session %s, which made %d", b.Key, session, kv.Version)
-			}
-		}
-	}
-	for window, kv := range keys.windows {
-		if string(kv.Value) != "1h30m0s" {
-			t.Errorf("window %s is of %s", window, kv.Value)
-		}
-	}
-	if len(keys.sessions) != 1 || len(keys.claims) != 1 || len(keys.windows) != 1 {
-		t.Errorf("%d sessions, %d claims, %d windows, want one of each", len(keys.sessions), len(keys.claims), len(keys.windows))
-	}
-	close(release)
-	s.stop()
-	keys = b.keys("orders")
-	if len(keys.done()) != 5 || len(keys.sessions) != 0 || len(keys.claims) != 0 || len(keys.windows) != 1 {
-		t.Errorf("after a stop: %d ids done, %d sessions, %d claims, %d windows", len(keys.done()), len(keys.sessions), len(keys.claims), len(keys.windows))
-	}
-	for _, p := range receiver.all() {
-		if unescape(t, p.ID) == "slow" && p.Token != claim.CreateRevision {
-			t.Errorf("the token is %d, the claim's revision %d", p.Token, claim.CreateRevision)
-		}
-	}
 }
