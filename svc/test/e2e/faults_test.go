@@ -39,7 +39,6 @@ func TestQueueDeleted(t *testing.T) {
 // Under an alarm the broker stops reading from connections that publish. Waiting dead
 // letters must not delay the acknowledgements of good events.
 func TestAlarm(t *testing.T) {
-	// The test is not parallel, because the alarm applies to the whole broker.
 	e := newEnv(t)
 	began, hold := make(chan post, 100), make(chan struct{})
 	receiver := newReceiver(t, func(p post) int { began <- p; <-hold; return http.StatusOK })
@@ -49,14 +48,13 @@ func TestAlarm(t *testing.T) {
 	s.waitLog("msg=dead-lettered")
 	e.publishBodies(slices.Concat(orders("a", 50), []string{"poison 1", "poison 2"}, orders("b", 50))...)
 	<-began
-	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
-	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	endAlarm := alarm(t)
 	close(hold)
 	s.waitLogs(100, "msg=processed") // two of four deliveries wait, so these are acknowledged
 	if n := s.log.count("msg=dead-lettered"); n != 1 {
 		t.Errorf("%d dead letters under the alarm, want that of before", n)
 	}
-	ctl(t, "set_vm_memory_high_watermark", "0.6")
+	endAlarm()
 	s.waitLogs(3, "msg=dead-lettered")
 	s.stop()
 	e.wantStored("poison 0", "poison 1", "poison 2")

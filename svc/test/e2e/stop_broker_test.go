@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -11,18 +12,26 @@ import (
 	"github.com/streadway/amqp"
 )
 
+// alarm raises the memory alarm of the whole shared broker, until end or the end of the
+// test. The test must not be parallel.
+func alarm(t *testing.T) (end func()) {
+	t.Helper()
+	end = sync.OnceFunc(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
+	t.Cleanup(end)
+	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	return end
+}
+
 // A stop is in time even while large dead letters wait because the broker has stopped
 // reading.
 func TestStopWithUnreadDeadLetters(t *testing.T) {
-	// The test is not parallel, because the alarm applies to the whole broker.
 	e := newBrokerEnv(t, newVhost(t), "orders")
 	e.amqpURL = e.directAMQP
 	const letters, most = 4, 5 * time.Second
 	for i := range letters {
 		e.publishBodies(fmt.Sprint("poison ", i, strings.Repeat(" ", 8<<20)))
 	}
-	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
-	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	alarm(t)
 	s := e.start("orders", "SHUTDOWN_TIMEOUT="+most.String(), "HEALTH_ADDR=127.0.0.1:0")
 	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
 	s.waitReady("dead_letters")
@@ -36,14 +45,12 @@ func TestStopWithUnreadDeadLetters(t *testing.T) {
 // connections until the broker reads. All the while the service is not ready, and the log
 // does not say that the dead queue is reachable. The dead letter is stored once.
 func TestAlarmOutlastsConnection(t *testing.T) {
-	// The test is not parallel, because the alarm applies to the whole broker.
 	e := newBrokerEnv(t, newVhost(t), "orders")
 	e.amqpURL = e.directAMQP + "?heartbeat=1"
 	relay := newRelay(e, 0)
 	large := "poison" + strings.Repeat(" ", 32<<20)
 	e.publishBodies(large)
-	t.Cleanup(func() { ctl(t, "set_vm_memory_high_watermark", "0.6") })
-	ctl(t, "set_vm_memory_high_watermark", "absolute", "1")
+	endAlarm := alarm(t)
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
 	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
 	eventually(t, "two more connections for dead letters", func() error {
@@ -56,7 +63,7 @@ func TestAlarmOutlastsConnection(t *testing.T) {
 	if n := s.log.count("reachable again"); n > 0 {
 		t.Errorf("the log says %d times that the dead queue is reachable", n)
 	}
-	ctl(t, "set_vm_memory_high_watermark", "0.6")
+	endAlarm()
 	s.waitLog("the dead queue is reachable again")
 	s.waitLog("msg=dead-lettered")
 	s.waitReady()
