@@ -24,36 +24,28 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // receiver is the other side of a poster's connections. It answers the requests with its
 // steps, in order, whatever connection they come on. Use it in a bubble.
 type receiver struct {
-	mu           sync.Mutex
-	steps        []step
-	conns, posts int   // connections that were opened, requests that began
-	open         int   // connections that the poster has not closed
-	refuse       error // not nil: no connection can be opened
-	silent       bool  // connecting hangs
-	end          chan struct{}
+	mu                 sync.Mutex
+	steps              []step
+	conns, open, posts int   // connections that were tried, those that are open, requests that began
+	refuse             error // not nil: no connection can be opened
+	silent             bool  // connecting hangs
 }
 
-// step is what a receiver does with one request.
+// step is what a receiver does with one request. Then it closes the connection, unless
+// keep or hang is set.
 type step struct {
 	answer string // is written to the letter
-	then   int    // keep, cut or hang
+	early  bool   // do not read the body
 	delay  time.Duration
-	early  bool // do not read the body
+	keep   bool // read the next request
+	hang   bool // do nothing until the poster closes the connection
 }
 
-const (
-	cut  = iota // close the connection
-	keep        // read the next request
-	hang        // neither
-)
-
 // ok keeps the connection.
-var ok = step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", then: keep}
+var ok = step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", keep: true}
 
 func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	r.mu.Lock()
-	r.conns++
-	r.mu.Unlock()
+	r.add(&r.conns, 1)
 	if r.silent {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -62,7 +54,9 @@ func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 		return nil, r.refuse
 	}
 	client, server := net.Pipe()
+	r.add(&r.open, 1)
 	go func() {
+		defer r.add(&r.open, -1)
 		defer server.Close()
 		for from := bufio.NewReader(server); ; {
 			request, err := http.ReadRequest(from)
@@ -77,33 +71,21 @@ func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 				<-time.After(s.delay)
 			}
 			io.WriteString(server, s.answer)
-			if s.then == hang {
-				<-r.end
+			if s.hang {
+				io.Copy(io.Discard, from)
 			}
-			if s.then != keep {
+			if !s.keep {
 				return
 			}
 		}
 	}()
-	opened := func(n int) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.open += n
-	}
-	opened(1)
-	closed := sync.OnceFunc(func() { opened(-1) })
-	return conn{client, closed}, nil
+	return client, nil
 }
 
-// conn is the poster's side of a connection.
-type conn struct {
-	net.Conn
-	closed func()
-}
-
-func (c conn) Close() error {
-	c.closed()
-	return c.Conn.Close()
+func (r *receiver) add(n *int, by int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	*n += by
 }
 
 // will sets the next steps.
@@ -135,9 +117,7 @@ func (r *receiver) poster(maxIdle int) (p *Poster, log *bytes.Buffer, stop func(
 		},
 	})))
 	p.transport.DialContext = r.dial
-	r.end = make(chan struct{})
 	return p, log, func() {
-		close(r.end)
 		p.Close()
 		synctest.Wait()
 	}

@@ -151,13 +151,13 @@ func TestNoAnswer(t *testing.T) {
 		"cut in the body":         {step: step{early: true}, want: isOutage}, // of the request
 		"not HTTP":                {step: step{answer: "SSH-2.0-OpenSSH_9.2\r\n"}, want: isOutage},
 		"too large headers":       {step: step{answer: "HTTP/1.1 200 OK\r\nX: " + large + "\r\n\r\n"}, want: isOutage},
-		"nothing":                 {step: step{then: hang}, want: isFailed, took: 30 * time.Second},
-		"only a part":             {step: step{answer: "HTTP/1.1 200 OK\r\nContent-", then: hang}, want: isFailed, took: 30 * time.Second},
-		"only interim":            {step: step{answer: "HTTP/1.1 103 Early Hints\r\n\r\n", then: hang}, want: isFailed, took: 30 * time.Second},
-		"done, then nothing":      {step: step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok", then: hang}, want: isDone, took: 30 * time.Second},
-		"an outage, then nothing": {step: step{answer: "HTTP/1.1 503 No\r\nContent-Length: 10\r\n\r\nno", then: hang}, want: isOutage, took: 30 * time.Second},
-		"an endless answer":       {step: step{answer: "HTTP/1.1 404 No\r\n\r\n" + large, then: hang}, want: isFinal},
-		"another protocol":        {step: step{answer: "HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n", then: hang}, want: isFinal},
+		"nothing":                 {step: step{hang: true}, want: isFailed, took: 30 * time.Second},
+		"only a part":             {step: step{answer: "HTTP/1.1 200 OK\r\nContent-", hang: true}, want: isFailed, took: 30 * time.Second},
+		"only interim":            {step: step{answer: "HTTP/1.1 103 Early Hints\r\n\r\n", hang: true}, want: isFailed, took: 30 * time.Second},
+		"done, then nothing":      {step: step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok", hang: true}, want: isDone, took: 30 * time.Second},
+		"an outage, then nothing": {step: step{answer: "HTTP/1.1 503 No\r\nContent-Length: 10\r\n\r\nno", hang: true}, want: isOutage, took: 30 * time.Second},
+		"an endless answer":       {step: step{answer: "HTTP/1.1 404 No\r\n\r\n" + large, hang: true}, want: isFinal},
+		"another protocol":        {step: step{answer: "HTTP/1.1 101 S\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n", hang: true}, want: isFinal},
 	}
 	for name, tt := range tests {
 		for _, reused := range []bool{false, true} {
@@ -212,7 +212,7 @@ func TestNoAnswer(t *testing.T) {
 // the idle ones, because they may be dead as well.
 func TestConnections(t *testing.T) {
 	const parallel = 101 // above net/http's own limits
-	for name, fails := range map[string]step{"lost": {}, "too slow": {then: hang}} {
+	for name, fails := range map[string]step{"lost": {}, "too slow": {hang: true}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := &receiver{}
@@ -220,7 +220,7 @@ func TestConnections(t *testing.T) {
 				post := func(want int) {
 					t.Helper()
 					var posts sync.WaitGroup
-					r.will(slices.Repeat([]step{{answer: ok.answer, then: keep, delay: time.Second}}, parallel)...)
+					r.will(slices.Repeat([]step{{answer: ok.answer, keep: true, delay: time.Second}}, parallel)...)
 					for range parallel {
 						posts.Go(func() {
 							if err := p.Handle(t.Context(), order("1")); err != nil {
@@ -306,7 +306,7 @@ func TestLog(t *testing.T) {
 	})
 	for _, silent := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			r := &receiver{steps: []step{{then: hang}}, silent: silent}
+			r := &receiver{steps: []step{{hang: true}}, silent: silent}
 			p, log, stop := r.poster(1)
 			ctx, cancel := context.WithCancel(t.Context())
 			time.AfterFunc(time.Second, cancel)
