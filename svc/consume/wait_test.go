@@ -21,7 +21,7 @@ func TestWaits(t *testing.T) {
 		after   func(p *process)  // it has arrived
 		order   func(d *delivery) // changes the delivery of order 1
 		want    []string          // when it waits
-		left    []string          // after its channel has closed; nil, and it may still wait for the record
+		left    []string          // after its channel has closed
 		resumed []string          // after its claim was suspended for two hours; nil: not tried
 	}{
 		"for the claim": {work: done, waits: "claim"},

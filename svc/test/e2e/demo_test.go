@@ -11,29 +11,28 @@ import (
 func TestGoRun(t *testing.T) {
 	e := newEnv(t)
 	e.topology("orders", "notify")
-	for i, line := range []string{
-		`cd svc && SERVICE_NAME=order go run *.go`,
-		`cd svc && SERVICE_NAME=notify go run *.go`,
-		`cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go`,
-		`cd svc && ENABLE_ETCD=true SERVICE_NAME=notify go run *.go`,
+	for i, lines := range [][]string{
+		{`cd svc && SERVICE_NAME=order go run *.go`, `cd svc && SERVICE_NAME=notify go run *.go`},
+		{`cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go`, `cd svc && ENABLE_ETCD=true SERVICE_NAME=notify go run *.go`},
 	} {
-		t.Run(line, func(t *testing.T) {
-			id := fmt.Sprint("run", i)
-			e.publishBodies(`{"type":"new_order","id":"` + id + `"}`)
+		id := fmt.Sprint("run", i)
+		e.publishBodies(`{"type":"new_order","id":"` + id + `"}`)
+		var running []*service
+		for _, line := range lines {
 			cmd := exec.Command("sh", "-c", line)
 			cmd.Dir = "../../.."
 			cmd.Env = append(cmd.Environ(), e.vars()...)
-			s := startCommand(t, line, cmd)
+			running = append(running, startCommand(t, line, cmd))
+		}
+		for _, s := range running {
 			s.waitLog("msg=consuming")
 			s.waitLog("msg=processed", "id="+id)
 			s.signal(syscall.SIGINT) // to the whole process group, as ctrl-c does
 			s.waitLog("msg=stopped")
 			<-s.exited
-		})
+		}
 	}
-	// Each service gets the events that it has missed. orders stopped after the third
-	// event.
-	e.waitCounts(map[string]int64{"orders_new_order_ok": 3, "notify_new_order_ok": 4})
+	e.waitCounts(map[string]int64{"orders_new_order_ok": 2, "notify_new_order_ok": 2})
 }
 
 // Messages that are not events of the role are acknowledged or dead-lettered, and do not
