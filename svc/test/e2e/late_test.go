@@ -38,18 +38,6 @@ func TestLateBroker(t *testing.T) {
 	s.stop()
 }
 
-// The service works when one of several brokers is reachable.
-func TestLateBrokerOfTwo(t *testing.T) {
-	b := newProxiedEnv(t)
-	b.amqpURL = "amqp://127.0.0.1:1/," + b.amqpURL
-	b.toRabbit.cut()
-	s := b.start("orders", "LOG_LEVEL=debug")
-	s.waitLogs(2, "connecting again")
-	b.toRabbit.reconnect()
-	s.waitLog("msg=consuming", "broker="+b.toRabbit.Listen)
-	s.stop()
-}
-
 // The service waits for an etcd that is unreachable at its start before it consumes, and
 // logs that once.
 func TestLateEtcd(t *testing.T) {
@@ -78,19 +66,6 @@ func TestLateEtcd(t *testing.T) {
 		t.Errorf("the log says %d times that etcd is unreachable and %d times that it is back", unreachable, back)
 	}
 	s.stop()
-}
-
-// Without ENABLE_ETCD the service needs no etcd.
-func TestNoEtcdNeeded(t *testing.T) {
-	e := newEnv(t)
-	s := e.start("orders", "ETCD_ENDPOINTS=127.0.0.1:1")
-	s.waitLog("msg=consuming")
-	e.publishBodies(`{"type":"new_order"}`)
-	s.waitLog("msg=processed")
-	s.stop()
-	if n := s.log.count("etcd is unreachable"); n > 0 {
-		t.Error("the service looks for etcd")
-	}
 }
 
 // listen starts a new statsd at an address.

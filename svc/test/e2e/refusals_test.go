@@ -22,14 +22,6 @@ func TestRefusedForAWhile(t *testing.T) {
 			ctl(t, "eval", fmt.Sprintf(`rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
 			return func() { ctl(t, "restart_vhost", "--vhost", vhost) }
 		}, "is down", "rabbitmqctl restart_vhost"},
-		"connection limit": {func(t *testing.T, _ *env, vhost string) func() {
-			ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-connections":0}`)
-			return func() { ctl(t, "clear_vhost_limits", "--vhost", vhost) }
-		}, "connection limit (0) is reached", "raise the limit"},
-		"queue limit": {func(t *testing.T, _ *env, vhost string) func() {
-			ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-queues":1}`)
-			return func() { ctl(t, "clear_vhost_limits", "--vhost", vhost) }
-		}, "queue limit in vhost", "raise the limit"},
 		"exclusive use": {func(t *testing.T, e *env, _ string) func() {
 			conn, err := amqp.Dial(e.directAMQP)
 			e.must(err)

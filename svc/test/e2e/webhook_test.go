@@ -26,7 +26,7 @@ func TestWebhookConnectionLost(t *testing.T) {
 	})
 	s := b.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+receiver.URL, "MAX_ATTEMPTS=1")
 	b.publishBodies(orders("lost", events)...)
-	for range 5 * events {
+	for range 3 * events {
 		<-lost
 	}
 	down.Store(false)
