@@ -106,7 +106,14 @@ func TestProbe(t *testing.T) {
 
 func TestServe(t *testing.T) {
 	var log strings.Builder
-	stop, err := Serve("127.0.0.1:0", http.NotFoundHandler(), slog.New(slog.NewTextHandler(&log, nil)))
+	began := make(chan struct{})
+	stop, err := Serve("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			close(began)
+			<-r.Context().Done()
+		}
+		w.WriteHeader(http.StatusTeapot)
+	}), slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,9 +124,19 @@ func TestServe(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
-	stop()
-	if resp.StatusCode != http.StatusNotFound {
+	if resp.StatusCode != http.StatusTeapot {
 		t.Errorf("answered with %s", resp.Status)
+	}
+	slow := make(chan error, 1)
+	go func() {
+		_, err := client.Get("http://" + addr + "/slow")
+		slow <- err
+	}()
+	<-began
+	asked := time.Now()
+	stop()
+	if err, took := <-slow, time.Since(asked); err == nil || took > 4*time.Second {
+		t.Errorf("a slow answer ended %v after the stop: %v", took, err)
 	}
 	if _, err := client.Get("http://" + addr); err == nil {
 		t.Error("it answers after it was stopped")
