@@ -11,6 +11,7 @@
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                each event is posted there, not to the handlers of roles.go
+//	WEBHOOK_AUTHORIZATION                 the header Authorization of each post, such as Bearer and a token
 //	PREFETCH          1000                unacknowledged deliveries held; fewer with slow handlers (held.go)
 //	CONCURRENCY       32                  handlers at once; 1, with one replica, keeps the order
 //	MAX_ATTEMPTS      3                   attempts at one delivery before it is dead-lettered
@@ -142,7 +143,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
 	handlers := maps.Clone(role.handlers)
 	if cfg.Webhook != "" {
-		poster := webhook.New(cfg.Webhook, cfg.Concurrency, log)
+		poster := webhook.New(cfg.Webhook, cfg.WebhookAuth, cfg.Concurrency, log)
 		defer poster.Close()
 		for t := range handlers {
 			handlers[t] = poster.Handle

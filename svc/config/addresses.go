@@ -33,6 +33,12 @@ func isURL(s string, schemes ...string) bool {
 		(u.Port() == "" && !strings.HasSuffix(u.Host, ":") || isPort(u.Port()))
 }
 
+// hasUser reports whether a URL names a user.
+func hasUser(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.User != nil
+}
+
 // isAddress reports whether s is the address of a server.
 func isAddress(s string) bool {
 	host, port, err := net.SplitHostPort(s)

@@ -24,6 +24,7 @@ type Config struct {
 	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379"`
 	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125"`
 	Webhook       string   `env:"WEBHOOK_URL"`
+	WebhookAuth   string   `env:"WEBHOOK_AUTHORIZATION"`
 
 	Prefetch       int           `env:"PREFETCH" envDefault:"1000"`
 	Concurrency    int           `env:"CONCURRENCY" envDefault:"32"`
@@ -98,6 +99,8 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 		{"ETCD_ENDPOINTS", all(c.EtcdEndpoints, isAddress), address + ", several separated by commas"},
 		{"STATSD_ADDR", isAddress(c.StatsdAddr), address},
 		{"WEBHOOK_URL", c.Webhook == "" || isURL(c.Webhook, "http", "https"), "an http:// or https:// URL " + url},
+		{"WEBHOOK_AUTHORIZATION", c.WebhookAuth == "" || authorization.MatchString(c.WebhookAuth) && !hasUser(c.Webhook),
+			"visible ASCII with single spaces between, such as Bearer and a token, and only without a user in WEBHOOK_URL"},
 		{"PREFETCH", 1 <= c.Prefetch && c.Prefetch <= math.MaxUint16, "a whole number from 1 to 65535"},
 		{"CONCURRENCY", 1 <= c.Concurrency, number},
 		{"MAX_ATTEMPTS", 1 <= c.MaxAttempts, number},
@@ -115,6 +118,9 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 	}, amqpRules, etcdRules)
 }
 
+// authorization matches what can stand in the header Authorization.
+var authorization = regexp.MustCompile(`^[!-~]+( [!-~]+)*$`)
+
 func all(values []string, ok func(string) bool) bool {
 	return !slices.ContainsFunc(values, func(value string) bool { return !ok(value) })
 }
@@ -125,6 +131,9 @@ func shown(variable string, values map[string]string) string {
 	value, set := values[variable]
 	if !set {
 		return variable + " is not set"
+	}
+	if variable == "WEBHOOK_AUTHORIZATION" {
+		value = "***"
 	}
 	value = query.ReplaceAllString(userinfo.ReplaceAllString(value, "${1}***@"), "?***")
 	return fmt.Sprintf("%s=%q", variable, value)

@@ -66,6 +66,7 @@ func TestValueIsRefused(t *testing.T) {
 		"WEBHOOK_URL": {
 			"http://h/ ", "http://h/a b", "http:h", "http:///path", "http://:80/", "http://h:0/", "http://h:99999/", "h:80", "ftp://h/", "http://h/#a",
 		},
+		"WEBHOOK_AUTHORIZATION": {" Bearer t", "Bearer t ", "Bearer t\n", "Bearer\tt", "Bearer t\r\nX-Evil: 1", "Bearer ü", "\x00"},
 	} {
 		for _, value := range values {
 			t.Run(variable+"="+value, func(t *testing.T) {
@@ -89,6 +90,7 @@ func TestValueIsAllowed(t *testing.T) {
 		{"DEDUP_WINDOW=1s", "HANDLER_TIMEOUT=1ms", "QUEUE_TYPE=quorum", "LOG_FORMAT=json", "ENABLE_ETCD=true"},
 		{"AMQP_URL=amqps://u:p%23@127.0.0.1:1,amqp://[::1]:65535/%2f?heartbeat=65535,amqp://[::1]/,amqp://h?heartbeat=1"},
 		{"ETCD_ENDPOINTS=127.0.0.1:1,[::1]:65535", "STATSD_ADDR=127.0.0.1:65535", "WEBHOOK_URL=http://u:p@[::1]:1/a?b=c%20d", "HEALTH_ADDR=127.0.0.1:0"},
+		{"WEBHOOK_AUTHORIZATION=Basic dTpw", "WEBHOOK_URL=http://h/a@b"},
 		{"WEBHOOK_URL=https://h", "HEALTH_ADDR=:65535", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"},
 	} {
 		if _, err := read(vars...); err != nil {
@@ -109,6 +111,10 @@ func TestAllBadValuesAtOnce(t *testing.T) {
 		},
 		"a user without a password": {[]string{"SERVICE_NAME=orders", "ETCD_USERNAME=root"}, []string{"ETCD_PASSWORD is not set"}},
 		"a password without a user": {[]string{"SERVICE_NAME=orders", "ETCD_PASSWORD=s3cret"}, []string{"ETCD_USERNAME is not set"}},
+		"two logins at the webhook": {
+			[]string{"SERVICE_NAME=orders", "WEBHOOK_URL=http://u:p@h", "WEBHOOK_AUTHORIZATION=Bearer s3cret"},
+			[]string{`WEBHOOK_AUTHORIZATION="***": allowed is visible ASCII`},
+		},
 		"files": {
 			[]string{"SERVICE_NAME=orders", "AMQP_CACERT=/nonexistent", "AMQP_CERT=/nonexistent", "ETCD_KEY=/nonexistent"},
 			[]string{
@@ -185,6 +191,7 @@ func TestNoPasswordIsShown(t *testing.T) {
 		"WEBHOOK_URL=localhost/hook?token=s3cret",
 		"ETCD_ENDPOINTS=http://u:s3cret@localhost:2379",
 		"ETCD_PASSWORD=s3cret", // without a user
+		"WEBHOOK_AUTHORIZATION=Bearer s3cret\n",
 	} {
 		_, err := read(bad)
 		if err == nil {

@@ -45,8 +45,9 @@ func (printCounter) Count(name string) { fmt.Println("count", name) }
 // message is a Delivery that prints what the pipeline does with it.
 type message string
 
-func (m message) Body() []byte { return []byte(m) }
-func (m message) Ack()         { fmt.Println("acknowledged") }
+func (m message) Body() []byte            { return []byte(m) }
+func (m message) Headers() map[string]any { return nil }
+func (m message) Ack()                    { fmt.Println("acknowledged") }
 
 func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
 	fmt.Println("dead letter:", l.Reason)

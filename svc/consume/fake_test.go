@@ -145,12 +145,14 @@ func (c counter) Count(name string) { c.add("count %s", name) }
 // delivery is a consume.Delivery.
 type delivery struct {
 	*journal
-	body   string
-	broken bool // the broker does not accept dead letters
+	body    string
+	headers map[string]any
+	broken  bool // the broker does not accept dead letters
 }
 
-func (d *delivery) Body() []byte { return []byte(d.body) }
-func (d *delivery) Ack()         { d.add("ack") }
+func (d *delivery) Body() []byte            { return []byte(d.body) }
+func (d *delivery) Headers() map[string]any { return d.headers }
+func (d *delivery) Ack()                    { d.add("ack") }
 
 func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	if d.broken {

@@ -23,6 +23,7 @@ type Handler func(ctx context.Context, job Job) error
 // Job is one attempt of the work.
 type Job struct {
 	event.Event
+	Headers map[string]any // of the message, as sent, for reading only; nil: it has none
 	Role    string
 	Token   int64 // the claim's fencing token: grows with each new session that owns the id; 0 without etcd
 	Attempt int   // from 1
@@ -69,7 +70,7 @@ func (e *unavailableError) Unwrap() error { return e.error }
 
 // work runs the handler until it is done or has failed for good. A suspended claim
 // is claimed again.
-func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event.Event, handler Handler) error {
+func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, job Job, handler Handler) error {
 	wait := &backoff.ExponentialBackOff{
 		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
 	}
@@ -79,7 +80,8 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 				return err
 			}
 		}
-		err := p.attempt(ctx, handlerCtx, c, handler, Job{Event: e, Role: p.Role, Token: c.Token, Attempt: attempt})
+		job.Token, job.Attempt = c.Token, attempt
+		err := p.attempt(ctx, handlerCtx, c, handler, job)
 		if err == nil {
 			return nil
 		}
@@ -90,7 +92,7 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, e event
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		p.Log.Debug("attempt failed", "type", truncate(e.Type), "id", e.ID, "attempt", attempt, "error", truncate(err.Error()))
+		p.Log.Debug("attempt failed", "type", truncate(job.Type), "id", job.ID, "attempt", attempt, "error", truncate(err.Error()))
 		if c.Held.Err() != nil {
 			continue // the suspension cancelled the attempt, which does not count
 		}

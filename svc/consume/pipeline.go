@@ -28,6 +28,7 @@ import (
 // be called when the channel that brought it is gone.
 type Delivery interface {
 	Body() []byte
+	Headers() map[string]any // as sent; nil: it has none
 	// Ack acknowledges the message. If the channel that brought it has closed, Ack
 	// does nothing, and the broker redelivers the message.
 	Ack()
@@ -134,7 +135,7 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 		return err
 	}
 	// A crash here: the event waits for CLAIM_TTL, then another process does the work.
-	if err := p.work(ctx, handlerCtx, c, e, handler); err != nil {
+	if err := p.work(ctx, handlerCtx, c, Job{Event: e, Headers: d.Headers(), Role: p.Role}, handler); err != nil {
 		return p.notDone(ctx, d, c, e, err)
 	}
 	// A crash here: the work is done again. By the idempotency key and the token the

@@ -23,6 +23,9 @@ type Delivery struct {
 // Body returns the message as it was published.
 func (d *Delivery) Body() []byte { return d.msg.Body }
 
+// Headers returns the message's headers.
+func (d *Delivery) Headers() map[string]any { return d.msg.Headers }
+
 // Ack has the delivery acknowledged on the channel that brought it.
 func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 

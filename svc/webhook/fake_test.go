@@ -108,7 +108,7 @@ func (r *receiver) next() (s step) {
 // poster returns a poster to r, and its log. It is closed with stop, before the bubble ends.
 func (r *receiver) poster(maxIdle int) (p *Poster, log *bytes.Buffer, stop func()) {
 	log = &bytes.Buffer{}
-	p = New("http://127.0.0.1", maxIdle, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{
+	p = New("http://127.0.0.1", "", maxIdle, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{
 		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
 				return slog.Attr{}
@@ -180,6 +180,7 @@ func unknown(t *testing.T, err error) bool {
 type nothing struct{}
 
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
+func (nothing) Headers() map[string]any                           { return nil }
 func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Count(string)                                      {}

@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/outage"
+	"golang.org/x/net/http/httpguts"
 )
 
 const (
@@ -31,20 +33,21 @@ const (
 // Idempotency-Key, and a late one, from a process that has lost its claim, by an
 // X-Fencing-Token smaller than one that it has seen with the same key.
 type Poster struct {
-	url       string
-	transport *http.Transport // not a Client, which would follow redirects
-	outages   *outage.Log
+	url           string
+	authorization string          // the header Authorization; "": none but that of a user in url
+	transport     *http.Transport // not a Client, which would follow redirects
+	outages       *outage.Log
 }
 
 // New returns a Poster. It keeps up to maxIdle idle connections:
 // pass how many posts run at once. Close it when no post runs.
-func New(url string, maxIdle int, log *slog.Logger) *Poster {
+func New(url, authorization string, maxIdle int, log *slog.Logger) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxIdle, maxIdle
 	transport.MaxResponseHeaderBytes = maxAnswer
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
-		url: url, transport: transport,
+		url: url, authorization: authorization, transport: transport,
 		outages: &outage.Log{
 			Logger: log, Level: slog.LevelWarn,
 			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
@@ -130,6 +133,14 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 	if user := req.URL.User; user != nil {
 		password, _ := user.Password()
 		req.SetBasicAuth(user.Username(), password)
+	}
+	if p.authorization != "" {
+		req.Header.Set("Authorization", p.authorization)
+	}
+	for _, name := range []string{"traceparent", "tracestate"} { // W3C Trace Context
+		if value, _ := job.Headers[name].(string); value != "" && httpguts.ValidHeaderFieldValue(value) {
+			req.Header.Set(name, strings.TrimSpace(value))
+		}
 	}
 	return p.transport.RoundTrip(req)
 }

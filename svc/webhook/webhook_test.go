@@ -33,7 +33,7 @@ func TestRequest(t *testing.T) {
 	defer server.Close()
 	job := order("a b\r\n注")
 	job.Body = []byte(" {\"type\":\"new_order\",\t\"id\":\"1\",\"note\":\"\\u00e1 注文\"}\r\n")
-	p := New(strings.Replace(server.URL, "//", "//user:hunter2@", 1)+"/hook?a=b", 1, slog.New(slog.DiscardHandler))
+	p := New(strings.Replace(server.URL, "//", "//user:hunter2@", 1)+"/hook?a=b", "", 1, slog.New(slog.DiscardHandler))
 	defer p.Close()
 	if err := p.Handle(t.Context(), job); err != nil {
 		t.Fatal(err)
@@ -265,8 +265,8 @@ func TestTLS(t *testing.T) {
 					t.Errorf("%s: %s (%v), want %s", id, what, err, want)
 				}
 			}
-			expect(New(server.URL, 1, slog.New(slog.DiscardHandler)), "untrusted", isOutage)
-			p := New(server.URL, 1, slog.New(slog.DiscardHandler))
+			expect(New(server.URL, "", 1, slog.New(slog.DiscardHandler)), "untrusted", isOutage)
+			p := New(server.URL, "", 1, slog.New(slog.DiscardHandler))
 			p.transport.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
 			p.transport.TLSClientConfig.RootCAs.AddCert(server.Certificate())
 			expect(p, "1", isDone)
