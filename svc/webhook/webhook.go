@@ -12,6 +12,7 @@ import (
 	"net/http/httptrace"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
@@ -27,6 +28,9 @@ const (
 	// pingTimeout is how long an HTTP/2 connection may be silent before it is
 	// pinged, and how long the answer may take before the connection is closed.
 	pingTimeout = 5 * time.Second
+	// maxAge is how long a connection gets new posts. After it the host is looked up
+	// again, which may have moved.
+	maxAge = time.Minute
 )
 
 // Poster posts events to one URL. The receiver recognizes a repeated post by its
@@ -34,9 +38,12 @@ const (
 // X-Fencing-Token smaller than one that it has seen with the same key.
 type Poster struct {
 	url           string
-	authorization string          // the header Authorization; "": none but that of a user in url
-	transport     *http.Transport // not a Client, which would follow redirects
+	authorization string // the header Authorization; "": none but that of a user in url
 	outages       *outage.Log
+
+	mu        sync.Mutex
+	transport *http.Transport // of the posts that begin now; not a Client, which would follow redirects
+	since     time.Time       // when the transport was made
 }
 
 // New returns a Poster. It keeps up to maxIdle idle connections:
@@ -47,7 +54,7 @@ func New(url, authorization string, maxIdle int, log *slog.Logger) *Poster {
 	transport.MaxResponseHeaderBytes = maxAnswer
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
 	return &Poster{
-		url: url, authorization: authorization, transport: transport,
+		url: url, authorization: authorization, transport: transport, since: time.Now(),
 		outages: &outage.Log{
 			Logger: log, Level: slog.LevelWarn,
 			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
@@ -57,7 +64,21 @@ func New(url, authorization string, maxIdle int, log *slog.Logger) *Poster {
 }
 
 // Close closes idle connections.
-func (p *Poster) Close() { p.transport.CloseIdleConnections() }
+func (p *Poster) Close() { p.current().CloseIdleConnections() }
+
+// current returns the transport for a post. After maxAge it is a new one, with connections of
+// its own. Those of the old one are closed when their posts have ended; one of HTTP/2 that had
+// posts at this moment, 90 s later.
+func (p *Poster) current() *http.Transport {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if time.Since(p.since) > maxAge {
+		last := p.transport
+		p.transport, p.since = last.Clone(), time.Now()
+		last.CloseIdleConnections()
+	}
+	return p.transport
+}
 
 // Handle posts the event once. It is a consume.Handler.
 func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
@@ -102,7 +123,7 @@ func (p *Poster) unanswered(ctx context.Context, job consume.Job, began time.Tim
 		return err
 	}
 	// Other connections may be dead, too: each would cost an attempt.
-	p.transport.CloseIdleConnections()
+	p.current().CloseIdleConnections()
 	if connected {
 		err = consume.Unknown(err)
 		if ctx.Err() != nil {
@@ -142,7 +163,7 @@ func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, err
 			req.Header.Set(name, strings.TrimSpace(value))
 		}
 	}
-	return p.transport.RoundTrip(req)
+	return p.current().RoundTrip(req)
 }
 
 // retryAfter returns the wait that a Retry-After header asks for, in seconds or
