@@ -31,7 +31,7 @@
 //	LOG_FORMAT        text                or json
 //
 // It exits with 0 when it was stopped by SIGINT or SIGTERM, 1 when it cannot go
-// on (the message says how to fix that), 2 when its configuration is bad; go run
+// on (the message says how to fix that) or does not stop in time, 2 when its configuration is bad; go run
 // says 1 for both failures. It waits for servers that are not up yet.
 package main
 
@@ -71,11 +71,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(2)
 	}
+	signal.Ignore(syscall.SIGPIPE) // a standard error that is closed ends nothing
 	log := newLog(cfg)
 	defer runtime.KeepAlive(heapFloor)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal ends the process at once
+		// Whatever else the stop waits for, such as a standard error that nobody reads.
+		time.AfterFunc(cfg.Shutdown+time.Second, func() { os.Exit(1) })
 		time.AfterFunc(time.Second, func() {
 			log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
 		})
