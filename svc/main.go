@@ -163,6 +163,13 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
 
+	context.AfterFunc(handlerCtx, func() {
+		if running := len(pipeline.Semaphore); running > 0 {
+			log.Warn("running handlers are cancelled: their events are redelivered", "handlers", running,
+				"hint", fmt.Sprintf("with a SHUTDOWN_TIMEOUT above HANDLER_TIMEOUT + 4s, here %v, they could finish", cfg.HandlerTimeout+4*time.Second))
+		}
+	})
+
 	// Consume until ctx ends, through lost connections.
 	prefetch := heldDeliveries(cfg, log)
 	err := rabbit.Consume(ctx, rabbit.Config{

@@ -19,6 +19,7 @@ func TestStopWithHangingHandler(t *testing.T) {
 		<-began
 	}
 	took := s.stopWithin(syscall.SIGTERM, shutdown)
+	s.waitLog("handlers are cancelled", "handlers=3", "SHUTDOWN_TIMEOUT above HANDLER_TIMEOUT + 4s, here 34s")
 	if took < shutdown/2 {
 		t.Errorf("stopped after %v: the handlers had no time to finish", took)
 	}
