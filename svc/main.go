@@ -101,6 +101,10 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	log.Info("starting", "etcd", cfg.Etcd)
+	if cfg.HandlerTimeout > maxWait/time.Duration(cfg.MaxAttempts) {
+		log.Warn("the broker may not wait for all attempts: an event that always times out is then begun anew for ever",
+			"hint", "keep MAX_ATTEMPTS x HANDLER_TIMEOUT below 20m, or raise the broker's consumer_timeout, 30m by default")
+	}
 	role := roles[cfg.Service]
 
 	// At a stop, ctx ends: no more events are taken. Then handlerCtx ends: running handlers are
