@@ -22,7 +22,7 @@ func openClaims(ctx, etcdCtx context.Context, cfg config.Config, revoke time.Dur
 		return nil, nil, err
 	}
 	claims := claim.NewEtcd(client, claim.Options{
-		Role: roles[cfg.Service].name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
+		Prefix: cfg.EtcdPrefix, Role: roles[cfg.Service].name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)
 	var parts sync.WaitGroup

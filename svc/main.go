@@ -6,9 +6,10 @@
 //	SERVICE_NAME      required            orders (also order) or notify
 //	ENABLE_ETCD       false               process each id once
 //	AMQP_URL          amqp://guest:guest@localhost:5672/
-//	                                      one or several, comma separated, tried in turn;
+//	                                      one or several, comma separated, tried in turn, of one virtual host;
 //	                                      ?heartbeat=5 sets AMQP's heartbeat, in seconds
 //	ETCD_ENDPOINTS    localhost:2379      comma separated
+//	ETCD_PREFIX       /service/           what all keys begin with; /<vhost>/service/ if the virtual host is not /
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                each event is posted there, not to the handlers of roles.go
 //	WEBHOOK_AUTHORIZATION                 the header Authorization of each post, such as Bearer and a token

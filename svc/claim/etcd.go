@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 
 // Options configure the claims of one process.
 type Options struct {
+	Prefix       string // ETCD_PREFIX: what all keys begin with; "": /service/
 	Role         string
 	TTL          time.Duration // CLAIM_TTL
 	Window       time.Duration // DEDUP_WINDOW; 0: for ever
@@ -46,7 +48,7 @@ type Etcd struct {
 func NewEtcd(client *etcd.Client, o Options) *Etcd {
 	host, _ := os.Hostname()
 	return &Etcd{
-		claimer: newClaimer(), o: o, prefix: "/service/" + o.Role + "/",
+		claimer: newClaimer(), o: o, prefix: cmp.Or(o.Prefix, "/service/") + o.Role + "/",
 		value:      host + " " + strconv.Itoa(os.Getpid()),
 		client:     client,
 		full:       make(chan struct{}, 1),

@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+
+	"github.com/streadway/amqp"
 )
 
 // isBroker reports whether s is a broker's URL. Parameters that other clients know, such as
@@ -24,6 +26,21 @@ func isBroker(s string) bool {
 		}
 	}
 	return err == nil
+}
+
+// vhost returns the virtual host of a broker's URL.
+func vhost(broker string) string {
+	uri, _ := amqp.ParseURI(broker)
+	return uri.Vhost
+}
+
+// defaultPrefix returns a prefix for the keys in etcd that no other virtual host has: the
+// events of two environments may have the same ids.
+func defaultPrefix(vhost string) string {
+	if vhost == "/" {
+		return "/service/"
+	}
+	return "/" + url.PathEscape(vhost) + "/service/"
 }
 
 // isURL reports whether s is a URL with a host.

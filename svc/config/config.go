@@ -2,6 +2,7 @@
 package config
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ type Config struct {
 	Etcd          bool     `env:"ENABLE_ETCD" envDefault:"false"`
 	AMQP          []string `env:"AMQP_URL" envDefault:"amqp://guest:guest@localhost:5672/"`
 	EtcdEndpoints []string `env:"ETCD_ENDPOINTS" envDefault:"localhost:2379"`
+	EtcdPrefix    string   `env:"ETCD_PREFIX"` // the default depends on AMQP_URL
 	StatsdAddr    string   `env:"STATSD_ADDR" envDefault:"localhost:8125"`
 	Webhook       string   `env:"WEBHOOK_URL"`
 	WebhookAuth   string   `env:"WEBHOOK_AUTHORIZATION"`
@@ -61,6 +63,7 @@ func Read(environ, services []string) (Config, error) {
 	// A value that cannot be parsed leaves its field as it is here, and no rule allows that.
 	c := Config{DedupWindow: -1}
 	_ = env.ParseWithOptions(&c, env.Options{Environment: values})
+	c.EtcdPrefix = cmp.Or(c.EtcdPrefix, defaultPrefix(vhost(c.AMQP[0])))
 	var bad []error
 	for _, r := range c.check(values, services) {
 		if !r.ok {
@@ -88,15 +91,17 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 	etcdTLS, etcdRules := loadTLS("ETCD", c.EtcdCACert, c.EtcdCert, c.EtcdKey)
 	c.AMQPTLS, c.EtcdTLS = amqpTLS, etcdTLS
 	plain := func(broker string) bool { return !strings.HasPrefix(broker, "amqps:") }
+	elsewhere := func(broker string) bool { return vhost(broker) != vhost(c.AMQP[0]) }
 	return slices.Concat([]rule{
 		{"SERVICE_NAME", slices.Contains(services, c.Service), strings.Join(services, " or ")},
 		// By their text, because strconv takes T, too, and slog INFO+3.
 		{"ENABLE_ETCD", slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]), "true, 1, false or 0"},
 		{"LOG_LEVEL", slices.Contains([]string{"", "debug", "info", "warn", "error"}, strings.ToLower(values["LOG_LEVEL"])), "debug, info, warn or error"},
-		{"AMQP_URL", all(c.AMQP, isBroker) && (amqpTLS == nil || !slices.ContainsFunc(c.AMQP, plain)),
-			"amqp:// or amqps:// URLs, separated by commas, " + url + ", no parameter but heartbeat, from 1 to 65535 (seconds), " +
+		{"AMQP_URL", all(c.AMQP, isBroker) && (amqpTLS == nil || !slices.ContainsFunc(c.AMQP, plain)) && !slices.ContainsFunc(c.AMQP, elsewhere),
+			"amqp:// or amqps:// URLs of one virtual host, separated by commas, " + url + ", no parameter but heartbeat, from 1 to 65535 (seconds), " +
 				"and amqps:// if AMQP_CACERT, AMQP_CERT or AMQP_KEY is set"},
 		{"ETCD_ENDPOINTS", all(c.EtcdEndpoints, isAddress), address + ", several separated by commas"},
+		{"ETCD_PREFIX", strings.HasSuffix(c.EtcdPrefix, "/") && !hasSpace(c.EtcdPrefix), "what ends with /, such as /service/, without white space"},
 		{"STATSD_ADDR", isAddress(c.StatsdAddr), address},
 		{"WEBHOOK_URL", c.Webhook == "" || isURL(c.Webhook, "http", "https"), "an http:// or https:// URL " + url},
 		{"WEBHOOK_AUTHORIZATION", c.WebhookAuth == "" || authorization.MatchString(c.WebhookAuth) && !hasUser(c.Webhook),

@@ -26,7 +26,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Config{
-		Service: "orders", AMQP: []string{"amqp://guest:guest@localhost:5672/"}, EtcdEndpoints: []string{"localhost:2379"}, StatsdAddr: "localhost:8125",
+		Service: "orders", AMQP: []string{"amqp://guest:guest@localhost:5672/"}, EtcdEndpoints: []string{"localhost:2379"}, EtcdPrefix: "/service/", StatsdAddr: "localhost:8125",
 		Prefetch: 1000, Concurrency: 32, MaxAttempts: 3, HandlerTimeout: 30 * time.Second, ClaimTTL: 10 * time.Second, DedupWindow: 24 * time.Hour,
 		CacheSize: 20_000_000, QueueType: "classic", Shutdown: 15 * time.Second, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
@@ -56,11 +56,13 @@ func TestValueIsRefused(t *testing.T) {
 			"amqp:h", "amqp:///vhost", "amqp://:5672/", "h:5672", "http://h/", "amqp://a/,",
 			"amqp://h:0/", "amqp://h:65536/", "amqp://h:/", "amqp://h/#vhost",
 			"amqp://h/?connection_timeout=5", "amqps://h/?heartbeat=5&verify=verify_none",
+			"amqp://a/prod,amqp://b/staging", "amqp://a/,amqp://b/prod,amqp://c/", // two virtual hosts
 			"amqp://h/?heartbeat=0", "amqp://h/?heartbeat=5s", "amqp://h/?heartbeat=65536", "amqp://h/?heartbeat=5&heartbeat=6", "amqp://h/?%zz",
 		},
 		"ETCD_ENDPOINTS": {
 			" a:2379", "a:2379, b:2379", "a:2379\t", ":2379", "a", "http://a:2379", "a:2379,", "a:0", "a:65536", "a:-1", "a:", "u@a:2379", "a/b:2379",
 		},
+		"ETCD_PREFIX": {"service", "/service", "/a b/", "/service/ "},
 		"STATSD_ADDR": {"a:8125 ", "a:0", "a:70000", ":8125", ":"},
 		"HEALTH_ADDR": {"8080", ": 8080", ":70000", ":", "http://a:80"},
 		"WEBHOOK_URL": {
@@ -90,6 +92,7 @@ func TestValueIsAllowed(t *testing.T) {
 		{"DEDUP_WINDOW=1s", "HANDLER_TIMEOUT=1ms", "QUEUE_TYPE=quorum", "LOG_FORMAT=json", "ENABLE_ETCD=true"},
 		{"AMQP_URL=amqps://u:p%23@127.0.0.1:1,amqp://[::1]:65535/%2f?heartbeat=65535,amqp://[::1]/,amqp://h?heartbeat=1"},
 		{"ETCD_ENDPOINTS=127.0.0.1:1,[::1]:65535", "STATSD_ADDR=127.0.0.1:65535", "WEBHOOK_URL=http://u:p@[::1]:1/a?b=c%20d", "HEALTH_ADDR=127.0.0.1:0"},
+		{"AMQP_URL=amqp://a/prod,amqp://b/prod?heartbeat=5,amqps://u:p@c:1/prod", "ETCD_PREFIX=/"},
 		{"WEBHOOK_AUTHORIZATION=Basic dTpw", "WEBHOOK_URL=http://h/a@b"},
 		{"WEBHOOK_URL=https://h", "HEALTH_ADDR=:65535", "ETCD_USERNAME=u", "ETCD_PASSWORD=p"},
 	} {

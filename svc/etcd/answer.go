@@ -62,7 +62,7 @@ func Hint(err error) string {
 	case errors.Is(err, rpctypes.ErrAuthFailed):
 		return "etcd refuses the password: check ETCD_USERNAME and ETCD_PASSWORD"
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		return "grant the etcd user read and write access to the prefix /service/<role>/"
+		return "grant the etcd user read and write access to the prefix /service/<role>/, with your ETCD_PREFIX in place of /service/"
 	case strings.Contains(err.Error(), "tls: ") || strings.Contains(err.Error(), "x509: "):
 		return "the TLS handshake failed: if etcd is up, check ETCD_CACERT, ETCD_CERT and ETCD_KEY"
 	}

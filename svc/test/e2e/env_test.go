@@ -98,7 +98,7 @@ func (e *env) clear() {
 func (e *env) vars(vars ...string) []string {
 	addresses := harness.Addresses{AMQP: e.amqpURL, Etcd: e.etcdEndpoints, Statsd: e.statsd.Addr()}
 	// By default the race detector waits for a second at every exit.
-	return append([]string{"GORACE=atexit_sleep_ms=0"}, addresses.Env(vars...)...)
+	return append([]string{"GORACE=atexit_sleep_ms=0", "ETCD_PREFIX=/service/"}, addresses.Env(vars...)...)
 }
 
 // channel runs f on a channel of its own.
