@@ -21,7 +21,8 @@
 //	DEDUP_WINDOW      24h                 how long a processed id is remembered; 0: for ever; at most 10 years
 //	CACHE_SIZE        20000000            ids remembered, 34 to 48 bytes of memory each; beyond it all
 //	                                      replicas forget the oldest before DEDUP_WINDOW is over
-//	QUEUE_TYPE        classic             or quorum
+//	QUEUE_TYPE        none                classic or quorum: the type that the queues must have; without
+//	                                      it, that of what is there, or what the broker makes by default
 //	SHUTDOWN_TIMEOUT  15s                 of a shutdown (shutdown.go); a second signal ends the process at once
 //	HEALTH_ADDR       off                 /healthz, /readyz and /stats over HTTP
 //	AMQP_CACERT, AMQP_CERT, AMQP_KEY      TLS to the broker: PEM files; AMQP_URL must be amqps://.
@@ -179,7 +180,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	prefetch := heldDeliveries(cfg, log)
 	err := rabbit.Consume(ctx, rabbit.Config{
 		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: shutdown.disconnect},
-		Topology: rabbit.Topology{Queue: role.queue, Quorum: cfg.QueueType == "quorum"},
+		Topology: rabbit.Topology{Queue: role.queue, Type: cfg.QueueType},
 		Status:   status, Log: log,
 		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
 		Handle: func(deliveryCtx context.Context, d consume.Delivery) {

@@ -35,7 +35,7 @@ type Config struct {
 	ClaimTTL       time.Duration `env:"CLAIM_TTL" envDefault:"10s"`
 	DedupWindow    time.Duration `env:"DEDUP_WINDOW" envDefault:"24h"`
 	CacheSize      int           `env:"CACHE_SIZE" envDefault:"20000000"`
-	QueueType      string        `env:"QUEUE_TYPE" envDefault:"classic"`
+	QueueType      string        `env:"QUEUE_TYPE"`
 	Shutdown       time.Duration `env:"SHUTDOWN_TIMEOUT" envDefault:"15s"`
 	HealthAddr     string        `env:"HEALTH_ADDR"`
 
@@ -114,7 +114,7 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 		{"DEDUP_WINDOW", c.DedupWindow == 0 || time.Second <= c.DedupWindow && c.DedupWindow <= 10*365*24*time.Hour,
 			"0, or a duration such as 24h, from 1s to 87600h (10 years)"},
 		{"CACHE_SIZE", 1 <= c.CacheSize, number},
-		{"QUEUE_TYPE", c.QueueType == "classic" || c.QueueType == "quorum", "classic or quorum"},
+		{"QUEUE_TYPE", slices.Contains([]string{"", "classic", "quorum"}, c.QueueType), "classic or quorum"},
 		{"SHUTDOWN_TIMEOUT", time.Second <= c.Shutdown, "a duration such as 15s, at least 1s"},
 		{"HEALTH_ADDR", c.HealthAddr == "" || isListenAddress(c.HealthAddr), "host:port or :port with a port from 0 (any) to 65535, without white space"},
 		{"ETCD_USERNAME", c.EtcdUser != "" || c.EtcdPassword == "", "a user name, together with ETCD_PASSWORD"},

@@ -28,7 +28,7 @@ func TestDefaults(t *testing.T) {
 	want := Config{
 		Service: "orders", AMQP: []string{"amqp://guest:guest@localhost:5672/"}, EtcdEndpoints: []string{"localhost:2379"}, EtcdPrefix: "/service/", StatsdAddr: "localhost:8125",
 		Prefetch: 1000, Concurrency: 32, MaxAttempts: 3, HandlerTimeout: 30 * time.Second, ClaimTTL: 10 * time.Second, DedupWindow: 24 * time.Hour,
-		CacheSize: 20_000_000, QueueType: "classic", Shutdown: 15 * time.Second, LogLevel: slog.LevelInfo, LogFormat: "text",
+		CacheSize: 20_000_000, Shutdown: 15 * time.Second, LogLevel: slog.LevelInfo, LogFormat: "text",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Config (-want +got):\n%s", diff)

@@ -69,15 +69,15 @@ type confirming struct {
 }
 
 // send publishes a letter and waits for the broker's answer. It closes the channel after any
-// error. On a new channel it declares the queue, which may have been deleted.
+// error. Before a new channel it makes the queue, which may have been deleted.
 func (p *publisher) send(conn *connection, l *letter) (err error) {
 	if p.ch == nil {
+		if err := p.Topology.ensureQueue(conn, l.queue, func(error) {}); err != nil {
+			return err
+		}
 		ch, err := conn.Channel()
 		if err != nil {
 			return fmt.Errorf("open a channel: %w", err)
-		}
-		if err := p.Topology.declareQueue(ch, l.queue); err != nil {
-			return err
 		}
 		if err := ch.Confirm(false); err != nil {
 			return fmt.Errorf("ask for confirms: %w", err)

@@ -50,6 +50,10 @@ type connection struct {
 	closeTimeout time.Duration
 	watchers     sync.WaitGroup // goroutines that end with the connection
 
+	// Owned by the goroutine that declares:
+	declaring  *amqp.Channel // nil: none
+	mayNotBind bool          // the broker has said so
+
 	// Set by the function that serve calls:
 	next   int  // the URL to try first after this connection; the one behind its own, if not set
 	served bool // it did what it was opened for
@@ -115,6 +119,20 @@ func (c *connection) login(tlsConfig *tls.Config, uri amqp.URI, heartbeat time.D
 	if err != nil {
 		err = socket.explain(err)
 		c.raw.Close()
+	}
+	return err
+}
+
+// onChannel calls f with a channel for declarations. An error of the broker closes it, and
+// the next call opens another one.
+func (c *connection) onChannel(f func(*amqp.Channel) error) (err error) {
+	if c.declaring == nil {
+		if c.declaring, err = c.Channel(); err != nil {
+			return fmt.Errorf("open a channel: %w", err)
+		}
+	}
+	if err = f(c.declaring); err != nil {
+		c.declaring = nil
 	}
 	return err
 }

@@ -30,6 +30,15 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	var closed <-chan *amqp.Error
 	var deliveries <-chan amqp.Delivery
 	if err := conn.within(ctx, dialTimeout, func() (err error) {
+		ignore := func(error) {}
+		if err := c.declare(conn, ignore); err != nil {
+			return err
+		}
+		if err := c.Topology.checkType(conn); err != nil {
+			return err
+		}
+		// The publisher reports a dead queue that cannot be made, when it is needed.
+		c.Topology.ensureQueue(conn, c.Topology.deadQueue(), ignore)
 		if ch, err = conn.Channel(); err != nil {
 			return fmt.Errorf("open a channel: %w", err)
 		}
@@ -75,11 +84,8 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 
 const consumerTag = "svc" // within the channel
 
-// consume declares the topology and begins to consume.
+// consume begins to consume.
 func (c *consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {
-	if err := c.Topology.declare(ch); err != nil {
-		return nil, err
-	}
 	if err := ch.Qos(prefetch, 0, false); err != nil {
 		return nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
 	}

@@ -45,6 +45,7 @@ type consumer struct {
 	Config
 	publisher *publisher
 	outage    *outage.Log    // while it does not consume
+	unbound   *outage.Log    // while the user may not bind the queue
 	handling  sync.WaitGroup // handlers
 	semaphore chan struct{}  // a slot for each delivery that is handled
 
@@ -56,12 +57,14 @@ type consumer struct {
 
 // Consume consumes a queue until ctx ends; then it returns nil when all handlers have
 // returned and the finished deliveries are acknowledged. It returns an error only before it
-// has ever consumed and when retrying cannot help: the broker denies access, or something
-// exists with other arguments. Hint says how to fix it.
+// has ever consumed and when retrying cannot help: the broker denies access, or the
+// queue has another type. Hint says how to fix it.
 func Consume(ctx context.Context, cfg Config) error {
 	c := &consumer{
 		Config: cfg, publisher: newPublisher(cfg), semaphore: make(chan struct{}, cfg.MaxInFlight),
 		outage: &outage.Log{Logger: cfg.Log, Level: slog.LevelWarn, Begins: "not consuming"},
+		unbound: &outage.Log{Logger: cfg.Log, Level: slog.LevelWarn,
+			Begins: "the user may not bind the queue: new events arrive only if it is bound", Ends: "the queue is bound"},
 	}
 	ctx, end := context.WithCancel(ctx)
 	var publishing sync.WaitGroup
@@ -88,7 +91,7 @@ func (c *consumer) failed(err error) error {
 	}
 	switch {
 	case c.consumed:
-	case errors.Is(err, errMismatch):
+	case errors.Is(err, errOtherType):
 		return err
 	case c.denials == maxDenials:
 		return fmt.Errorf("the broker refused %d times in a row: %w", maxDenials, err)

@@ -35,9 +35,7 @@ func hasCode(err error, code int) bool {
 // errUnreadableHead means that the message at the head blocks the queue.
 var errUnreadableHead = errors.New("the message at the head of the queue cannot be read by this client, probably for a header of an unusual type")
 
-// errMismatch is the error of a queue or exchange that is not as it was declared.
-// It stays so until someone deletes it.
-var errMismatch = errors.New("exists with other arguments")
+var errOtherType = errors.New("has another type than QUEUE_TYPE")
 
 const checkAccess = "check the user, the password and the virtual host in AMQP_URL, and the user's permissions (rabbitmqctl list_permissions)"
 
@@ -60,9 +58,7 @@ func Hint(err error) string {
 
 // hints are what to do about errors that contain a text.
 var hints = []struct{ text, hint string }{
-	{"exchange " + exchange + " " + errMismatch.Error(), "delete the exchange at the broker"},
-	{"inequivalent arg 'x-queue-type'", "set QUEUE_TYPE to what the queue is, or delete it when it is empty (rabbitmqctl delete_queue NAME --if-empty)"},
-	{errMismatch.Error(), "delete the queue when it is empty (rabbitmqctl delete_queue NAME --if-empty); set its arguments by a policy"},
+	{errOtherType.Error(), "set QUEUE_TYPE to the type of the queue, or leave it out"},
 	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
 	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
 	{"tls: ", checkTLS},

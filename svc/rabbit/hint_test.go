@@ -1,6 +1,7 @@
 package rabbit
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"strings"
@@ -45,14 +46,9 @@ func TestDenied(t *testing.T) {
 			}
 		})
 	}
-	mismatch := func(kind, argument string) error {
-		return declareError(&amqp.Error{Code: 406, Reason: "PRECONDITION_FAILED - inequivalent arg '" + argument + "' for " + kind, Server: true}, kind, exchange)
-	}
 	for hint, err := range map[string]error{
-		"set QUEUE_TYPE":      mismatch("queue", "x-queue-type"),
-		"by a policy":         mismatch("queue", "x-message-ttl"),
-		"delete the exchange": mismatch("exchange", "type"),
-		"host and port":       &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded},
+		"set QUEUE_TYPE": fmt.Errorf("queue orders-queue %w", errOtherType),
+		"host and port":  &net.OpError{Op: "dial", Net: "tcp", Err: os.ErrDeadlineExceeded},
 	} {
 		if got := Hint(err); !strings.Contains(got, hint) {
 			t.Errorf("the hint of %q is %q, want %q", err, got, hint)

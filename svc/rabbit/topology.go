@@ -2,6 +2,7 @@ package rabbit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -16,43 +17,88 @@ const exchange = "events"
 // Topology is what one role needs at the broker: the exchange `events`, its
 // queue bound to it with `#`, and a queue for its dead letters.
 type Topology struct {
-	Queue  string
-	Quorum bool // quorum queues instead of classic ones
+	Queue string
+	Type  string // that its queue must have, and new queues get; empty: any, and the broker's default
 }
 
 // deadQueue returns the name of the queue for dead letters.
 func (t Topology) deadQueue() string { return t.Queue + ".dead" }
 
-// declare declares everything, durable. What exists is left as it is.
-func (t Topology) declare(ch *amqp.Channel) error {
-	if err := ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil); err != nil {
-		return declareError(err, "exchange", exchange)
+// ensure asks for a queue or exchange, and makes it if it is missing. What exists is used
+// as it is, whatever its arguments and whoever made it.
+func ensure(conn *connection, name string, missing func(error), declare func(ch *amqp.Channel, passive bool) error) error {
+	err := conn.onChannel(func(ch *amqp.Channel) error { return declare(ch, true) })
+	if hasCode(err, amqp.NotFound) {
+		missing(err)
+		err = conn.onChannel(func(ch *amqp.Channel) error { return declare(ch, false) })
 	}
-	if err := t.declareQueue(ch, t.Queue); err != nil {
-		return err
-	}
-	if err := ch.QueueBind(t.Queue, "#", exchange, false, nil); err != nil {
-		return fmt.Errorf("bind queue %s to exchange %s: %w", t.Queue, exchange, err)
-	}
-	return t.declareQueue(ch, t.deadQueue())
-}
-
-func (t Topology) declareQueue(ch *amqp.Channel, name string) error {
-	var args amqp.Table // none at all for a classic queue
-	if t.Quorum {
-		args = amqp.Table{"x-queue-type": "quorum"}
-	}
-	if _, err := ch.QueueDeclare(name, true, false, false, false, args); err != nil {
-		return declareError(err, "queue", name)
+	if err != nil {
+		return fmt.Errorf("declare %s: %w", name, err)
 	}
 	return nil
 }
 
-func declareError(err error, kind, name string) error {
-	if hasCode(err, amqp.PreconditionFailed) && strings.Contains(err.Error(), "inequivalent arg") {
-		return fmt.Errorf("the %s %s %w: %w", kind, name, errMismatch, err)
+func (t Topology) ensureQueue(conn *connection, name string, missing func(error)) error {
+	return ensure(conn, "queue "+name, missing, func(ch *amqp.Channel, passive bool) (err error) {
+		if passive {
+			_, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
+			return err
+		}
+		return t.makeQueue(ch, name)
+	})
+}
+
+func (t Topology) makeQueue(ch *amqp.Channel, name string) error {
+	var args amqp.Table
+	if t.Type != "" {
+		args = amqp.Table{"x-queue-type": t.Type}
 	}
-	return fmt.Errorf("declare %s %s: %w", kind, name, err)
+	_, err := ch.QueueDeclare(name, true, false, false, false, args)
+	return err
+}
+
+// checkType returns an error if the broker says that the queue has another type than the
+// one that was asked for. Rights or another argument of the queue can hide its type.
+func (t Topology) checkType(conn *connection) error {
+	if t.Type == "" {
+		return nil
+	}
+	err := conn.onChannel(func(ch *amqp.Channel) error { return t.makeQueue(ch, t.Queue) })
+	if e, ok := errors.AsType[*amqp.Error](err); ok && strings.Contains(e.Reason, "inequivalent arg 'x-queue-type'") {
+		return fmt.Errorf("queue %s %w: %w", t.Queue, errOtherType, err)
+	}
+	return nil
+}
+
+// declare makes what is missing, durable, and calls missing with what the broker says about
+// it. The queue is bound each time, since AMQP cannot be asked whether a binding exists.
+func (c *consumer) declare(conn *connection, missing func(error)) error {
+	if err := ensure(conn, "exchange "+exchange, missing, func(ch *amqp.Channel, passive bool) error {
+		if passive {
+			return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+		}
+		return ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+	}); err != nil {
+		return err
+	}
+	queue := c.Topology.Queue
+	if err := c.Topology.ensureQueue(conn, queue, missing); err != nil {
+		return err
+	}
+	if conn.mayNotBind {
+		return nil
+	}
+	err := conn.onChannel(func(ch *amqp.Channel) error { return ch.QueueBind(queue, "#", exchange, false, nil) })
+	switch {
+	case denied(err):
+		conn.mayNotBind = true
+		c.unbound.Failed(time.Now(), err, Hint(err))
+	case err != nil:
+		return fmt.Errorf("bind queue %s to exchange %s: %w", queue, exchange, err)
+	default:
+		c.unbound.Answered(time.Now())
+	}
+	return nil
 }
 
 const verifyEvery = 3 * time.Second
@@ -65,33 +111,11 @@ func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
 		Logger: c.Log, Level: slog.LevelWarn,
 		Begins: "the topology is incomplete: new events may be lost", Ends: "the topology is restored: events published meanwhile may be lost",
 	}
-	var ch *amqp.Channel // nil: none, or an error has closed it
-	// verify returns when the broker answers or the connection ends. AMQP cannot be asked
-	// whether a binding exists, so the queue is bound again each time.
-	verify := func() (err error) {
-		if ch == nil {
-			ch, err = conn.Channel()
-		}
-		if err == nil && incomplete.Err() == nil { // otherwise the exchange may be missing
-			err = ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-		}
-		if err == nil {
-			err = c.Topology.declare(ch)
-		}
-		if err != nil {
-			ch = nil
-		}
-		return err
-	}
 	failed := func(err error) {
 		incomplete.Failed(time.Now(), fmt.Errorf("the broker at %s: %w", conn.broker, err), Hint(err))
 	}
 	for sleep(ctx, verifyEvery) {
-		err := verify()
-		if hasCode(err, amqp.NotFound) {
-			failed(err)
-			err = verify()
-		}
+		err := c.declare(conn, failed)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return

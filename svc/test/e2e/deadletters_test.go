@@ -155,21 +155,18 @@ func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
 	}
 }
 
-// A dead letter is stored at the other broker if the dead queue of the first cannot be
-// declared.
-func TestDeadQueueOfAnotherKind(t *testing.T) {
-	e, _ := newBroker(t)
+// A dead letter is stored at the other broker if the dead queue of the first cannot be made.
+func TestDeadQueueCannotBeMade(t *testing.T) {
+	e, vhost := newBroker(t)
 	other := newBrokerEnv(t, newVhost(t), "orders")
 	e.amqpURL += "," + other.directAMQP
 	s := e.start("orders")
 	s.waitLog("msg=consuming")
 	e.channel(func(ch *amqp.Channel) error {
-		if _, err := ch.QueueDelete("orders-queue.dead", false, false, false); err != nil {
-			return err
-		}
-		_, err := ch.QueueDeclare("orders-queue.dead", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
+		_, err := ch.QueueDelete("orders-queue.dead", false, false, false)
 		return err
 	})
+	ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-queues":1}`)
 	e.publishBodies("poison")
 	s.waitLog("msg=dead-lettered")
 	s.stop()

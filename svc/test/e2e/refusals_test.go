@@ -77,12 +77,12 @@ func TestLoginWithoutEnd(t *testing.T) {
 	s.stop()
 }
 
-// A service that has consumed does not exit when its queue is replaced by one with other
-// arguments. It consumes again once that queue is deleted.
-func TestOtherArgumentsLater(t *testing.T) {
+// A service that has consumed does not exit when its queue is replaced by one of another
+// type. It consumes again once that queue is deleted.
+func TestOtherTypeLater(t *testing.T) {
 	e, _ := newBroker(t)
 	way := e.proxyBroker()
-	s := e.start("orders", "LOG_LEVEL=debug")
+	s := e.start("orders", "LOG_LEVEL=debug", "QUEUE_TYPE=classic")
 	s.waitLog("msg=consuming")
 	way.cut()
 	remove := func(ch *amqp.Channel) error {
@@ -95,8 +95,8 @@ func TestOtherArgumentsLater(t *testing.T) {
 		return err
 	})
 	way.reconnect()
-	s.waitLog("not consuming", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
-	s.waitLogs(3, "connecting again", "queue orders-queue exists with other arguments")
+	s.waitLog("not consuming", "queue orders-queue has another type", "hint=", "QUEUE_TYPE")
+	s.waitLogs(3, "connecting again", "queue orders-queue has another type")
 	s.alive()
 	e.channel(remove)
 	s.waitLogs(2, "msg=consuming")

@@ -105,7 +105,7 @@ func TestStopBehindFullPrefetch(t *testing.T) {
 func TestCannotGoOnWithoutEtcd(t *testing.T) {
 	b := newProxiedEnv(t)
 	b.toRabbit.cut()
-	s := b.start("orders", "ENABLE_ETCD=true", "SHUTDOWN_TIMEOUT="+shutdown.String())
+	s := b.start("orders", "ENABLE_ETCD=true", "QUEUE_TYPE=classic", "SHUTDOWN_TIMEOUT="+shutdown.String())
 	s.waitLog("not consuming")
 	b.toEtcd.cut()
 	b.channel(func(ch *amqp.Channel) error {
@@ -116,7 +116,7 @@ func TestCannotGoOnWithoutEtcd(t *testing.T) {
 		return err
 	})
 	b.toRabbit.reconnect()
-	s.waitLog("level=ERROR", "cannot go on", "queue orders-queue exists with other arguments", "hint=", "QUEUE_TYPE")
+	s.waitLog("level=ERROR", "cannot go on", "queue orders-queue has another type", "hint=", "QUEUE_TYPE")
 	logged := time.Now()
 	s.wantExit(1)
 	if took := time.Since(logged); took > shutdown {
