@@ -1,42 +1,43 @@
 package main
 
 import (
-	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/config"
 )
 
-// maxWait bounds how long a delivery waits for its handler. RabbitMQ closes a
-// channel on which a delivery is not acknowledged within consumer_timeout, 30
-// minutes by default, and delivers all of them again.
-const maxWait = 20 * time.Minute
+// held is how many deliveries are held: few, so that other replicas get their share and a
+// crash gives little back, or as many as PREFETCH says, if the handlers are fast.
+type held struct {
+	low, most   int
+	maxInFlight int // deliveries processed at once
+	concurrency int
 
-// heldDeliveries returns how many deliveries the broker sends before their
-// acknowledgement: PREFETCH, but no more than the handlers finish within maxWait
-// when each succeeds at the last moment of its first attempt. It logs the difference.
-func heldDeliveries(cfg config.Config, log *slog.Logger) int {
-	turns := int(maxWait / cfg.HandlerTimeout)
-	if cfg.Concurrency == 1 {
-		turns /= cfg.MaxAttempts // later events wait for all attempts
-	}
-	turns = max(turns, 1)
-	held := min(turns, cfg.Prefetch) * min(cfg.Concurrency, cfg.Prefetch) // these do not overflow
-	held = min(held, cfg.Prefetch)
-	if held < cfg.Prefetch {
-		log.Info("fewer deliveries than PREFETCH are held: the last one could wait longer than the broker allows",
-			"held", held, "prefetch", cfg.Prefetch, "hint", "to hold more, raise CONCURRENCY or lower HANDLER_TIMEOUT")
-	}
-	return held
+	mu   sync.Mutex
+	need time.Duration // how long the handlers need for as many deliveries as most
 }
 
-// maxInFlight returns how many deliveries are processed at once. That is twice
-// those held: when a connection is lost, its deliveries are finished while they
-// are already delivered again on the next. With CONCURRENCY=1 it is one, which
-// keeps the order.
-func maxInFlight(cfg config.Config, held int) int {
-	if cfg.Concurrency == 1 {
-		return 1
+func newHeld(cfg config.Config) *held {
+	low := min(cfg.Prefetch, 2*cfg.Concurrency)
+	if cfg.Concurrency == 1 { // the second is there when the first is done
+		return &held{low: low, most: low, concurrency: 1, maxInFlight: 1} // keeps the order
 	}
-	return 2 * held
+	// When a connection is lost, its deliveries are finished while they are already
+	// delivered again on the next.
+	return &held{low: low, most: cfg.Prefetch, concurrency: cfg.Concurrency, maxInFlight: 2 * cfg.Prefetch}
+}
+
+// ran notes how long a handler ran. What counts are the last attempts, as many as are held.
+func (h *held) ran(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.need += d/time.Duration(h.concurrency) - h.need/time.Duration(h.most)
+}
+
+// slow reports whether the handlers need longer than ten seconds for what is held.
+func (h *held) slow() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.need > 10*time.Second
 }

@@ -13,7 +13,8 @@
 //	STATSD_ADDR       localhost:8125      UDP
 //	WEBHOOK_URL       none                each event is posted there, not to the handlers of roles.go
 //	WEBHOOK_AUTHORIZATION                 the header Authorization of each post, such as Bearer and a token
-//	PREFETCH          1000                unacknowledged deliveries held; fewer with slow handlers (held.go)
+//	PREFETCH          1000                unacknowledged deliveries held at most; 2 x CONCURRENCY until
+//	                                      the handlers are known to be fast (held.go)
 //	CONCURRENCY       32                  handlers at once; 1, with one replica, keeps the order
 //	MAX_ATTEMPTS      3                   attempts at one delivery before it is dead-lettered
 //	HANDLER_TIMEOUT   30s                 timeout of one attempt
@@ -158,8 +159,9 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 			handlers[t] = poster.Handle
 		}
 	}
+	held := newHeld(cfg)
 	for t, handler := range handlers {
-		handlers[t] = timedHandler(handler, recorder)
+		handlers[t] = timedHandler(handler, recorder, held)
 	}
 
 	// Each delivery: parse, claim, work, complete, acknowledge.
@@ -177,12 +179,11 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	})
 
 	// Consume until ctx ends, through lost connections.
-	prefetch := heldDeliveries(cfg, log)
 	err := rabbit.Consume(ctx, rabbit.Config{
 		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: shutdown.disconnect},
 		Topology: rabbit.Topology{Queue: role.queue, Type: cfg.QueueType},
 		Status:   status, Log: log,
-		Prefetch: prefetch, MaxInFlight: maxInFlight(cfg, prefetch),
+		Low: held.low, Prefetch: held.most, Slow: held.slow, MaxInFlight: held.maxInFlight,
 		Handle: func(deliveryCtx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)
 			defer stats.inFlight.Add(-1)

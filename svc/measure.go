@@ -30,11 +30,13 @@ func (m timedClaims) Claim(ctx context.Context, id string) (*claim.Claim, error)
 }
 
 // timedHandler measures attempts.
-func timedHandler(work consume.Handler, recorder *metrics.Recorder) consume.Handler {
+func timedHandler(work consume.Handler, recorder *metrics.Recorder, held *held) consume.Handler {
 	return func(ctx context.Context, job consume.Job) error {
 		began := time.Now()
 		err := work(ctx, job)
-		recorder.Time(timerHandle, time.Since(began))
+		took := time.Since(began)
+		recorder.Time(timerHandle, took)
+		held.ran(took)
 		return err
 	}
 }

@@ -14,6 +14,21 @@ import (
 // as gone: another replica may hold it for a moment.
 const pastHead = 10
 
+// subscription consumes on one channel: with one consumer of the broker after another, since
+// AMQP cannot change the prefetch of a consumer.
+type subscription struct {
+	ch     *amqp.Channel
+	closed <-chan *amqp.Error
+	acker  *acker
+
+	// Of the present consumer:
+	tag        string
+	level      int // deliveries held at most
+	deliveries <-chan amqp.Delivery
+	received   int
+	mark       time.Time // when received was last a multiple of Config.Low
+}
+
 // use consumes over one connection and returns why that ended.
 //
 // A message that the library cannot read ends the connection, and all that were
@@ -22,13 +37,11 @@ const pastHead = 10
 // the unreadable one is at the head of the queue.
 func (c *consumer) use(ctx context.Context, conn *connection) error {
 	c.Status.Set(PartBroker, nil)
-	prefetch := c.Prefetch
+	level := c.Low
 	if c.oneByOne > 0 {
-		prefetch = 1
+		level = 1
 	}
-	var ch *amqp.Channel
-	var closed <-chan *amqp.Error
-	var deliveries <-chan amqp.Delivery
+	s := &subscription{}
 	if err := conn.within(ctx, dialTimeout, func() (err error) {
 		ignore := func(error) {}
 		if err := c.declare(conn, ignore); err != nil {
@@ -39,12 +52,11 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 		}
 		// The publisher reports a dead queue that cannot be made, when it is needed.
 		c.Topology.ensureQueue(conn, c.Topology.deadQueue(), ignore)
-		if ch, err = conn.Channel(); err != nil {
+		if s.ch, err = conn.Channel(); err != nil {
 			return fmt.Errorf("open a channel: %w", err)
 		}
-		closed = ch.NotifyClose(make(chan *amqp.Error, 1)) // gets one error at most
-		deliveries, err = c.consume(ch, prefetch)
-		return err
+		s.closed = s.ch.NotifyClose(make(chan *amqp.Error, 1)) // gets one error at most
+		return c.consume(s, level)
 	}); err != nil {
 		return err // and try the next URL: a node that is cut off from its cluster accepts logins, and nothing more
 	}
@@ -54,87 +66,146 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	c.Status.Set(PartConsumer, nil)
 	c.Log.Info("consuming", "queue", c.Topology.Queue, "broker", conn.addr)
 
-	acker := newAcker(ch.Ack, prefetch)
+	s.acker = newAcker(s.ch.Ack, 2*c.Prefetch)
 	defer func() {
 		defer conn.closeSoon().Stop()
-		acker.close()
+		s.acker.close()
 	}()
 	alive, end := context.WithCancel(ctx)
 	defer end()
 	conn.watchers.Go(func() { c.verifyTopology(alive, conn) })
-	err := c.dispatch(alive, conn, deliveries, closed, acker)
+	err := c.dispatch(alive, conn, s)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errors.New("stopping"))
 		// Deliveries that were not begun are delivered again. The broker may answer the
 		// cancellation late, with a full prefetch on its way: nothing waits for that
 		// answer, and the connection stays open for the acknowledgements.
-		conn.watchers.Go(func() { ch.Cancel(consumerTag, true) })
+		conn.watchers.Go(func() { s.ch.Cancel(s.tag, true) })
 		c.handling.Wait()
 	}
 	switch {
-	case unreadable(err) && prefetch == 1:
+	case unreadable(err) && s.level == 1:
 		c.oneByOne = pastHead
 		return fmt.Errorf("%w: %w", errUnreadableHead, err)
 	case unreadable(err):
-		c.oneByOne = prefetch
-		return fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", prefetch, err)
+		c.oneByOne = s.level
+		return fmt.Errorf("one of the first %d messages of the queue cannot be read by this client, they are taken one at a time now: %w", s.level, err)
 	}
 	return err
 }
 
-const consumerTag = "svc" // within the channel
+// consume begins to consume with a new consumer, by a new tag: some quorum queues cannot bear
+// one that was used before. Its prefetch comes on top of the deliveries that are still handled.
+func (c *consumer) consume(s *subscription, level int) (err error) {
+	c.consumers++
+	s.tag, s.level, s.received = fmt.Sprint("svc-", c.consumers), level, 0
+	prefetch := max(level-len(c.semaphore), min(level, c.Low))
+	if err := s.ch.Qos(prefetch, 0, false); err != nil {
+		return fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+	}
+	if s.deliveries, err = s.ch.Consume(c.Topology.Queue, s.tag, false, false, false, false, nil); err != nil {
+		return fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
+	}
+	c.publisher.held.Store(int64(level))
+	c.Log.Debug("holding deliveries", "level", level, "prefetch", prefetch)
+	return nil
+}
 
-// consume begins to consume.
-func (c *consumer) consume(ch *amqp.Channel, prefetch int) (<-chan amqp.Delivery, error) {
-	if err := ch.Qos(prefetch, 0, false); err != nil {
-		return nil, fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
+// fastEnough is how soon Config.Low deliveries must be finished for more to be held.
+const fastEnough = time.Second / 2
+
+// next returns how many deliveries are to be held, now that another one has arrived.
+func (c *consumer) next(s *subscription) int {
+	s.received++
+	switch {
+	case c.oneByOne > 0:
+		return 1
+	case s.level < c.Low || c.Slow():
+		return c.Low
+	case s.level == c.Low && s.received%c.Low == 0:
+		// All but the first Low deliveries arrive because as many have been finished.
+		fast := s.received > c.Low && time.Since(s.mark) < fastEnough
+		s.mark = time.Now()
+		if fast {
+			return c.Prefetch
+		}
 	}
-	deliveries, err := ch.Consume(c.Topology.Queue, consumerTag, false, false, false, false, nil)
-	if err != nil {
-		return nil, fmt.Errorf("consume from queue %s: %w", c.Topology.Queue, err)
-	}
-	return deliveries, nil
+	return s.level
 }
 
 // dispatch hands each delivery to a handler until the channel or ctx ends, and
 // returns why it ended.
-func (c *consumer) dispatch(ctx context.Context, conn *connection, deliveries <-chan amqp.Delivery, closed <-chan *amqp.Error, acker *acker) error {
+func (c *consumer) dispatch(ctx context.Context, conn *connection, s *subscription) error {
 	work := make(chan *Delivery)
 	defer close(work)
-	single := c.oneByOne > 0
+	next := s.level // another one: the consumer is being cancelled
 	for {
-		d := &Delivery{acker: acker, publisher: c.publisher}
+		d := &Delivery{acker: s.acker, publisher: c.publisher}
 		var ok bool
 		select {
-		case d.msg, ok = <-deliveries:
+		case d.msg, ok = <-s.deliveries:
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 		switch {
-		case !ok && len(closed) > 0: // the library sends the error before the deliveries end
-			return <-closed
+		case !ok && len(s.closed) > 0: // the library sends the error before the deliveries end
+			return <-s.closed
+		case !ok && next != s.level:
+			if next < s.level {
+				if err := c.handled(ctx, s, next); err != nil {
+					return err
+				}
+			}
+			if err := conn.within(context.WithoutCancel(ctx), dialTimeout, func() error { return c.consume(s, next) }); err != nil {
+				return err
+			}
+			continue
 		case !ok:
 			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved, or a delivery took longer than consumer_timeout")
-		case single && c.oneByOne == 0:
-			return errAtOnce // the unreadable message is gone: take many at once. No other delivery is unacknowledged
-		case single: // a connection that takes one at a time may end at the same message again
+		case c.oneByOne > 0: // a connection that takes one at a time may end at the same message again
 			c.oneByOne--
 		default:
 			conn.served = true
 		}
-		select {
-		case c.semaphore <- struct{}{}:
-		case err := <-closed:
-			return cmp.Or(err, amqp.ErrClosed)
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := c.slot(ctx, s); err != nil {
+			return err
 		}
 		select {
 		case work <- d:
 		default:
 			c.handling.Go(func() { c.handle(ctx, d, work) })
 		}
+		if next != s.level {
+			continue
+		}
+		if next = c.next(s); next != s.level {
+			tag := s.tag
+			conn.watchers.Go(func() { s.ch.Cancel(tag, false) }) // s.deliveries ends with the answer
+		}
 	}
+}
+
+// slot takes a slot for a delivery, or returns why the channel has ended.
+func (c *consumer) slot(ctx context.Context, s *subscription) error {
+	select {
+	case c.semaphore <- struct{}{}:
+		return nil
+	case err := <-s.closed:
+		return cmp.Or(err, amqp.ErrClosed)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// handled waits until no more than n deliveries are handled.
+func (c *consumer) handled(ctx context.Context, s *subscription, n int) error {
+	for range cap(c.semaphore) - n {
+		if err := c.slot(ctx, s); err != nil {
+			return err
+		}
+		defer func() { <-c.semaphore }()
+	}
+	return nil
 }
 
 // handle handles d, and then what else comes while it waits: a goroutine that has grown its

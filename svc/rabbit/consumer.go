@@ -19,8 +19,12 @@ type Config struct {
 	Status   Status
 	Log      *slog.Logger
 
-	Prefetch    int // deliveries that the broker sends before their acknowledgement
-	MaxInFlight int // deliveries handled at once
+	// Low and Prefetch are how many deliveries the broker sends before their
+	// acknowledgement: Low until as many are finished in half a second, and when Slow
+	// says so.
+	Low, Prefetch int
+	Slow          func() bool
+	MaxInFlight   int // deliveries handled at once
 
 	// Handle is called in a goroutine of its own for each delivery. Its context
 	// ends when the delivery's channel is gone, and when Consume's does.
@@ -50,9 +54,10 @@ type consumer struct {
 	semaphore chan struct{}  // a slot for each delivery that is handled
 
 	// Owned by the goroutine that consumes:
-	consumed bool // ever
-	denials  int  // in a row
-	oneByOne int  // deliveries to take one at a time, see use
+	consumed  bool // ever
+	denials   int  // in a row
+	oneByOne  int  // deliveries to take one at a time, see use
+	consumers int  // of the broker, until now
 }
 
 // Consume consumes a queue until ctx ends; then it returns nil when all handlers have

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -25,6 +26,7 @@ const minRefusedWait, maxRefusedWait = time.Second, 30 * time.Second
 type publisher struct {
 	Config
 	letters chan *letter // from the deliveries to run
+	held    atomic.Int64 // how many deliveries the consumer holds at most
 
 	// Owned by run:
 	outage  *outage.Log
@@ -190,8 +192,8 @@ func (p *publisher) refuse(l *letter, err error) {
 	e, _ := event.Parse(l.msg.Body) // no id if that is why it is dead
 	p.Log.Warn("the broker refuses a dead letter: it waits unacknowledged",
 		"id", e.ID, "reason", l.msg.Headers["x-reason"], "error", err, "hint", Hint(err))
-	if n := len(p.waiting); n == min(p.Prefetch, p.MaxInFlight) {
+	if n := len(p.waiting); n == min(int(p.held.Load()), p.MaxInFlight) {
 		p.Log.Warn("no events are delivered: the broker refuses the dead letters of all deliveries that are handled at once",
-			"refused", n, "hint", "see the refused dead letters for the cause; a higher PREFETCH, or a CONCURRENCY above 1, lets events through until then")
+			"refused", n, "hint", "see the refused dead letters for the cause; a higher CONCURRENCY lets events through until then")
 	}
 }

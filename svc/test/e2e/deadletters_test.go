@@ -123,7 +123,7 @@ func TestRefusedDeadLetterInOrder(t *testing.T) {
 	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
 	s := e.start("orders", "CONCURRENCY=1")
 	s.waitLog("level=WARN", "the broker refuses a dead letter", "hint=", "max-length")
-	s.waitLog("level=WARN", "no events are delivered", "hint=", "CONCURRENCY")
+	s.waitLog("level=WARN", "no events are delivered", "hint=", "higher CONCURRENCY")
 	s.stopWithin(syscall.SIGTERM, 2*time.Second)
 	if n := s.log.count("msg=processed"); n > 0 {
 		t.Errorf("%d events are processed before their turn", n)

@@ -1,21 +1,26 @@
 package e2e
 
-import "testing"
+import (
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
 
-// The service holds only as many deliveries as its handlers are sure to finish before the
-// broker's consumer_timeout, even if each attempt takes the whole HANDLER_TIMEOUT.
+	"github.com/streadway/amqp"
+)
+
+// Before the service knows how long its handlers take, it holds two deliveries for each.
 func TestHeldDeliveries(t *testing.T) {
 	t.Parallel()
-	const events = 1100
+	const events = 100
 	tests := map[string]struct {
 		vars []string
 		held int
-		says string // part of the warning; empty: none, PREFETCH deliveries are held
 	}{
-		"as configured":           {nil, 1000, ""},
-		"one handler":             {[]string{"CONCURRENCY=1"}, 13, "held=13 prefetch=1000"}, // 3 attempts of 30 s each
-		"slow handlers":           {[]string{"HANDLER_TIMEOUT=10m"}, 64, "held=64 prefetch=1000"},
-		"slower than the timeout": {[]string{"CONCURRENCY=1", "HANDLER_TIMEOUT=1h"}, 1, "held=1 prefetch=1000"},
+		"by default":     {nil, 64},
+		"few handlers":   {[]string{"CONCURRENCY=4"}, 8},
+		"one handler":    {[]string{"CONCURRENCY=1"}, 2},
+		"small PREFETCH": {[]string{"PREFETCH=10"}, 10},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -25,10 +30,78 @@ func TestHeldDeliveries(t *testing.T) {
 			s := e.start("orders", append(tt.vars, "WEBHOOK_URL="+receiver.URL, "SHUTDOWN_TIMEOUT="+shutdown.String())...)
 			<-began
 			e.waitDepth("orders-queue", events-tt.held)
-			if n := s.log.count("fewer deliveries than PREFETCH are held", tt.says, "hint="); (n == 1) != (tt.says != "") {
-				t.Errorf("the log warns %d times of a smaller prefetch:\n%s", n, s.log.tail(10))
-			}
 			s.stop()
 		})
 	}
+}
+
+// The service holds PREFETCH deliveries while its handlers are fast, and few again when they
+// become slow. Each event is done once, on either type of queue.
+func TestHeldFollowsTheHandlers(t *testing.T) {
+	t.Parallel()
+	for _, kind := range []string{"classic", "quorum"} {
+		t.Run(kind, func(t *testing.T) {
+			const each, slowWork = 400, 3 * time.Second
+			e, _ := newBroker(t)
+			e.channel(func(ch *amqp.Channel) error {
+				_, err := ch.QueueDelete("orders-queue", false, false, false)
+				return err
+			})
+			var slow atomic.Bool
+			receiver := newReceiver(t, func(p post) int {
+				if slow.Load() {
+					<-time.After(slowWork)
+				}
+				return http.StatusOK
+			})
+			s := e.start("orders", "WEBHOOK_URL="+receiver.URL, "LOG_LEVEL=debug", "PREFETCH=200", "QUEUE_TYPE="+kind)
+			s.waitLog("holding deliveries", "level=64")
+			s.waitLog("msg=consuming")
+			e.publishBodies(orders("fast", each)...)
+			s.waitLog("holding deliveries", "level=200")
+			s.waitLogs(each, "msg=processed")
+			slow.Store(true)
+			e.publishBodies(orders("slow", each)...)
+			s.waitLogs(2, "holding deliveries", "level=64")
+			if n := s.log.count("msg=processed"); n >= 2*each-64 {
+				t.Errorf("few are held only after %d events", n)
+			}
+			slow.Store(false)
+			e.publishBodies(orders("again", each)...)
+			s.waitLogs(2, "holding deliveries", "level=200")
+			s.waitLogs(3*each, "msg=processed")
+			s.stop()
+			e.waitDepth("orders-queue", 0)
+			done := make(map[string]int)
+			for _, p := range receiver.all() {
+				done[p.ID]++
+			}
+			if n := len(receiver.all()); len(done) != 3*each || n != 3*each {
+				t.Errorf("%d events were done, in %d posts, want %d", len(done), n, 3*each)
+			}
+			if n := s.log.count("level=WARN"); n > 0 {
+				t.Errorf("%d warnings", n)
+			}
+		})
+	}
+}
+
+// A replica that starts later gets its share at once, although all events were there before
+// and the work is slow.
+func TestSecondReplicaGetsItsShare(t *testing.T) {
+	const events = 1000
+	e, _ := newBroker(t)
+	receiver := newReceiver(t, func(post) int { <-time.After(time.Second); return http.StatusOK })
+	e.publishBodies(orders("s", events)...)
+	first := e.start("orders", "WEBHOOK_URL="+receiver.URL)
+	first.waitLogs(33, "msg=processed")
+	second := e.start("orders", "WEBHOOK_URL="+receiver.URL)
+	second.waitLog("msg=consuming")
+	before := first.log.count("msg=processed")
+	second.waitLogs(32, "msg=processed")
+	if n := first.log.count("msg=processed") - before; n > 5*32 {
+		t.Errorf("the first replica has done %d events until the second has done 32", n)
+	}
+	first.stop()
+	second.stop()
 }

@@ -24,7 +24,7 @@ func TestUnreadableBehindOthers(t *testing.T) {
 
 	receiver := newReceiver(t, func(post) int { <-time.After(300 * time.Millisecond); return http.StatusOK })
 	s := e.start("orders", "WEBHOOK_URL="+receiver.URL)
-	s.waitLog("not consuming", "one of the first 1000 messages", "taken one at a time")
+	s.waitLog("not consuming", "one of the first 64 messages", "taken one at a time")
 	s.waitLog("not consuming", "head of the queue cannot be read", "hint=", "remove it")
 	if n := relay.accepted.Load(); n > 3 {
 		t.Errorf("%d connections until the message is found, want 2, or 3 with the next attempt", n)
