@@ -161,7 +161,7 @@ func (c *consumer) dispatch(ctx context.Context, conn *connection, s *subscripti
 			}
 			continue
 		case !ok:
-			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved, or a delivery took longer than consumer_timeout")
+			return errors.New("the broker cancelled the consumer: its queue was deleted or has moved, or a delivery took longer than consumer_timeout (MAX_ATTEMPTS x HANDLER_TIMEOUT)")
 		case c.oneByOne > 0: // a connection that takes one at a time may end at the same message again
 			c.oneByOne--
 		default:

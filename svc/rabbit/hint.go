@@ -69,7 +69,7 @@ var hints = []struct{ text, hint string }{
 	{"queue limit", "delete queues that are not used, or raise the limit (rabbitmqctl set_vhost_limits)"},
 	{"in exclusive use", "stop the other consumer of the queue (rabbitmqctl list_consumers)"},
 	{"message size", "raise max_message_size at the broker"},
-	{"delivery acknowledgement", "lower PREFETCH or raise CONCURRENCY, or raise consumer_timeout at the broker"},
+	{"delivery acknowledgement", "keep MAX_ATTEMPTS x HANDLER_TIMEOUT, which one event may take, below consumer_timeout at the broker, or raise that"},
 	{errSlowLogin.Error(), "see the broker's log: its authentication backend may be slow or unreachable"},
 	{"dial tcp", checkAddress},
 	{errNoAnswer.Error(), checkAddress},

@@ -30,7 +30,7 @@ func TestDenied(t *testing.T) {
 		{530, "NOT_ALLOWED - Connection refused for user 'guest': user connection limit (1) is reached", false, "raise the limit"},
 		{403, "ACCESS_REFUSED - queue 'orders-queue' in vhost '/' in exclusive use", false, "other consumer"},
 		{406, "PRECONDITION_FAILED - cannot declare queue 'orders-queue': queue limit in vhost '/' (1) is reached", false, "raise the limit"},
-		{406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms", false, "consumer_timeout"},
+		{406, "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout value used: 1800000 ms", false, "MAX_ATTEMPTS x HANDLER_TIMEOUT"},
 		{406, "PRECONDITION_FAILED - message size 5000 is larger than configured max size 4096", false, "max_message_size"},
 		{404, "NOT_FOUND - home node 'rabbit@b' of durable queue 'orders-queue' in vhost '/' is down or inaccessible", false, ""},
 		{320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'", false, ""},
