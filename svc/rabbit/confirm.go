@@ -72,7 +72,7 @@ type confirming struct {
 // error. Before a new channel it makes the queue, which may have been deleted.
 func (p *publisher) send(conn *connection, l *letter) (err error) {
 	if p.ch == nil {
-		if err := p.Topology.ensureQueue(conn, l.queue, func(error) {}); err != nil {
+		if _, err := p.Topology.ensureQueue(conn, l.queue, func(error) {}); err != nil {
 			return err
 		}
 		ch, err := conn.Channel()

@@ -44,7 +44,7 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	s := &subscription{}
 	if err := conn.within(ctx, dialTimeout, func() (err error) {
 		ignore := func(error) {}
-		if err := c.declare(conn, ignore); err != nil {
+		if _, err := c.declare(conn, ignore); err != nil {
 			return err
 		}
 		if err := c.Topology.checkType(conn); err != nil {

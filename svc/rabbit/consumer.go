@@ -12,7 +12,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-// Config says what Consume does. Set all fields.
+// Config says what Consume does. Set all fields but Consumers.
 type Config struct {
 	Server   Server
 	Topology Topology
@@ -25,6 +25,9 @@ type Config struct {
 	Low, Prefetch int
 	Slow          func() bool
 	MaxInFlight   int // deliveries handled at once
+
+	// Consumers, if set, is told every few seconds how many consumers the queue has.
+	Consumers func(n int)
 
 	// Handle is called in a goroutine of its own for each delivery. Its context
 	// ends when the delivery's channel is gone, and when Consume's does.

@@ -38,14 +38,17 @@ func ensure(conn *connection, name string, missing func(error), declare func(ch 
 	return nil
 }
 
-func (t Topology) ensureQueue(conn *connection, name string, missing func(error)) error {
-	return ensure(conn, "queue "+name, missing, func(ch *amqp.Channel, passive bool) (err error) {
-		if passive {
-			_, err = ch.QueueDeclarePassive(name, true, false, false, false, nil)
-			return err
+// ensureQueue returns the number of the queue's consumers.
+func (t Topology) ensureQueue(conn *connection, name string, missing func(error)) (consumers int, err error) {
+	err = ensure(conn, "queue "+name, missing, func(ch *amqp.Channel, passive bool) error {
+		if !passive {
+			return t.makeQueue(ch, name)
 		}
-		return t.makeQueue(ch, name)
+		q, err := ch.QueueDeclarePassive(name, true, false, false, false, nil)
+		consumers = q.Consumers
+		return err
 	})
+	return consumers, err
 }
 
 func (t Topology) makeQueue(ch *amqp.Channel, name string) error {
@@ -71,34 +74,33 @@ func (t Topology) checkType(conn *connection) error {
 }
 
 // declare makes what is missing, durable, and calls missing with what the broker says about
-// it. The queue is bound each time, since AMQP cannot be asked whether a binding exists.
-func (c *consumer) declare(conn *connection, missing func(error)) error {
+// it. The queue is bound each time, since AMQP cannot be asked whether a binding exists. It
+// returns the number of the queue's consumers.
+func (c *consumer) declare(conn *connection, missing func(error)) (consumers int, err error) {
 	if err := ensure(conn, "exchange "+exchange, missing, func(ch *amqp.Channel, passive bool) error {
 		if passive {
 			return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
 		}
 		return ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
 	}); err != nil {
-		return err
+		return 0, err
 	}
 	queue := c.Topology.Queue
-	if err := c.Topology.ensureQueue(conn, queue, missing); err != nil {
-		return err
+	consumers, err = c.Topology.ensureQueue(conn, queue, missing)
+	if err != nil || conn.mayNotBind {
+		return consumers, err
 	}
-	if conn.mayNotBind {
-		return nil
-	}
-	err := conn.onChannel(func(ch *amqp.Channel) error { return ch.QueueBind(queue, "#", exchange, false, nil) })
+	err = conn.onChannel(func(ch *amqp.Channel) error { return ch.QueueBind(queue, "#", exchange, false, nil) })
 	switch {
 	case denied(err):
 		conn.mayNotBind = true
 		c.unbound.Failed(time.Now(), err, Hint(err))
 	case err != nil:
-		return fmt.Errorf("bind queue %s to exchange %s: %w", queue, exchange, err)
+		return 0, fmt.Errorf("bind queue %s to exchange %s: %w", queue, exchange, err)
 	default:
 		c.unbound.Answered(time.Now())
 	}
-	return nil
+	return consumers, nil
 }
 
 const verifyEvery = 3 * time.Second
@@ -115,7 +117,7 @@ func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
 		incomplete.Failed(time.Now(), fmt.Errorf("the broker at %s: %w", conn.broker, err), Hint(err))
 	}
 	for sleep(ctx, verifyEvery) {
-		err := c.declare(conn, failed)
+		consumers, err := c.declare(conn, failed)
 		switch {
 		case ctx.Err() != nil || conn.IsClosed():
 			return
@@ -125,6 +127,9 @@ func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
 		case incomplete.Err() != nil:
 			incomplete.Answered(time.Now())
 			c.Status.Set(PartConsumer, nil)
+		}
+		if err == nil && c.Consumers != nil {
+			c.Consumers(consumers)
 		}
 	}
 }
