@@ -7,6 +7,10 @@ import (
 	"github.com/streamdal/gophercon2021/svc/config"
 )
 
+// maxWait is how long the attempts at one event may take. RabbitMQ closes a channel on which a
+// delivery is not acknowledged within consumer_timeout, 30 minutes by default.
+const maxWait = 20 * time.Minute
+
 // held is how many deliveries are held: few, so that other replicas get their share and a
 // crash gives little back, or as many as PREFETCH says, if the handlers are fast.
 type held struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -42,21 +43,21 @@ func TestHostMoves(t *testing.T) {
 					server.StartTLS()
 					defer server.Close()
 				}
-				p := newPoster(t, "https://127.0.0.1")
-				p.http().TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
-				p.useDialer(func(ctx context.Context) (net.Conn, error) {
+				p := New("https://127.0.0.1", "", 4, slog.New(slog.DiscardHandler))
+				p.transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 					if moved.Load() {
 						return addresses[1].dial()
 					}
 					return addresses[0].dial()
-				})
+				}
 				time.AfterFunc(maxAge/2, func() { moved.Store(true) })
 				var posts sync.WaitGroup
 				for i := range 2 { // each begins in the middle of the other's posts
 					posts.Go(func() {
 						<-time.After(time.Duration(i) * work / 2)
 						for time.Since(began) < span {
-							if err := p.Handle(deadline(t), order("1")); err != nil {
+							if err := p.Handle(t.Context(), order("1")); err != nil {
 								t.Error(err)
 							}
 						}
