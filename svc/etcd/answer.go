@@ -52,7 +52,8 @@ func Hint(err error) string {
 	switch {
 	case errors.Is(err, rpctypes.ErrNoSpace):
 		return "etcd is full: run `etcdctl compact $(etcdctl endpoint status -w json | grep -o '\"revision\":[0-9]*' | cut -d: -f2)`, " +
-			"`etcdctl defrag` and `etcdctl alarm disarm`; then raise --quota-backend-bytes or lower DEDUP_WINDOW"
+			"`etcdctl defrag` and `etcdctl alarm disarm`; then raise --quota-backend-bytes, lower DEDUP_WINDOW, " +
+			"or set --auto-compaction-retention=5m: without it etcd keeps all old revisions"
 	case errors.Is(err, rpctypes.ErrTooManyOps):
 		return fmt.Sprintf("set etcd's --max-txn-ops to %d at least", MaxOps)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge):
