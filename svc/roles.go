@@ -26,7 +26,7 @@ var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
 // Pass on job.Key() as the idempotency key, and job.Token as the fencing token. Nil means
 // done, an error is a failed attempt, up to MAX_ATTEMPTS; consume.Permanent dead-letters at
 // once, consume.Unavailable retries without counting, consume.Unknown says that the work may
-// have taken effect. Return soon after ctx ends.
+// have taken effect. Return soon after ctx ends. The package consume has an example of each.
 func processOrder(ctx context.Context, job consume.Job) error {
 	return nil // the pipeline logs the event
 }
