@@ -184,6 +184,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Topology: rabbit.Topology{Queue: role.queue, Type: cfg.QueueType},
 		Status:   status, Log: log,
 		Low: held.low, Prefetch: held.most, Slow: held.slow, MaxInFlight: held.maxInFlight,
+		OneFirst: cfg.Webhook == "", // the handlers run in this process, and can end it
 		Handle: func(deliveryCtx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)
 			defer stats.inFlight.Add(-1)

@@ -48,6 +48,7 @@ type message string
 func (m message) Body() []byte            { return []byte(m) }
 func (m message) Headers() map[string]any { return nil }
 func (m message) Ack()                    { fmt.Println("acknowledged") }
+func (m message) Returns() int            { return 0 }
 
 func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
 	fmt.Println("dead letter:", l.Reason)

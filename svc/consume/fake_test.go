@@ -147,12 +147,14 @@ type delivery struct {
 	*journal
 	body    string
 	headers map[string]any
+	returns int
 	broken  bool // the broker does not accept dead letters
 }
 
 func (d *delivery) Body() []byte            { return []byte(d.body) }
 func (d *delivery) Headers() map[string]any { return d.headers }
 func (d *delivery) Ack()                    { d.add("ack") }
+func (d *delivery) Returns() int            { return d.returns }
 
 func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	if d.broken {

@@ -23,6 +23,7 @@ func TestOutcome(t *testing.T) {
 	final := fails(consume.Permanent(errors.New("no such product")))
 	tests := map[string]struct {
 		body        string // default: order 1
+		returns     int
 		withoutEtcd bool
 		work        consume.Handler // default: done
 		call        string          // of the claims, answered with err
@@ -70,6 +71,19 @@ func TestOutcome(t *testing.T) {
 				"count new_order_failed",
 				`msg=dead-lettered type=new_order id=1 reason=failed error="no such product"`, "ack", "release 1"},
 		},
+		"one that ends its process": {
+			returns: 20,
+			want: []string{"claim 1", "dead-letter crashed after 0: it has come back 20 times: its work may end the process", "count new_order_failed",
+				`msg=dead-lettered type=new_order id=1 reason=crashed error="it has come back 20 times: its work may end the process"`, "ack", "release 1"},
+		},
+		"one that has come back often": {
+			returns: 19,
+			want:    []string{"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack"},
+		},
+		"one that has come back often and is done": {
+			returns: 20, call: "claim", err: claim.ErrDone,
+			want: []string{"claim 1: done", "count new_order_skipped", skipped, "ack"},
+		},
 		"not an event": {
 			body: `{"id":"1"}`,
 			want: malformed("", `"type" is missing`),
@@ -110,7 +124,7 @@ func TestOutcome(t *testing.T) {
 					p.withoutEtcd()
 				}
 				p.claims.answers[tt.call] = []error{tt.err}
-				p.run(&delivery{journal: p.journal, body: tt.body})
+				p.run(&delivery{journal: p.journal, body: tt.body, returns: tt.returns})
 				p.expect(t, tt.want...)
 			})
 		})

@@ -3,6 +3,7 @@
 //
 //	parse ─▶ claim ─▶ work ─▶ complete ─▶ acknowledge        new_order_ok
 //	  │        │        └ failed ─▶ dead-letter, acknowledge   new_order_failed
+//	  │        ├ came back too often ─▶ the same               new_order_failed
 //	  │        └ done ─▶ acknowledge                           new_order_skipped
 //	  ├ no handler for its type ─▶ acknowledge                 ignored
 //	  └ malformed ─▶ dead-letter, acknowledge                  malformed
@@ -29,6 +30,9 @@ import (
 type Delivery interface {
 	Body() []byte
 	Headers() map[string]any // as sent; nil: it has none
+	// Returns is how often the message has come back unacknowledged, as far as its queue
+	// counts that.
+	Returns() int
 	// Ack acknowledges the message. If the channel that brought it has closed, Ack
 	// does nothing, and the broker redelivers the message.
 	Ack()
@@ -39,7 +43,7 @@ type Delivery interface {
 
 // Failure says why a message is dead-lettered.
 type Failure struct {
-	Reason   string // ReasonMalformed or ReasonFailed
+	Reason   string // one of those below
 	Err      error
 	Attempts int // of the handler
 }
@@ -51,7 +55,12 @@ func (f *Failure) Error() string {
 const (
 	ReasonMalformed = "malformed" // the message is not an event
 	ReasonFailed    = "failed"    // the last attempt has failed, or an error was Permanent
+	ReasonCrashed   = "crashed"   // it has come back maxReturns times
 )
+
+// maxReturns is how often a message may come back. One that has come back as often probably
+// ends the process that works on it. RabbitMQ 4 drops it at its next return.
+const maxReturns = 20
 
 // Claimer grants each id to one delivery at a time, among all processes.
 type Claimer interface {
@@ -133,6 +142,10 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	c, err := p.Claims.Claim(ctx, e.ID)
 	if err != nil {
 		return err
+	}
+	if n := d.Returns(); n >= maxReturns {
+		crashed := &Failure{Reason: ReasonCrashed, Err: fmt.Errorf("it has come back %d times: its work may end the process", n)}
+		return p.notDone(ctx, d, c, e, crashed)
 	}
 	// A crash here: the event waits for CLAIM_TTL, then another process does the work.
 	if err := p.work(ctx, handlerCtx, c, Job{Event: e, Headers: d.Headers(), Role: p.Role}, handler); err != nil {

@@ -38,7 +38,7 @@ type subscription struct {
 func (c *consumer) use(ctx context.Context, conn *connection) error {
 	c.Status.Set(PartBroker, nil)
 	level := c.Low
-	if c.oneByOne > 0 {
+	if c.oneByOne > 0 || c.OneFirst {
 		level = 1
 	}
 	s := &subscription{}
@@ -114,11 +114,15 @@ func (c *consumer) consume(s *subscription, level int) (err error) {
 // fastEnough is how soon Config.Low deliveries must be finished for more to be held.
 const fastEnough = time.Second / 2
 
-// next returns how many deliveries are to be held, now that another one has arrived.
-func (c *consumer) next(s *subscription) int {
+// oftenReturned is how often a message must have come back to be taken alone, so that no
+// other comes back with it.
+const oftenReturned = 5
+
+// next returns how many deliveries are to be held, now that d has arrived.
+func (c *consumer) next(s *subscription, d *Delivery) int {
 	s.received++
 	switch {
-	case c.oneByOne > 0:
+	case c.oneByOne > 0, s.level == 1 && d.Returns() >= oftenReturned:
 		return 1
 	case s.level < c.Low || c.Slow():
 		return c.Low
@@ -178,7 +182,7 @@ func (c *consumer) dispatch(ctx context.Context, conn *connection, s *subscripti
 		if next != s.level {
 			continue
 		}
-		if next = c.next(s); next != s.level {
+		if next = c.next(s, d); next != s.level {
 			tag := s.tag
 			conn.watchers.Go(func() { s.ch.Cancel(tag, false) }) // s.deliveries ends with the answer
 		}

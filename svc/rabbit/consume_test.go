@@ -4,16 +4,19 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/streadway/amqp"
 )
 
 // Few deliveries are held until as many have been finished in half a second, and when the
-// handlers are slow. A single one is held while an unreadable message is looked for.
+// handlers are slow. A single one is held while an unreadable message is looked for, or one
+// that ends its process.
 func TestHowManyAreHeld(t *testing.T) {
 	const low, most = 4, 100
 	synctest.Test(t, func(t *testing.T) {
 		slow := false
 		c := &consumer{Config: Config{Low: low, Prefetch: most, Slow: func() bool { return slow }}}
-		s := &subscription{}
+		s, d := &subscription{}, &Delivery{msg: amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(5)}}}
 		began := time.Now()
 		// arrive has deliveries arrive until their level changes, or n of them have arrived.
 		arrive := func(n int, pause time.Duration, want int) {
@@ -21,7 +24,7 @@ func TestHowManyAreHeld(t *testing.T) {
 			before := s.level
 			for range n {
 				time.Sleep(pause)
-				if s.level = c.next(s); s.level != before {
+				if s.level = c.next(s, d); s.level != before {
 					s.received = 0 // by the next consumer
 					break
 				}
@@ -34,6 +37,8 @@ func TestHowManyAreHeld(t *testing.T) {
 		c.oneByOne = 2
 		arrive(2, 0, 1)
 		c.oneByOne = 0
+		arrive(2, 0, 1) // they have come back often
+		d = &Delivery{}
 		arrive(1, 0, low)
 		arrive(low, 0, low)                      // these are not finished yet
 		arrive(10*low, time.Second/low/2, low)   // one each 125 ms: just too slow

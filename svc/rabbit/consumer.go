@@ -25,6 +25,9 @@ type Config struct {
 	Low, Prefetch int
 	Slow          func() bool
 	MaxInFlight   int // deliveries handled at once
+	// OneFirst says that a delivery may end the process: each channel begins with one, and
+	// with one at a time while each has come back often.
+	OneFirst bool
 
 	// Consumers, if set, is told every few seconds how many consumers the queue has.
 	Consumers func(n int)

@@ -26,6 +26,16 @@ func (d *Delivery) Body() []byte { return d.msg.Body }
 // Headers returns the message's headers.
 func (d *Delivery) Headers() map[string]any { return d.msg.Headers }
 
+// Returns is how often a quorum queue has taken the message back. Classic queues do not count
+// that. A publisher can send the header, but a queue that counts replaces it at a return.
+func (d *Delivery) Returns() int {
+	n, _ := d.msg.Headers["x-delivery-count"].(int64)
+	if !d.msg.Redelivered {
+		return 0
+	}
+	return int(n)
+}
+
 // Ack has the delivery acknowledged on the channel that brought it.
 func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 
@@ -66,6 +76,7 @@ func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publis
 		headers["x-exchange"] = msg.Exchange
 		headers["x-routing-key"] = msg.RoutingKey
 	}
+	delete(headers, "x-delivery-count") // of this queue: a replayed message begins anew
 	headers["x-reason"] = f.Reason
 	headers["x-error"] = truncate(f.Err.Error(), maxErrorLen)
 	headers["x-attempts"] = int32(f.Attempts)

@@ -27,6 +27,29 @@ func added(more amqp.Table) amqp.Table {
 	return headers
 }
 
+// A publisher can send the header of a quorum queue. The queue's own is there, with its own
+// type, only after a return.
+func TestReturns(t *testing.T) {
+	tests := map[string]struct {
+		redelivered bool
+		header      any
+		want        int
+	}{
+		"returned":              {true, int64(7), 7},
+		"to a classic queue":    {true, nil, 0},
+		"of a publisher":        {false, int64(20), 0},
+		"of an unexpected type": {true, "20", 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := &Delivery{msg: amqp.Delivery{Redelivered: tt.redelivered, Headers: amqp.Table{"x-delivery-count": tt.header}}}
+			if got := d.Returns(); got != tt.want {
+				t.Errorf("Returns is %d, want %d", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestDeadLetter(t *testing.T) {
 	stamp := time.Unix(1638900000, 0)
 	tests := map[string]struct {
@@ -72,6 +95,11 @@ func TestDeadLetter(t *testing.T) {
 				"x-original-user_id": "guest", "x-original-expiration": "1000",
 				"x-original-CC": []any{"other-queue"}, "x-original-BCC": []any{"hidden"}, "cc": "kept", "trace": "1",
 			})},
+		},
+		"from a quorum queue": {
+			msg:    amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(20), "trace": "1"}},
+			letter: boom,
+			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{"trace": "1"})},
 		},
 		"an empty CC": {
 			msg:    amqp.Delivery{Headers: amqp.Table{"CC": nil}},

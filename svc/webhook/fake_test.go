@@ -181,6 +181,7 @@ type nothing struct{}
 
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
 func (nothing) Headers() map[string]any                           { return nil }
+func (nothing) Returns() int                                      { return 0 }
 func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Count(string)                                      {}
