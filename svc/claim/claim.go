@@ -8,22 +8,23 @@
 // numbers the writes of a session, <w> names a window. A list is a JSON array
 // of ids.
 //
-//	session/<s>       host and pid   the process is alive; the key's version counts its writes
-//	claim/<s>/<n>     a list         the session asks for these ids
-//	done/<w>/<s>/<n>  a list         these ids were processed
-//	window/<w>        DEDUP_WINDOW   the window has not ended
+//	session/<s>         host and pid   the process is alive; the key's version counts its writes
+//	claim/<s>/<n>       a list         the session asks for these ids
+//	done/<w>/<s>/<n>    a list         these ids were processed
+//	forget/<w>/<s>/<n>  a list         these ids of that record do not count: an operator forgot them
+//	window/<w>          DEDUP_WINDOW   the window has not ended
 //
-// A session's key and its claims are attached to the session's lease, a window's key and
-// its records to the window's lease. (The window "forever" has no lease.) A session or a
-// window lives as long as its key exists.
+// A session's key and its claims are attached to the session's lease, the other keys to the
+// window's. (The window "forever" has no lease.) A session or a window lives as long as its key
+// exists.
 //
 // # The rule
 //
-// An id is done if a record of a living window lists it. Otherwise it belongs to
-// the oldest claim that lists it, by CreateRevision, which is also the fencing
-// token: it grows with each new owner.
+// An id is done if a record of a living window lists it, and no forget key of that record does.
+// Otherwise it belongs to the oldest claim that lists it, by CreateRevision, which is also the
+// fencing token: it grows with each new owner.
 //
-//	absent ──claim──▶ claimed ──record──▶ done ──window ends──▶ absent
+//	absent ──claim──▶ claimed ──record──▶ done ──window ends, or forgotten──▶ absent
 //	   ▲                 │
 //	   └──taken off the claim, or the session ends; the next oldest claim owns the id at that instant
 //

@@ -76,7 +76,7 @@ func (c *claimer) compose() *write {
 	now := time.Now()
 	w := &write{Session: c.view.session, N: c.sent + 1, Window: c.window, checks: c.checks, sent: now}
 	d := draft{write: w, suspended: c.held.Err() != nil}
-	d.beginRecord(c.view.record, now)
+	d.beginRecord(c.view.record, c.view.forgotten[c.view.record.recordName] != nil, now)
 	later := c.due[:0]
 	for _, e := range c.due {
 		switch todo := e.next(w.Session); {
@@ -124,8 +124,9 @@ type ending struct {
 }
 
 // beginRecord makes the record of this write the session's last one, if that is small, or
-// else a new one. No ids are recorded in a window whose time is over.
-func (d *draft) beginRecord(last recordKey, now time.Time) {
+// else a new one: also if ids of that one are forgotten, since it cannot list them again. No ids
+// are recorded in a window whose time is over.
+func (d *draft) beginRecord(last recordKey, forgotten bool, now time.Time) {
 	if !d.Window.over(now) {
 		d.room = d.Window.Room
 	}
@@ -134,7 +135,7 @@ func (d *draft) beginRecord(last recordKey, now time.Time) {
 	for _, id := range last.ids {
 		bytes += jsonSize(id)
 	}
-	if last.window == d.Window.Name && len(last.ids) < smallRecord && bytes < maxList/2 {
+	if !forgotten && last.window == d.Window.Name && len(last.ids) < smallRecord && bytes < maxList/2 {
 		d.Record, d.Done, d.doneBytes = last.write, slices.Clone(last.ids), bytes
 	}
 }

@@ -96,6 +96,20 @@ func (s *doneSet) put(shard map[hash]uint32, h hash, n uint32) {
 	}
 }
 
+// remove takes out an id that a record of the named window listed.
+func (s *doneSet) remove(id, name string) {
+	h, shard := s.hash(id)
+	n, ok := shard[h]
+	if !ok || n != s.numbers[name] {
+		return
+	}
+	delete(shard, h)
+	if s.windows[n].created > 0 {
+		s.living--
+	}
+	s.removed(n)
+}
+
 // load makes add gather ids. endLoad puts them into the shards, one shard at a
 // time, because with many millions of ids nearly every access to another shard
 // misses the processor's caches. Until endLoad, has does not know the ids.

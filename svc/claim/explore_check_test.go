@@ -23,15 +23,16 @@ func (x *run) unreadable(err error) {
 func (x *run) check() {
 	head := x.etcd.truth[x.etcd.revision]
 	for id, t := range head {
-		if t.done {
-			if x.works[id] == 0 {
-				x.fail("%s is done without its work", id)
-			}
+		if n := x.etcd.recorded[id]; n > x.works[id]+x.expired[id] {
+			x.fail("%s became done %d times with its work done %d times", id, n, x.works[id])
+		}
+		if t.records > 1 {
+			x.fail("%d records of %s count", t.records, id)
 		}
 		if n := x.workers(id); n > 1 {
 			x.fail("%d deliveries work on %s at once", n, id)
 		}
-		if x.works[id] > 1+x.worked[id] && !x.hurt {
+		if x.works[id] > 1+x.ended[id] && !x.hurt {
 			x.fail("the work on %s was done %d times without a crash or a suspension", id, x.works[id])
 		}
 	}
@@ -83,7 +84,7 @@ func (x *run) checkGrant(p *simProcess, d *simDelivery) {
 
 // checkSkipped checks that the id of a skipped delivery was recorded.
 func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
-	if !x.etcd.recorded[d.id] {
+	if x.etcd.recorded[d.id] == 0 {
 		x.fail("%s is skipped, and was never recorded", d.id)
 	}
 }
@@ -112,7 +113,7 @@ func (x *run) checkEnd() {
 		}
 	}
 	for id := range x.etcd.truth[0] {
-		if !x.etcd.recorded[id] && x.dead == 0 {
+		if x.etcd.recorded[id] == 0 && x.dead == 0 {
 			x.fail("in the end %s is neither recorded nor dead-lettered", id)
 		}
 	}
@@ -129,6 +130,7 @@ func revisionOf(token int64) int64 {
 // truth is the state of an id according to the rule.
 type truth struct {
 	done    bool
+	records int // that count
 	session string
 	write   string
 	token   int64
@@ -147,13 +149,16 @@ func (e *simEtcd) rule() map[string]truth {
 			parts := strings.Split(key, "/")
 			if parts[0] == "done" {
 				_, living := e.keys["window/"+parts[1]]
-				t.done = t.done || living
-			} else if t.token == 0 || (k.created < t.token) != (e.broken == "the newest claim owns") {
+				if living && !slices.Contains(e.keys["forget"+strings.TrimPrefix(key, "done")].ids, id) {
+					t.done = true
+					t.records++
+				}
+			} else if parts[0] == "claim" && (t.token == 0 || (k.created < t.token) != (e.broken == "the newest claim owns")) {
 				t.session, t.write, t.token = parts[1], parts[2], k.created
 			}
 		}
 		if t.done {
-			t = truth{done: true}
+			t = truth{done: true, records: t.records}
 		}
 		all[id] = t
 	}

@@ -17,7 +17,7 @@ type simEtcd struct {
 	leases   []simLease         // lease n is leases[n-1]
 	log      [][]change         // by revision
 	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
-	recorded map[string]bool    // ids that were done at any time
+	recorded map[string]int     // by id, how often it became done
 	ids      []string
 	paths    Etcd // for the names of the keys
 }
@@ -32,7 +32,7 @@ type simKey struct {
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
-	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]bool), ids: ids, log: [][]change{nil}}
+	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]int), ids: ids, log: [][]change{nil}}
 	e.truth = append(e.truth, e.rule())
 	return e
 }
@@ -98,16 +98,31 @@ func (e *simEtcd) commit(events []change) {
 	e.log = append(e.log, events)
 	e.truth = append(e.truth, e.rule())
 	for id, t := range e.truth[e.revision] {
-		e.recorded[id] = e.recorded[id] || t.done
+		if t.done && !e.truth[e.revision-1][id].done {
+			e.recorded[id]++
+		}
 	}
 }
 
-// snapshot returns all keys in the order of Etcd.snapshot: windows first.
+// forget simulates svc/ids -forget, which forgets an id that is done.
+func (e *simEtcd) forget(id string) {
+	var events []change
+	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
+		forget := "forget" + strings.TrimPrefix(key, "done")
+		k, before := e.keys[key], e.keys[forget].ids
+		if forget != "forget"+key && slices.Contains(k.ids, id) && !slices.Contains(before, id) {
+			events = append(events, e.put(forget, listJSON(append(slices.Clone(before), id)), k.lease))
+		}
+	}
+	e.commit(events)
+}
+
+// snapshot returns all keys in the order of Etcd.readAll.
 func (e *simEtcd) snapshot() (events []change) {
 	keys := slices.Sorted(maps.Keys(e.keys))
-	for _, windows := range []bool{true, false} {
+	for _, forgets := range []bool{true, false} {
 		for _, key := range keys {
-			if !windows || strings.HasPrefix(key, "window/") {
+			if strings.HasPrefix(key, "forget/") == forgets {
 				events = append(events, e.event(key))
 			}
 		}

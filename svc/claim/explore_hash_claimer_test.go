@@ -23,6 +23,7 @@ func (h *hasher) addProcess(p *simProcess) {
 		h.add(index(&h.windows, r.window))
 		h.addWrite(r.session, r.write)
 		h.addIDs(r.ids)
+		h.addIDs(c.view.forgotten[r.recordName])
 	}
 	for _, id := range h.x.etcd.ids {
 		h.addEntry(p, h.renamed(id))

@@ -55,7 +55,7 @@ func (h *hasher) rank() {
 		if parts := strings.Split(name, "/"); parts[0] == "claim" {
 			h.tokens = append(h.tokens, created)
 			h.number(parts[1], parseNumber(parts[2]))
-		} else if parts[0] == "done" {
+		} else if parts[0] == "done" || parts[0] == "forget" {
 			h.number(parts[2], parseNumber(parts[3]))
 		}
 	}
@@ -176,7 +176,7 @@ func (h *hasher) addKey(name string, ids []string, created int64) {
 	case "claim":
 		h.addWrite(parts[1], parseNumber(parts[2]))
 		h.addToken(created)
-	case "done":
+	case "done", "forget":
 		h.add(index(&h.windows, parts[1]))
 		h.addWrite(parts[2], parseNumber(parts[3]))
 	}
@@ -191,8 +191,7 @@ func (h *hasher) encode(first int) []byte {
 	h.addBools(x.hurt)
 	for _, id := range x.etcd.ids {
 		id = h.renamed(id)
-		h.add(min(x.works[id], 2+x.worked[id]), x.worked[id])
-		h.addBools(x.etcd.recorded[id])
+		h.add(min(x.works[id], 2+x.ended[id]), x.ended[id], x.expired[id], x.etcd.recorded[id])
 	}
 	for i := range x.processes {
 		h.addProcess(x.processes[(i+first)%2])

@@ -11,7 +11,7 @@ import (
 func TestHashKnowsTheFields(t *testing.T) {
 	for typ, want := range map[reflect.Type]int{
 		reflect.TypeFor[claimer](): 16, reflect.TypeFor[entry](): 9, reflect.TypeFor[Claim](): 5, reflect.TypeFor[write](): 12,
-		reflect.TypeFor[roleState](): 7, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 4, reflect.TypeFor[doneSet](): 10,
+		reflect.TypeFor[roleState](): 8, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 2, reflect.TypeFor[recordName](): 3, reflect.TypeFor[doneSet](): 10,
 	} {
 		if typ.NumField() != want {
 			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
@@ -38,6 +38,7 @@ func (p *statePool) get(session string) *roleState {
 	clear(s.sessions)
 	clear(s.claims)
 	clear(s.queues)
+	clear(s.forgotten)
 	for _, id := range p.ids {
 		hash, shard := s.done.hash(id)
 		delete(shard, hash)

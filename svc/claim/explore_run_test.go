@@ -18,7 +18,8 @@ type run struct {
 
 	acked, dead int
 	works       map[string]int   // by id, how often its work has finished
-	worked      map[string]int   // by id, how many windows that listed it have ended
+	ended       map[string]int   // by id, how often it was done and then not: its window had ended, or it was forgotten
+	expired     map[string]int   // how often its window had ended
 	tokens      map[string]grant // by id, the last grant
 	hurt        bool             // a crash or a suspension has happened
 }
@@ -39,7 +40,7 @@ func (x *run) newSession() string {
 func (x *run) begin() {
 	x.etcd = newSimEtcd(x.ids(), x.broken)
 	x.queue = slices.Clone(x.messages)
-	x.works, x.worked = make(map[string]int), make(map[string]int)
+	x.works, x.ended, x.expired = make(map[string]int), make(map[string]int), make(map[string]int)
 	x.tokens = make(map[string]grant)
 	for i := range x.processes {
 		p := &simProcess{x: x}
@@ -110,6 +111,8 @@ func (x *run) take(s step) {
 		p.resend()
 	case windowStep:
 		x.endWindow(int64(s.i))
+	case forgetStep:
+		x.forget(x.etcd.ids[s.i])
 	case channelStep:
 		p.loseChannel(p.deliveries[s.i])
 	case failStep:
@@ -143,12 +146,20 @@ func (x *run) execute(i int) (*simCopy, simAnswer) {
 	return w, answer
 }
 
+// endWindow ends a window, which was an id's last.
 func (x *run) endWindow(lease int64) {
 	before := x.etcd.truth[x.etcd.revision]
 	x.etcd.end(lease)
 	for id, t := range x.etcd.truth[x.etcd.revision] {
 		if before[id].done && !t.done {
-			x.worked[id]++
+			x.ended[id]++
+			x.expired[id]++
 		}
 	}
+}
+
+// forget simulates an operator who forgets an id that is done.
+func (x *run) forget(id string) {
+	x.etcd.forget(id)
+	x.ended[id]++
 }

@@ -30,12 +30,13 @@ const (
 	closedStep
 	leaderStep
 	windowStep
+	forgetStep
 	channelStep
 	failStep
 )
 
 var kinds = [...]string{"deliver", "end session", "execute", "execute, watch, answer", "write", "watch", "catch up", "finish", "cancelled", "release",
-	"renew", "expire", "SUSPEND", "CRASH", "RESEND", "ANSWER LOST", "WATCH CLOSED", "LEADER CHANGE", "WINDOW ENDS", "CHANNEL LOST", "FAIL"}
+	"renew", "expire", "SUSPEND", "CRASH", "RESEND", "ANSWER LOST", "WATCH CLOSED", "LEADER CHANGE", "WINDOW ENDS", "FORGET", "CHANNEL LOST", "FAIL"}
 
 type step struct {
 	kind kind
@@ -81,6 +82,11 @@ func (x *run) enabled(withFaults bool) (steps, faults []step) {
 	}
 	if withFaults {
 		faults = append(faults, step{leaderStep, 0, 0})
+		for i, id := range x.etcd.ids {
+			if x.etcd.truth[x.etcd.revision][id].done {
+				faults = append(faults, step{forgetStep, 0, byte(i)})
+			}
+		}
 	}
 	return steps, faults
 }

@@ -33,7 +33,7 @@ func (s scenario) symmetries() int {
 // TestExplore runs the real claimers of two processes on a simulated etcd through
 // every possible order of steps, with a limited number of faults per run: a write that
 // is sent twice, one copy of which arrives late; a lost answer; a crash; a suspension;
-// a closed watch; a change of leader; the end of a window; a lost channel; a failing
+// a closed watch; a change of leader; the end of a window; a forgotten id; a lost channel; a failing
 // handler. A lease expires only after its process has crashed or has suspended the
 // session. A write, a watch event, a late copy and an expiry may take any time.
 //

@@ -54,7 +54,7 @@ func TestFollowingIsReading(t *testing.T) {
 	t.Logf("%d revisions compared", revisions)
 }
 
-// history makes random writes of several sessions and ends random leases.
+// history makes random writes of several sessions, ends random leases and forgets random ids.
 type history struct {
 	*simEtcd
 	rand     *rand.Rand
@@ -78,7 +78,7 @@ func (h *history) some(wanted func(truth) bool) (ids []string) {
 }
 
 func (h *history) step() {
-	switch n := h.rand.IntN(12); {
+	switch n := h.rand.IntN(13); {
 	case n == 0 || len(h.sessions) == 0:
 		name := fmt.Sprintf("s%d", h.revision)
 		h.sessions = append(h.sessions, &write{Session: name, N: 1})
@@ -88,6 +88,10 @@ func (h *history) step() {
 		h.windows = append(h.windows, recordWindow{Name: fmt.Sprint("w", lease), Lease: lease})
 	case n == 2:
 		h.end(int64(1 + h.rand.IntN(len(h.leases)))) // the lease of a session or a window
+	case n == 3:
+		for _, id := range h.some(func(t truth) bool { return t.done }) {
+			h.forget(id)
+		}
 	default:
 		h.write(h.sessions[h.rand.IntN(len(h.sessions))])
 	}
@@ -108,7 +112,9 @@ func (h *history) write(last *write) {
 	records := "done/" + w.Window.Name + "/" + w.Session + "/"
 	w.Record = w.N
 	for n := int64(1); n < w.N && len(w.Done) > 0 && h.rand.IntN(2) == 0; n++ {
-		if k, ok := h.keys[fmt.Sprintf("%s%016d", records, n)]; ok {
+		key := fmt.Sprintf("%s%016d", records, n)
+		again := func(id string) bool { return slices.Contains(h.keys["forget"+key[len("done"):]].ids, id) }
+		if k, ok := h.keys[key]; ok && !slices.ContainsFunc(w.Done, again) {
 			w.Record, w.Done = n, append(k.ids, w.Done...)
 			break
 		}

@@ -2,6 +2,7 @@ package claim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -92,6 +93,68 @@ func TestSmallRecords(t *testing.T) {
 	for i := range 41 {
 		if !d.c.view.Done(fmt.Sprint(i)) {
 			t.Fatalf("%d is not done", i)
+		}
+	}
+}
+
+// An id that was forgotten is processed again, and recorded in a new record, where it counts, also
+// for a view that is read anew. The next ids are added to that.
+func TestForgottenIsRecordedAgain(t *testing.T) {
+	d := newDriver(t)
+	d.done("1")
+	d.done("2")
+	d.x.etcd.forget("1")
+	d.watch(1)
+	if d.c.view.Done("1") || !d.c.view.Done("2") {
+		t.Fatalf("1 is done: %t, 2 is done: %t", d.c.view.Done("1"), d.c.view.Done("2"))
+	}
+	d.done("1")
+	d.done("3")
+	d.load()
+	for _, id := range []string{"1", "2", "3"} {
+		if !d.c.view.Done(id) {
+			t.Errorf("%s is not done", id)
+		}
+	}
+	records := slices.SortedFunc(maps.Values(d.records()), slices.Compare[[]string])
+	if want := [][]string{{"1", "2"}, {"1", "3"}}; !slices.EqualFunc(records, want, slices.Equal[[]string]) {
+		t.Errorf("the records list %v, want %v", records, want)
+	}
+}
+
+// Work that was recorded and forgotten before the process saw either is not recorded again,
+// whether it then sees both changes at once or reads all keys. The next work on it is.
+func TestForgottenUnseen(t *testing.T) {
+	for name, see := range map[string]func(p *simProcess){
+		"followed": func(p *simProcess) { p.watch(p.x.etcd.revision - p.view) },
+		"read":     func(p *simProcess) { p.load() },
+		"lost":     func(p *simProcess) { p.endSession() },
+	} {
+		x := newPair(t, "1", "2")
+		first := x.a.c.enqueue("1")
+		x.runUntilIdle()
+		x.finish(x.a, first)
+		x.write(x.a)
+		x.etcd.forget("1")
+		see(x.a)
+		if err := recorded(t, first); err != nil {
+			t.Errorf("%s: complete: %v", name, err)
+		}
+		if writes := x.runUntilIdle(); writes > 0 || x.a.c.view.Done("1") {
+			t.Errorf("%s: %d writes follow; it is done: %t", name, writes, x.a.c.view.Done("1"))
+		}
+		again := x.a.c.enqueue("1")
+		x.runUntilIdle()
+		x.finish(x.a, again)
+		x.a.write()
+		x.a.load() // the record of the first time is still its session's last
+		if len(again.answer) > 0 {
+			t.Errorf("%s: complete returns before the second record", name)
+		}
+		x.execute(0)
+		x.see(x.a)
+		if err := recorded(t, again); err != nil {
+			t.Errorf("%s: complete: %v", name, err)
 		}
 	}
 }

@@ -27,6 +27,8 @@ type roleState struct {
 	claims   map[string]*claimKey   // by claim/<s>/<n>
 	queues   map[string][]*claimKey // the claims that list an id, the oldest first
 	done     *doneSet
+	// forgotten has the ids of each key forget/<w>/<s>/<n>, by its record. They are few.
+	forgotten map[recordName][]string
 
 	session string    // of the process whose view this is; "": it has none yet
 	record  recordKey // the latest of that session
@@ -44,16 +46,21 @@ type claimKey struct {
 
 // recordKey is a key done/<w>/<s>/<n>.
 type recordKey struct {
+	recordName
+	ids []string
+}
+
+// recordName is <w>/<s>/<n>, the name of a record.
+type recordName struct {
 	window, session string
 	write           int64
-	ids             []string
 }
 
 // newRoleState returns the state of a role without keys, as the view of a process.
 func newRoleState(session string) *roleState {
 	return &roleState{
 		sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
-		done: newDoneSet(), session: session,
+		done: newDoneSet(), forgotten: make(map[recordName][]string), session: session,
 	}
 }
 
@@ -75,7 +82,7 @@ var errMissed = errors.New("changes were missed")
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
 // that they may concern: no process sees a part of a revision. (A page of a snapshot may be a
 // part, but its state is used only when all pages have been applied.) record is the record
-// that lists the id; nil means that its claims have changed. Keys that cannot be read are
+// that lists the id; nil means that its claims have changed, or that it was forgotten. Keys that cannot be read are
 // ignored, and the error names the first of them: there may be very many. errMissed comes before
 // such an error.
 func (s *roleState) Apply(changes []change, changed func(id string, record *recordKey)) error {
@@ -129,6 +136,9 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 		if !ch.Deleted { // otherwise its window ends in the same revision
 			return s.applyRecord(ch, name)
 		}
+	case "forget":
+		ids, err := s.applyForget(ch, name)
+		return ids, nil, err
 	case "claim":
 		ids, err := s.applyClaim(ch, name)
 		return ids, nil, err
@@ -138,22 +148,49 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 	return nil, nil, nil
 }
 
-// applyRecord applies the key done/<name>.
+// applyRecord applies the key done/<name>. It returns the ids that the record lists, without those
+// that were forgotten.
 func (s *roleState) applyRecord(ch change, name string) ([]string, *recordKey, error) {
-	window, name, _ := strings.Cut(name, "/")
-	session, write, err := parseName(name)
+	record, err := parseRecordName(name)
 	if err != nil {
 		return nil, nil, err
 	}
-	ids, err := parseIDs(ch.Value)
-	for _, id := range ids {
-		s.done.add(id, window)
-	}
-	r := &recordKey{window, session, write, ids}
-	if session == s.session && write >= s.record.write {
+	all, err := parseIDs(ch.Value)
+	r := &recordKey{record, all}
+	if record.session == s.session && record.write >= s.record.write {
 		s.record = *r
 	}
+	ids := all
+	if forgotten := s.forgotten[record]; forgotten != nil {
+		ids = slices.DeleteFunc(slices.Clone(all), func(id string) bool { return slices.Contains(forgotten, id) })
+	}
+	for _, id := range ids {
+		s.done.add(id, record.window)
+	}
 	return ids, r, err
+}
+
+// applyForget applies a change of the key forget/<name>, and returns the ids that it forgets.
+// No other record counts for them: an id is recorded only by its owner, and only if it is not
+// done.
+func (s *roleState) applyForget(ch change, name string) (forgets []string, err error) {
+	record, err := parseRecordName(name)
+	if err != nil {
+		return nil, err
+	}
+	if ch.Deleted { // its window ends in the same revision
+		delete(s.forgotten, record)
+		return nil, nil
+	}
+	ids, err := parseIDs(ch.Value)
+	for _, id := range ids {
+		if !slices.Contains(s.forgotten[record], id) {
+			s.done.remove(id, record.window)
+			forgets = append(forgets, id)
+		}
+	}
+	s.forgotten[record] = ids
+	return forgets, err
 }
 
 // applyClaim applies a change of the key claim/<name>.
@@ -211,6 +248,13 @@ func parseName(name string) (session string, write int64, err error) {
 	session, number, _ := strings.Cut(name, "/")
 	write, err = strconv.ParseInt(number, 10, 64)
 	return session, write, err
+}
+
+// parseRecordName parses <w>/<s>/<n>.
+func parseRecordName(name string) (record recordName, err error) {
+	window, name, _ := strings.Cut(name, "/")
+	session, write, err := parseName(name)
+	return recordName{window, session, write}, err
 }
 
 func parseIDs(value []byte) (ids []string, err error) {

@@ -82,6 +82,26 @@ func TestRule(t *testing.T) {
 			{[]change{gone("window/w")}, "absent"},
 			{[]change{{Key: "window/v", Created: 4, Version: 1}, put(5, "done/v/b/2", "x")}, "done"},
 		},
+		"an id is forgotten by hand, and stays so when its record is put again": {
+			{[]change{window, put(2, "done/w/a/2", "x", "y")}, "done"},
+			{[]change{put(3, "forget/w/a/2", "y")}, "done"},
+			{[]change{put(3, "forget/w/a/2", "y", "x")}, "absent"},
+			{[]change{put(2, "done/w/a/2", "x", "y", "z")}, "absent"},
+			{[]change{put(6, "done/w/a/6", "x")}, "done"},
+			{[]change{put(3, "forget/w/a/2", "y", "x", "z")}, "done"},
+			{[]change{put(7, "forget/w/a/6", "x")}, "absent"},
+			{[]change{gone("done/w/a/2"), gone("forget/w/a/2"), gone("window/w")}, "absent"},
+		},
+		"an id is forgotten in one of two windows": {
+			{[]change{window, put(2, "done/w/a/2", "x")}, "done"},
+			{[]change{put(3, "forget/w/a/2", "x")}, "absent"},
+			{[]change{{Key: "window/v", Created: 4, Version: 1}, put(5, "done/v/b/2", "x")}, "done"},
+			{[]change{gone("done/w/a/2"), gone("forget/w/a/2"), gone("window/w")}, "done"},
+			{[]change{put(6, "forget/v/b/2", "x")}, "absent"},
+		},
+		"what is forgotten is read before the records": {
+			{[]change{put(3, "forget/w/a/2", "x"), put(2, "done/w/a/2", "x"), put(2, "claim/b/2", "x"), window}, "b/2 token 2"},
+		},
 		"a done id has no owner": {
 			{[]change{put(2, "claim/a/2", "x")}, "a/2 token 2"},
 			{[]change{window, put(3, "done/w/b/2", "x")}, "done"},
@@ -117,7 +137,10 @@ func TestApplyNamesTheIDs(t *testing.T) {
 		{put(2, "claim/a/2", "y"), "x"},
 		{put(3, "claim/b/2", "x"), "x"},
 		{gone("claim/b/2"), "x"},
-		{put(4, "done/w/a/3", "y"), "y"},
+		{put(4, "done/w/a/3", "y", "x"), "x y"},
+		{put(5, "forget/w/a/3", "y"), "y"},
+		{put(4, "done/w/a/3", "y", "x", "z"), "x z"},
+		{put(5, "forget/w/a/3", "y", "z"), "z"},
 		{change{Key: "session/a", Version: 1}, ""},
 	}
 	for _, tt := range tests {
@@ -143,6 +166,7 @@ func TestUnreadableKeys(t *testing.T) {
 		{Key: "claim/a/first", Value: []byte(`["x"]`)},
 		{Key: "claim/a/2", Value: []byte(`"x"`)},
 		{Key: "done/w/a/2", Value: []byte(`["x",1]`)},
+		{Key: "forget/w/a/first", Value: []byte(`["y"]`)},
 		{Key: "other/a", Value: []byte(`["x"]`)},
 	} {
 		s := newRoleState("a")

@@ -136,9 +136,10 @@ func (c *claimer) apply(changes []change, revision int64) error {
 			return
 		case record == nil:
 			e.claims = c.view.Claims(id)
+			e.done = e.done && (e.recorded || c.view.Done(id)) // it may be forgotten
 		default:
-			e.done = e.done || c.view.Done(id)
 			e.recorded = e.recorded || record.session == c.view.session
+			e.done = e.recorded || c.view.Done(id) // its own record answers Complete, even if the id is forgotten at once
 		}
 		touched = append(touched, e)
 	})
@@ -168,9 +169,11 @@ func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 	for _, e := range c.entries {
 		e.claims, e.done, e.recorded = view.Claims(e.id), view.Done(e.id), false
 	}
-	for _, id := range view.record.ids { // it lists the ids of the write in flight, if that was carried out
-		if e := c.entries[id]; e != nil {
-			e.recorded = true
+	if w := c.pending; w != nil && w.Record == view.record.write { // it lists the ids of the write in flight, if that was carried out
+		for _, id := range view.record.ids {
+			if e := c.entries[id]; e != nil && e.finished && e.inFlight {
+				e.done, e.recorded = true, true
+			}
 		}
 	}
 	c.checkSession()
