@@ -43,12 +43,14 @@ const (
 	released  kind = "released"
 	suspended kind = "suspended" // Held has ended
 	abandoned kind = "abandoned" // the process crashed, or stopped, under the claim
+	forgotten kind = "forgotten" // by an operator: it was done until now
 )
 
 // idState is the state of an id in the sequential model. A history is legal if its
 // operations are legal one after the other in some order that agrees with their times.
 type idState struct {
 	done       bool
+	forgotten  bool  // it was done before: a process that has not seen its end may still skip the id
 	recordedBy int   // process
 	holder     int   // number of the grant under which a delivery works, in a session that is not suspended; 0: none
 	owner      int   // process of the last grant
@@ -64,14 +66,17 @@ func (s idState) step(o operation) (bool, idState) {
 		// A token is granted again only to the process that it was granted to before.
 		return !s.done && s.holder == 0 && (o.token > s.token || o.token == s.token && o.process == s.owner), next
 	case skipped:
-		return s.done, s
+		return s.done || s.forgotten, s
+	case forgotten:
+		next.done, next.forgotten = false, true
+		return s.done, next
 	case checked:
 		return s.holder == o.hold, s
 	case released, suspended, abandoned:
 		next.holder = 0
 		return s.done || s.holder == o.hold, next
 	case twice:
-		return s.done && s.recordedBy != o.process, s
+		return (s.done || s.forgotten) && s.recordedBy != o.process, s
 	case recorded, lost:
 		// The work may have been suspended meanwhile, but no other delivery may be
 		// working on the id.
@@ -235,6 +240,9 @@ func TestCheckedModel(t *testing.T) {
 		{"recorded twice", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 2, 2), of(40, recorded, 1, 1)}},
 		{"recorded during another's work", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 2, 2, 6), of(30, recorded, 1, 1), of(40, checked, 2, 2)}},
 		{"done by itself alone", false, []operation{grant(0, 1, 1, 5), of(10, suspended, 1, 1), grant(20, 1, 2, 5), of(30, recorded, 1, 2), of(40, twice, 1, 1)}},
+		{"forgotten, and granted", true, []operation{grant(0, 1, 1, 5), of(10, recorded, 1, 1), of(20, forgotten, 0, 0), grant(30, 2, 2, 6), of(40, skipped, 1, 0), of(50, recorded, 2, 2)}},
+		{"forgotten undone", false, []operation{grant(0, 1, 1, 5), of(10, released, 1, 1), of(20, forgotten, 0, 0)}},
+		{"recorded twice after forgotten once", false, []operation{grant(0, 1, 1, 5), of(10, recorded, 1, 1), of(20, forgotten, 0, 0), grant(30, 2, 2, 6), of(40, recorded, 2, 2), grant(50, 1, 3, 7)}},
 		{"unknown, and recorded", true, []operation{grant(0, 1, 1, 5), open, of(30, abandoned, 1, 1), of(40, skipped, 2, 0)}},
 		{"unknown, and not recorded", true, []operation{grant(0, 1, 1, 5), open, of(30, abandoned, 1, 1), grant(40, 2, 2, 6), of(50, checked, 2, 2)}},
 	} {

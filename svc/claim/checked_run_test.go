@@ -12,6 +12,7 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/etcd"
+	"github.com/streamdal/gophercon2021/svc/ids/lookup"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -100,6 +101,7 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 			}
 		})
 	}
+	running.Go(func() { r.forget(ctx) })
 	for !enough() && ctx.Err() == nil {
 		select {
 		case <-r.changed:
@@ -112,6 +114,20 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 	close(r.quiet)
 	running.Wait()
 	return left
+}
+
+// forget forgets ids, one after the other, until ctx ends. Each may be done or not.
+func (r *run) forget(ctx context.Context) {
+	role := lookup.Role{Client: etcd.New(r.inspector, slog.New(slog.DiscardHandler)), Prefix: "/service/" + r.role + "/", Timeout: maxWait}
+	for pause(ctx, between(0, 100*time.Millisecond)) {
+		id, call := r.pick(), r.now()
+		answers, err := role.Forget(r.t.Context(), id)
+		if err != nil {
+			r.t.Errorf("forget id %s: %v", id, err)
+		} else if answers[0].State == lookup.Forgotten {
+			r.add(id, operation{kind: forgotten, worker: (claimers + 1) * workers, call: call, returns: r.now()})
+		}
+	}
 }
 
 // claimsLeft waits until no claim lists an id. It returns the claims that are left
