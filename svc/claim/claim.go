@@ -8,7 +8,7 @@
 // numbers the writes of a session, <w> names a window. A list is a JSON array
 // of ids.
 //
-//	session/<s>         host and pid   the process is alive; the key's version counts its writes
+//	session/<s>         a [Process]    the process is alive; the key's version counts its writes
 //	claim/<s>/<n>       a list         the session asks for these ids
 //	done/<w>/<s>/<n>    a list         these ids were processed
 //	forget/<w>/<s>/<n>  a list         these ids of that record do not count: an operator forgot them

@@ -207,3 +207,23 @@ func (c *claimer) Remembered() int {
 	defer c.mu.Unlock()
 	return c.view.done.living
 }
+
+// Sessions returns how many processes of the role live, as far as etcd knows.
+func (c *claimer) Sessions() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.view.sessions)
+}
+
+// HandledElsewhere reports whether another process of the role that lives handles a type of
+// events.
+func (c *claimer) HandledElsewhere(typ string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, session := range c.view.sessions {
+		if name != c.view.session && slices.Contains(session.types, typ) {
+			return true
+		}
+	}
+	return false
+}

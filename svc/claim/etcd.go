@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
-	"strconv"
 	"sync"
 	"time"
 
@@ -20,6 +20,7 @@ import (
 type Options struct {
 	Prefix       string // ETCD_PREFIX: what all keys begin with; "": /service/
 	Role         string
+	Types        []string      // of the events that the process handles, for the others
 	TTL          time.Duration // CLAIM_TTL
 	Window       time.Duration // DEDUP_WINDOW; 0: for ever
 	MaxIDs       int           // CACHE_SIZE: how many ids are remembered
@@ -33,7 +34,7 @@ type Etcd struct {
 	*claimer
 	o      Options
 	prefix string // of all keys of the role
-	value  string // of the session's key, for operators
+	value  string // of the session's key
 	client *etcd.Client
 
 	full chan struct{} // receives when too many ids are remembered
@@ -47,9 +48,10 @@ type Etcd struct {
 // nothing of etcd yet.
 func NewEtcd(client *etcd.Client, o Options) *Etcd {
 	host, _ := os.Hostname()
+	value, _ := json.Marshal(Process{host, os.Getpid(), o.Types})
 	return &Etcd{
 		claimer: newClaimer(), o: o, prefix: cmp.Or(o.Prefix, "/service/") + o.Role + "/",
-		value:      host + " " + strconv.Itoa(os.Getpid()),
+		value:      string(value),
 		client:     client,
 		full:       make(chan struct{}, 1),
 		unreadable: &outage.Log{Logger: o.Log, Level: slog.LevelWarn, Begins: "keys in etcd are ignored: they cannot be read"},

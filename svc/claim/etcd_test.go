@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -65,7 +66,7 @@ func (p *process) keys(prefix string) map[string]string {
 
 // The keys and values have the documented format, because operators read them.
 func TestFormat(t *testing.T) {
-	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour})
+	p := startOn(t, sharedEtcd(t), claim.Options{Role: newRole(), Window: time.Hour, Types: []string{"new_order", "refund"}})
 	c := p.mustClaim(`a<"1">`)
 	claims := p.keys("claim/")
 	for key, value := range claims {
@@ -77,8 +78,10 @@ func TestFormat(t *testing.T) {
 		if value != `["a<\"1\">"]` {
 			t.Errorf("%s is %s", key, value)
 		}
-		if host := p.keys("session/")["session/"+session]; len(strings.Fields(host)) != 2 {
-			t.Errorf("the session's key is %q", host)
+		host, _ := os.Hostname()
+		want := fmt.Sprintf(`{"host":%q,"pid":%d,"types":["new_order","refund"]}`, host, os.Getpid())
+		if value := p.keys("session/")["session/"+session]; value != want {
+			t.Errorf("the session's key is %s, want %s", value, want)
 		}
 		if resp, _ := p.client.Get(t.Context(), p.prefix+key); resp.Kvs[0].CreateRevision != c.Token {
 			t.Errorf("the token is %d, the claim's CreateRevision %d", c.Token, resp.Kvs[0].CreateRevision)
@@ -105,6 +108,36 @@ func TestFormat(t *testing.T) {
 		if err != nil || ttl.GrantedTTL < 3600 || ttl.GrantedTTL > 3600*9/8 {
 			t.Errorf("the record lives for %d s (%v), want an hour to an hour and an eighth", ttl.GrantedTTL, err)
 		}
+	}
+}
+
+// A process knows how many processes of the role live, and which types the others handle. A session
+// of an earlier version handles none.
+func TestSessions(t *testing.T) {
+	role := newRole()
+	a := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, Types: []string{"new_order"}})
+	mustKnow := func(sessions int, newOrder, refund bool) {
+		t.Helper()
+		eventually(t, func() error {
+			if n, o, r := a.Sessions(), a.HandledElsewhere("new_order"), a.HandledElsewhere("refund"); n != sessions || o != newOrder || r != refund {
+				return fmt.Errorf("%d sessions; new_order is handled elsewhere: %t, refund: %t; want %d, %t, %t", n, o, r, sessions, newOrder, refund)
+			}
+			return nil
+		})
+	}
+	mustKnow(1, false, false)
+	b := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, Types: []string{"new_order", "refund"}})
+	mustKnow(2, true, true)
+	b.Close()
+	mustKnow(1, false, false)
+	for _, value := range []string{"vm 17285", "refund"} {
+		if _, err := a.client.Put(t.Context(), a.prefix+"session/"+value, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustKnow(3, false, false)
+	if warnings := a.log.find("level=WARN"); len(warnings) > 0 {
+		t.Errorf("warnings: %q", warnings)
 	}
 }
 

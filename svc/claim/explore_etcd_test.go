@@ -154,7 +154,7 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		e.commit(e.rewrite(w, lease))
 		return simAnswer{}, errHalf
 	}
-	events = append(events, e.put(session, "host 1", lease))
+	events = append(events, e.put(session, string(e.keys[session].value), lease))
 	if len(w.Done) > 0 {
 		if w.NewWindow {
 			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))

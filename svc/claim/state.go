@@ -23,7 +23,7 @@ type change struct {
 // view of a process. It knows no server, no goroutine and no clock, and is not safe for
 // concurrent use.
 type roleState struct {
-	sessions map[string]int64       // versions of session/<s>
+	sessions map[string]sessionKey  // by <s>
 	claims   map[string]*claimKey   // by claim/<s>/<n>
 	queues   map[string][]*claimKey // the claims that list an id, the oldest first
 	done     *doneSet
@@ -33,6 +33,19 @@ type roleState struct {
 	session string    // of the process whose view this is; "": it has none yet
 	record  recordKey // the latest of that session
 	follows bool      // changes follow without a gap; not while all keys are read
+}
+
+// sessionKey is a key session/<s>.
+type sessionKey struct {
+	version int64
+	types   []string // that the process handles
+}
+
+// Process is the value of a session's key, in JSON.
+type Process struct {
+	Host  string   `json:"host"`
+	PID   int      `json:"pid"`
+	Types []string `json:"types,omitempty"` // of the events that it handles
 }
 
 // claimKey is a key claim/<s>/<n>.
@@ -59,7 +72,7 @@ type recordName struct {
 // newRoleState returns the state of a role without keys, as the view of a process.
 func newRoleState(session string) *roleState {
 	return &roleState{
-		sessions: make(map[string]int64), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
+		sessions: make(map[string]sessionKey), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
 		done: newDoneSet(), forgotten: make(map[recordName][]string), session: session,
 	}
 }
@@ -73,7 +86,7 @@ func (s *roleState) Claims(id string) []*claimKey { return s.queues[id] }
 
 // Version returns how many writes of a session the state has seen; 0 if the
 // session does not live.
-func (s *roleState) Version(session string) int64 { return s.sessions[session] }
+func (s *roleState) Version(session string) int64 { return s.sessions[session].version }
 
 // errMissed says that etcd was restored from a backup: changes are missing between those that
 // the state shows and the next.
@@ -117,14 +130,19 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 	kind, name, _ := strings.Cut(ch.Key, "/")
 	switch kind {
 	case "session":
-		before := s.sessions[name]
+		before, known := s.sessions[name]
 		if ch.Deleted {
 			delete(s.sessions, name)
 			break
 		}
-		s.sessions[name] = ch.Version
-		if s.follows && ch.Version != before+1 { // each write raises the version by one
-			return nil, nil, fmt.Errorf("%w: write %d follows write %d", errMissed, ch.Version, before)
+		if !known { // a session does not change its value
+			var process Process
+			_ = json.Unmarshal(ch.Value, &process) // of an earlier version: no types
+			before.types = process.Types
+		}
+		s.sessions[name] = sessionKey{ch.Version, before.types}
+		if s.follows && ch.Version != before.version+1 { // each write raises the version by one
+			return nil, nil, fmt.Errorf("%w: write %d follows write %d", errMissed, ch.Version, before.version)
 		}
 	case "window":
 		if ch.Deleted {

@@ -156,10 +156,7 @@ func (m *memory) add(key string, kv *mvccpb.KeyValue, wanted map[string]bool) {
 
 // process returns the host and the pid in the value of a session's key.
 func process(value []byte) string {
-	var p struct {
-		Host string
-		PID  int
-	}
+	var p claim.Process
 	if json.Unmarshal(value, &p) != nil { // an earlier version wrote host and pid
 		return string(value)
 	}
