@@ -89,12 +89,13 @@ func (s *Etcd) runSession(ctx context.Context, ses *session) error {
 // renew keeps the lease alive. It suspends the session when CLAIM_TTL has passed since
 // it sent the last renewal that was answered.
 func (s *Etcd) renew(ctx context.Context, ses *session) error {
-	suspend := time.AfterFunc(time.Until(ses.validUntil), func() {
+	suspend := func() {
 		if s.suspendExpired() {
 			s.o.Log.Warn("session suspended: handlers are cancelled", "session", ses.name, "unrenewed", s.o.TTL)
 		}
-	})
-	defer suspend.Stop()
+	}
+	expires := time.AfterFunc(time.Until(ses.validUntil), suspend)
+	defer expires.Stop()
 	renewer := s.client.NewRenewer(ses.lease, s.o.TTL/8)
 	defer renewer.Close()
 	tick := time.NewTicker(s.o.TTL / 4)
@@ -102,6 +103,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 	for {
 		select {
 		case <-tick.C:
+			suspend() // the machine may have slept, and the timer with it
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -110,7 +112,7 @@ func (s *Etcd) renew(ctx context.Context, ses *session) error {
 			return fmt.Errorf("renew its lease: %w", err)
 		}
 		validUntil := sent.Add(s.o.TTL)
-		suspend.Reset(time.Until(validUntil))
+		expires.Reset(time.Until(validUntil))
 		if s.renewed(validUntil) {
 			s.o.Log.Info("session resumed", "session", ses.name)
 		}
@@ -155,7 +157,7 @@ func (c *claimer) beginSession(session string, began int64, validUntil time.Time
 func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.end == nil || !time.Now().Before(validUntil) {
+	if c.end == nil || passed(validUntil) {
 		return false
 	}
 	wasValid := c.valid()
@@ -171,7 +173,14 @@ func (c *claimer) renewed(validUntil time.Time) (resumed bool) {
 }
 
 // valid reports whether the session may be assumed to live.
-func (c *claimer) valid() bool { return c.held.Err() == nil && time.Now().Before(c.validUntil) }
+func (c *claimer) valid() bool { return c.held.Err() == nil && !passed(c.validUntil) }
+
+// passed reports whether t has passed. While the machine sleeps the monotonic clock stands still, on
+// which times are compared, so the wall clock is asked as well.
+func passed(t time.Time) bool { return !time.Now().Before(t) || !wallClock().Before(t.Round(0)) }
+
+// wallClock returns the time without a monotonic reading. A test sets it.
+var wallClock = func() time.Time { return time.Now().Round(0) }
 
 // suspendSession ends the contexts of all claims, and grants nothing until the next session.
 func (c *claimer) suspendSession() {
@@ -194,7 +203,7 @@ func (c *claimer) endSession(cause error) {
 func (c *claimer) suspendExpired() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.held.Err() != nil || time.Now().Before(c.validUntil) {
+	if c.held.Err() != nil || !passed(c.validUntil) {
 		return false
 	}
 	c.suspend(ErrSuspended)

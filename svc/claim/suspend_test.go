@@ -231,6 +231,37 @@ func TestRenewedAsItExpires(t *testing.T) {
 	})
 }
 
+// A machine that slept for longer than CLAIM_TTL: the monotonic clock, and with it the timer, stood
+// still. The session is suspended all the same, by the next delivery and by the next look at it.
+func TestSlept(t *testing.T) {
+	defer func(clock func() time.Time) { wallClock = clock }(wallClock)
+	x := newPair(t, "1", "2")
+	x.a.c.renewed(time.Now().Add(10 * time.Second))
+	working := x.a.c.enqueue("1")
+	x.runUntilIdle()
+	x.expect(working, "granted")
+	awake := wallClock
+	wallClock = func() time.Time { return awake().Add(9 * time.Second) }
+	if !x.a.c.valid() || x.a.c.suspendExpired() {
+		t.Error("the session ends too early")
+	}
+	wallClock = func() time.Time { return awake().Add(time.Hour) }
+	late := x.a.c.enqueue("2")
+	x.runUntilIdle()
+	x.expect(late, "waits")
+	if x.a.c.renewed(time.Now().Add(10 * time.Second)) {
+		t.Error("an answer to a renewal that was sent before resumes the session")
+	}
+	if !x.a.c.suspendExpired() || working.Held.Err() == nil {
+		t.Error("the session is not suspended")
+	}
+	if !x.a.c.renewed(time.Now().Add(2 * time.Hour)) {
+		t.Error("the session does not resume after a renewal")
+	}
+	x.runUntilIdle()
+	x.expect(late, "granted")
+}
+
 func TestIsOver(t *testing.T) {
 	tests := map[string]struct {
 		version, revision, sent, committed int64
