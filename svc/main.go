@@ -54,7 +54,6 @@ import (
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/config"
 	"github.com/streamdal/gophercon2021/svc/consume"
-	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/health"
 	"github.com/streamdal/gophercon2021/svc/metrics"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
@@ -143,7 +142,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if cfg.Etcd {
 		etcdClaims, closeClaims, err := openClaims(ctx, etcdCtx, cfg, shutdown.revoke, status, log)
 		if err != nil {
-			return fail(err, etcd.Hint(err))
+			return fail(err, claim.Hint(err))
 		}
 		defer closeClaims()
 		stats.claims.Store(etcdClaims)

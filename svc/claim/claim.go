@@ -54,6 +54,8 @@ package claim
 import (
 	"context"
 	"errors"
+
+	"github.com/streamdal/gophercon2021/svc/etcd"
 )
 
 var (
@@ -67,7 +69,19 @@ var (
 	// ErrInvalidID says that an id cannot be stored: it is not UTF-8, or longer than
 	// 10,000 bytes.
 	ErrInvalidID = errors.New("the id is not UTF-8, or too long")
+	// ErrCacheSize says that a process that starts finds more than twice as many ids as it is to
+	// remember. To read them needs too much memory, and to forget them would be for all processes.
+	ErrCacheSize = errors.New("more ids are remembered than twice CACHE_SIZE")
 )
+
+// Hint says how to fix an error of [Etcd.Load].
+func Hint(err error) string {
+	if errors.Is(err, ErrCacheSize) {
+		return "raise CACHE_SIZE, at best to that of the role's other replicas; or have all of them forget the oldest ids: " +
+			"`etcdctl lease revoke <window>`, where window/<window> is the first of `etcdctl get --prefix <prefix>window/ --keys-only --sort-by=CREATE --order=ASCEND`"
+	}
+	return etcd.Hint(err)
+}
 
 // Claim is the right to work on an id. It ends with Complete, to be called once, or
 // with Release; a Release after Complete does nothing.

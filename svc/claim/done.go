@@ -1,8 +1,10 @@
 package claim
 
 import (
+	"cmp"
 	"encoding/binary"
 	"hash/maphash"
+	"slices"
 )
 
 // shards is the number of maps that the set is divided into, so that the ids of
@@ -200,17 +202,13 @@ func (s *doneSet) removed(n uint32) {
 
 func (s *doneSet) ended(n uint32) bool { return s.numbers[s.windows[n].name] != n }
 
-// oldestTwo returns the two oldest living windows, not counting the window forever. A
-// window without a name means that there is none.
-func (s *doneSet) oldestTwo() (oldest, next window) {
+// livingWindows returns the living windows, the oldest first, without the window forever.
+func (s *doneSet) livingWindows() (living []window) {
 	for _, w := range s.windows {
-		switch {
-		case w.created == 0 || w.name == forever:
-		case oldest.name == "" || w.created < oldest.created:
-			oldest, next = *w, oldest
-		case next.name == "" || w.created < next.created:
-			next = *w
+		if w.created > 0 && w.name != forever {
+			living = append(living, *w)
 		}
 	}
-	return oldest, next
+	slices.SortFunc(living, func(a, b window) int { return cmp.Compare(a.created, b.created) })
+	return living
 }

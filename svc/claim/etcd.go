@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -37,7 +38,7 @@ type Etcd struct {
 	value  string // of the session's key
 	client *etcd.Client
 
-	full chan struct{} // receives when too many ids are remembered
+	windows chan struct{} // receives when a window begins or ends, and when too many ids are remembered
 
 	unreadable *outage.Log // keys
 	lostLeases *outage.Log // of new sessions
@@ -53,7 +54,7 @@ func NewEtcd(client *etcd.Client, o Options) *Etcd {
 		claimer: newClaimer(), o: o, prefix: cmp.Or(o.Prefix, "/service/") + o.Role + "/",
 		value:      string(value),
 		client:     client,
-		full:       make(chan struct{}, 1),
+		windows:    make(chan struct{}, 1),
 		unreadable: &outage.Log{Logger: o.Log, Level: slog.LevelWarn, Begins: "keys in etcd are ignored: they cannot be read"},
 		lostLeases: &outage.Log{
 			Logger: o.Log, Level: slog.LevelWarn,
@@ -67,15 +68,19 @@ func NewEtcd(client *etcd.Client, o Options) *Etcd {
 	}
 }
 
-// Load reads what etcd remembers. It waits for etcd, and fails only when ctx ends.
+// Load reads what etcd remembers. It waits for etcd, and fails only when ctx ends, or with
+// ErrCacheSize the first time.
 func (s *Etcd) Load(ctx context.Context) error {
-	seen := s.seen()
-	view, revision, err := s.snapshot(ctx, s.view.session)
+	seen, most := s.seen(), math.MaxInt
+	if seen == 0 {
+		most = 2 * s.o.MaxIDs
+	}
+	view, revision, err := s.snapshot(ctx, s.view.session, most)
 	if err != nil {
 		return fmt.Errorf("read the processed ids: %w", err)
 	}
 	s.rebuild(view, revision, seen)
-	s.checkFull()
+	s.checkWindows()
 	return nil
 }
 
@@ -84,7 +89,7 @@ func (s *Etcd) Load(ctx context.Context) error {
 // still works under one.
 func (s *Etcd) Run(ctx context.Context) {
 	var parts sync.WaitGroup
-	parts.Go(func() { s.endOldestWindow(ctx) })
+	parts.Go(func() { s.followWindows(ctx) })
 	last := s.runSessions(ctx)
 	s.claimer.close()
 	parts.Wait()

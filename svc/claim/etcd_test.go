@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
+	"github.com/streamdal/gophercon2021/svc/etcd"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -172,18 +174,21 @@ func TestDedupWindow(t *testing.T) {
 		t.Errorf("the id was forgotten after %v", passed)
 	}
 	short.mustBeDone("long")
+	if early := short.log.find("before DEDUP_WINDOW"); len(early) > 0 {
+		t.Errorf("the window has ended in time: %q", early)
+	}
 	if n := len(short.keys("window/forever")); n != 1 {
 		t.Errorf("%d windows for ever", n)
 	}
 }
 
-// With more ids than MaxIDs all processes forget the oldest, so that their memory stays
+// With more ids than MaxIDs of one process all forget the oldest, so that its memory stays
 // bounded, and log a warning.
 func TestMaxIDs(t *testing.T) {
 	const most, ids = 800, 4000
 	role := newRole()
 	a := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, MaxIDs: most})
-	b := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour, MaxIDs: most})
+	b := startOn(t, sharedEtcd(t), claim.Options{Role: role, Window: time.Hour}) // whose memory would reach further
 	for from := 0; from < ids; from += 100 {
 		var wg sync.WaitGroup
 		for i := from; i < from+100; i++ {
@@ -199,9 +204,36 @@ func TestMaxIDs(t *testing.T) {
 	}
 	b.mustBeDone(fmt.Sprint(ids - 1))
 	b.mustComplete("0")
-	a.log.await("level=WARN", "CACHE_SIZE", "memory_reach=", "hint=")
+	for _, p := range []*process{a, b} {
+		p.log.await("level=WARN", "before DEDUP_WINDOW", "memory_reach=", "hint=", "CACHE_SIZE")
+	}
 	if n := b.Remembered(); n < most/2 {
 		t.Errorf("only %d ids are remembered", n)
+	}
+}
+
+// A process that starts where more than twice MaxIDs ids are remembered, without those that are for
+// ever, reads no further and forgets nothing.
+func TestMaxIDsAtTheStart(t *testing.T) {
+	etcdServer, role := sharedEtcd(t), newRole()
+	p := startOn(t, etcdServer, claim.Options{Role: role, Window: time.Hour})
+	forever := startOn(t, etcdServer, claim.Options{Role: role})
+	for i := range 30 {
+		p.mustComplete(fmt.Sprint(i))
+		forever.mustComplete(fmt.Sprint("ever", i))
+	}
+	for most, want := range map[int]error{14: claim.ErrCacheSize, 15: nil} {
+		log := slog.New(slog.DiscardHandler)
+		err := claim.NewEtcd(etcd.New(newClient(t, etcdServer), log), claim.Options{Role: role, Window: time.Hour, MaxIDs: most, Log: log}).Load(t.Context())
+		if !errors.Is(err, want) {
+			t.Errorf("CACHE_SIZE=%d: %v, want %v", most, err, want)
+		}
+		if want != nil && (!strings.Contains(err.Error(), "14") || !strings.Contains(claim.Hint(err), "etcdctl lease revoke")) {
+			t.Errorf("the error is %q with the hint %q", err, claim.Hint(err))
+		}
+	}
+	if n := p.Remembered(); n != 60 {
+		t.Errorf("%d ids are remembered, want 60", n)
 	}
 }
 

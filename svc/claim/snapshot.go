@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/etcd"
@@ -19,12 +20,13 @@ const (
 	progressInterval = 5 * time.Second // between two lines of the log while reading
 )
 
-// snapshot reads all keys at one revision, as the view of a process with that session.
-func (s *Etcd) snapshot(ctx context.Context, session string) (state *roleState, revision int64, err error) {
+// snapshot reads all keys at one revision, as the view of a process with that session. It fails
+// with ErrCacheSize if more than most ids are remembered, not counting those that are for ever.
+func (s *Etcd) snapshot(ctx context.Context, session string, most int) (state *roleState, revision int64, err error) {
 	for {
 		state = newRoleState(session)
 		state.done.load()
-		revision, err = s.readAll(ctx, state)
+		revision, err = s.readAll(ctx, state, most)
 		if !errors.Is(err, rpctypes.ErrCompacted) && !errors.Is(err, rpctypes.ErrFutureRev) {
 			state.done.endLoad()
 			return state, revision, err
@@ -34,19 +36,28 @@ func (s *Etcd) snapshot(ctx context.Context, session string) (state *roleState, 
 }
 
 // readAll applies all keys to state at the latest revision, which it returns.
-func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, err error) {
+func (s *Etcd) readAll(ctx context.Context, state *roleState, most int) (revision int64, err error) {
 	var unreadable error // of the first page that has such keys
-	told := time.Now()
-	apply := func(kvs []*mvccpb.KeyValue) {
+	told, found := time.Now(), 0
+	count := func(_ string, record *recordKey) {
+		if record != nil && record.window != forever {
+			found++
+		}
+	}
+	apply := func(kvs []*mvccpb.KeyValue) error {
 		changes := make([]change, len(kvs))
 		for i, kv := range kvs {
 			changes[i] = s.change(kv)
 		}
-		unreadable = cmp.Or(unreadable, state.Apply(changes, func(string, *recordKey) {}))
+		unreadable = cmp.Or(unreadable, state.Apply(changes, count))
 		if time.Since(told) > progressInterval {
 			told = time.Now()
 			s.o.Log.Info("reading the processed ids", "ids", state.done.living)
 		}
+		if found > most {
+			return fmt.Errorf("%w, which is %d: at least %d under %s", ErrCacheSize, s.o.MaxIDs, found, s.prefix)
+		}
+		return nil
 	}
 	revision, err = ReadKeys(ctx, s.client, s.prefix+"forget/", 0, apply) // before the records
 	if err == nil {
@@ -57,8 +68,8 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState) (revision int64, e
 }
 
 // ReadKeys reads all keys that begin with prefix, page by page in their order, at a revision or,
-// with 0, at the latest. It returns the revision.
-func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision int64, apply func(page []*mvccpb.KeyValue)) (int64, error) {
+// with 0, at the latest, until apply fails. It returns the revision.
+func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision int64, apply func(page []*mvccpb.KeyValue) error) (int64, error) {
 	type answer struct {
 		page *clientv3.GetResponse
 		err  error
@@ -90,7 +101,9 @@ func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision 
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		apply(a.page.Kvs)
+		if err := apply(a.page.Kvs); err != nil {
+			return 0, err
+		}
 	}
 	return revision, nil
 }

@@ -88,13 +88,16 @@ func (s *Etcd) applyChanges(events []*clientv3.Event) {
 	if len(events) == 0 {
 		return
 	}
-	changes := make([]change, len(events))
+	changes, windows := make([]change, len(events)), false
 	for i, e := range events {
 		changes[i] = s.change(e.Kv)
 		changes[i].Deleted = e.Type == mvccpb.DELETE
+		windows = windows || strings.HasPrefix(changes[i].Key, "window/")
 	}
 	s.logUnreadable(s.apply(changes, events[len(events)-1].Kv.ModRevision))
-	s.checkFull()
+	if windows || s.Remembered() > s.o.MaxIDs {
+		s.checkWindows()
+	}
 }
 
 // logUnreadable logs the first of the keys that cannot be read: there may be very many.

@@ -3,6 +3,7 @@ package claim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -32,73 +33,85 @@ func (s *Etcd) openWindow(ctx context.Context, extra time.Duration) error {
 	return nil
 }
 
-// checkFull asks for the end of the oldest window if too many ids are remembered.
-func (s *Etcd) checkFull() {
-	if s.Remembered() > s.o.MaxIDs {
-		select {
-		case s.full <- struct{}{}:
-		default: // that is under way
-		}
+// checkWindows makes followWindows look at the windows.
+func (s *Etcd) checkWindows() {
+	select {
+	case s.windows <- struct{}{}:
+	default: // it is about to look
 	}
 }
 
-// endOldestWindow ends the oldest window early, for all processes of the role, when
-// more than MaxIDs ids are remembered. The newest window is never ended.
-func (s *Etcd) endOldestWindow(ctx context.Context) {
-	var last string // the window that was ended last
+// followWindows ends the oldest window early, for all processes of the role, when more than MaxIDs
+// ids are remembered. The newest window is never ended. It logs each window that ends early,
+// whoever ended it.
+func (s *Etcd) followWindows(ctx context.Context) {
+	var known []window
+	early := make(map[string]time.Time) // by the window's name: until then its end is early; zero: not known
+	var last string                     // the window that was ended last
 	var lastAt time.Time
 	for {
 		select {
-		case <-s.full:
+		case <-s.windows:
 		case <-ctx.Done():
 			return
 		}
-		if s.Remembered() <= s.o.MaxIDs { // the view has seen the end of a window meanwhile
-			continue
+		living := s.livingWindows()
+		for _, w := range known {
+			if !slices.ContainsFunc(living, func(other window) bool { return other.name == w.name }) {
+				if !passed(early[w.name]) {
+					s.o.Log.Warn("the oldest ids are forgotten before DEDUP_WINDOW is over", "forgotten", w.ids, "memory_reach", s.MemoryReach(ctx),
+						"hint", "a replica remembered more ids than its CACHE_SIZE: raise CACHE_SIZE of all replicas, or lower DEDUP_WINDOW")
+				}
+				delete(early, w.name)
+			}
 		}
-		oldest, next := s.oldestWindows()
-		if next.name == "" {
+		for _, w := range living {
+			if _, known := early[w.name]; !known {
+				_, left := s.lifetime(ctx, w)
+				early[w.name] = time.Now().Add(left - left/windowParts)
+			}
+		}
+		known = living
+		switch {
+		case s.Remembered() <= s.o.MaxIDs:
+		case len(living) < 2:
 			s.tooMany.Failed(time.Now(), fmt.Errorf("%d ids are remembered", s.Remembered()), "")
-			continue
+		case living[0].name == last && time.Since(lastAt) < maxLag: // the view has not seen its end yet
+		default:
+			if s.client.Revoke(ctx, leaseOf(living[0])) != nil {
+				return
+			}
+			last, lastAt = living[0].name, time.Now()
 		}
-		if oldest.name == last && time.Since(lastAt) < maxLag { // the view has not seen its end yet
-			continue
-		}
-		if s.client.Revoke(ctx, leaseOf(oldest)) != nil {
-			return
-		}
-		last, lastAt = oldest.name, time.Now()
-		s.o.Log.Warn("more ids are remembered than CACHE_SIZE: the oldest are forgotten", "forgotten", oldest.ids,
-			"memory_reach", s.age(ctx, next), "hint", "raise CACHE_SIZE or lower DEDUP_WINDOW")
 	}
 }
 
-// oldestWindows returns the two windows that began first; see [doneSet.oldestTwo].
-func (s *Etcd) oldestWindows() (oldest, next window) {
+// livingWindows returns the windows; see [doneSet.livingWindows].
+func (s *Etcd) livingWindows() []window {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.view.done.oldestTwo()
+	return s.view.done.livingWindows()
 }
 
 // MemoryReach returns how far back the memory of processed ids reaches, to the
 // second. It is 0 if that is for ever, or cannot be told now.
-func (s *Etcd) MemoryReach(ctx context.Context) time.Duration {
-	oldest, _ := s.oldestWindows()
-	return s.age(ctx, oldest)
+func (s *Etcd) MemoryReach(ctx context.Context) (reach time.Duration) {
+	if living := s.livingWindows(); len(living) > 0 {
+		reach, _ = s.lifetime(ctx, living[0])
+	}
+	return reach
 }
 
-// age returns the time since a window began, or 0.
-func (s *Etcd) age(ctx context.Context, w window) time.Duration {
-	if w.name == "" {
-		return 0
-	}
+// lifetime returns the time since a window began, and how long its lease still lives; 0 if that
+// cannot be told now.
+func (s *Etcd) lifetime(ctx context.Context, w window) (age, left time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	resp, err := s.client.Raw.TimeToLive(ctx, leaseOf(w))
 	if err != nil || resp.TTL < 0 {
-		return 0
+		return 0, 0
 	}
-	return time.Duration(resp.GrantedTTL-resp.TTL) * time.Second
+	return time.Duration(resp.GrantedTTL-resp.TTL) * time.Second, time.Duration(resp.TTL) * time.Second
 }
 
 // leaseOf returns the lease of a window, which is its name.

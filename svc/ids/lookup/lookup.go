@@ -114,11 +114,12 @@ func (r Role) read(ctx context.Context, ids []string) (*memory, error) {
 	defer cancel(nil)
 	timeout := time.AfterFunc(r.Timeout, func() { cancel(ErrNoAnswer) })
 	defer timeout.Stop()
-	_, err := claim.ReadKeys(ctx, r.Client, r.Prefix, 0, func(page []*mvccpb.KeyValue) {
+	_, err := claim.ReadKeys(ctx, r.Client, r.Prefix, 0, func(page []*mvccpb.KeyValue) error {
 		for _, kv := range page {
 			m.add(strings.TrimPrefix(string(kv.Key), r.Prefix), kv, wanted)
 		}
 		timeout.Reset(r.Timeout)
+		return nil
 	})
 	return m, err
 }
