@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,8 +23,10 @@ func openClaims(ctx, etcdCtx context.Context, cfg config.Config, revoke time.Dur
 	if err != nil {
 		return nil, nil, err
 	}
+	role := roles[cfg.Service]
 	claims := claim.NewEtcd(client, claim.Options{
-		Prefix: cfg.EtcdPrefix, Role: roles[cfg.Service].name, TTL: cfg.ClaimTTL, Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
+		Prefix: cfg.EtcdPrefix, Role: role.name, Types: slices.Sorted(maps.Keys(role.handlers)), TTL: cfg.ClaimTTL,
+		Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)
 	var parts sync.WaitGroup

@@ -177,13 +177,20 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		}
 	})
 
+	// With etcd, warn of consumers that claim no ids, and of claims of other environments.
+	var consumers func(int)
+	if claims := stats.claims.Load(); claims != nil {
+		consumers = (&peers{sessions: claims.Sessions, patience: cfg.ClaimTTL + 15*time.Second, log: log}).consumers
+	}
+
 	// Consume until ctx ends, through lost connections.
 	err := rabbit.Consume(ctx, rabbit.Config{
 		Server:   rabbit.Server{URLs: cfg.AMQP, TLS: cfg.AMQPTLS, CloseTimeout: shutdown.disconnect},
 		Topology: rabbit.Topology{Queue: role.queue, Type: cfg.QueueType},
 		Status:   status, Log: log,
 		Low: held.low, Prefetch: held.most, Slow: held.slow, MaxInFlight: held.maxInFlight,
-		OneFirst: cfg.Webhook == "", // the handlers run in this process, and can end it
+		OneFirst:  cfg.Webhook == "", // the handlers run in this process, and can end it
+		Consumers: consumers,
 		Handle: func(deliveryCtx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)
 			defer stats.inFlight.Add(-1)

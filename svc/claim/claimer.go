@@ -208,10 +208,14 @@ func (c *claimer) Remembered() int {
 	return c.view.done.living
 }
 
-// Sessions returns how many processes of the role live, as far as etcd knows.
+// Sessions returns how many processes of the role live, as far as etcd knows. It is 0 while
+// this process's session is suspended.
 func (c *claimer) Sessions() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.valid() {
+		return 0
+	}
 	return len(c.view.sessions)
 }
 

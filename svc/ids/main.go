@@ -14,7 +14,7 @@
 // What follows is for people. With -forget nothing is changed for an id that is claimed or unknown.
 // All replicas of the role must be of a version that knows of forgotten ids.
 //
-// The ETCD_ variables say where etcd is, as for the service. The exit status is 1 if etcd does not
+// The ETCD_ variables say where etcd is, as for the service, and AMQP_URL the default of ETCD_PREFIX. The exit status is 1 if etcd does not
 // answer, and 2 for bad arguments or variables; go run says 1 for both.
 package main
 
@@ -104,15 +104,12 @@ func ask(ctx context.Context, cfg config.Config, role string, timeout time.Durat
 		return nil, err
 	}
 	defer client.Close()
-	r := lookup.Role{Client: client, Prefix: prefix(cfg) + role + "/", Timeout: timeout}
+	r := lookup.Role{Client: client, Prefix: cfg.EtcdPrefix + role + "/", Timeout: timeout}
 	if forget {
 		return r.Forget(ctx, ids...)
 	}
 	return r.Lookup(ctx, ids...)
 }
-
-// prefix is what all keys begin with: ETCD_PREFIX.
-func prefix(config.Config) string { return "/service/" }
 
 // hint says what to check after an error.
 func hint(err error) string {

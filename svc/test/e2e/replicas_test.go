@@ -38,7 +38,7 @@ func TestCrashes(t *testing.T) {
 	}
 	keys := e.keys("orders")
 	if !slices.ContainsFunc(keys.claims, func(c batch) bool {
-		return strings.HasSuffix(string(keys.sessions[c.session].Value), fmt.Sprint(" ", killed))
+		return strings.Contains(string(keys.sessions[c.session].Value), fmt.Sprintf(`"pid":%d,`, killed))
 	}) {
 		t.Error("the last process that was killed has left no claim")
 	}
