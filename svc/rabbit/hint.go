@@ -58,7 +58,7 @@ func Hint(err error) string {
 
 // hints are what to do about errors that contain a text.
 var hints = []struct{ text, hint string }{
-	{errOtherType.Error(), "set QUEUE_TYPE to the type of the queue, or leave it out"},
+	{errOtherType.Error(), "set QUEUE_TYPE to the type of the queue, or leave it out; to change the type, see Changing QUEUE_TYPE in svc/README.md"},
 	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
 	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
 	{"tls: ", checkTLS},
