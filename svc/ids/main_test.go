@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -221,6 +224,34 @@ func TestForgetForEver(t *testing.T) {
 	a := f.start()
 	a.mustKnow("8")
 	a.process("7")
+}
+
+// The command lines of the README work as they are written.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := newFixture(t)
+	a := f.start()
+	a.process("123")
+	want := []string{"123 done  .*\n124 unknown\n", "123 forgotten  .*\n"}
+	for line := range strings.Lines(string(readme)) {
+		if !strings.HasPrefix(line, "go run ./svc/ids ") {
+			continue
+		}
+		cmd := exec.Command("sh", "-c", line)
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "ETCD_ENDPOINTS="+f.etcd.Endpoint())
+		out, err := cmd.CombinedOutput()
+		if !regexp.MustCompile("^"+want[0]+"$").Match(out) || err != nil {
+			t.Errorf("%s prints %s (%v), want %s", line, out, err, want[0])
+		}
+		want = want[1:]
+	}
+	if len(want) > 0 {
+		t.Error("the README does not have all commands")
+	}
+	a.process("123")
 }
 
 // Bad arguments and variables end the command with 2, an etcd that does not answer with 1.
