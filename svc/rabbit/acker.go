@@ -3,6 +3,7 @@ package rabbit
 import (
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
@@ -16,6 +17,7 @@ type acker struct {
 	finished chan uint64
 	quit     chan struct{}
 	done     chan struct{}
+	acked    atomic.Uint64 // this tag and all before it
 }
 
 // newAcker returns an acker for a channel on which no more than prefetch
@@ -65,6 +67,7 @@ func (a *acker) run() {
 
 		if tag, ok := order.prefix(); ok {
 			a.ack(tag, true) // fails only with the channel, which is noticed elsewhere
+			a.acked.Store(tag)
 		}
 		if overdue {
 			for _, tag := range order.outOfOrder() {

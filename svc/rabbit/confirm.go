@@ -46,6 +46,8 @@ func (p *publisher) try(conn *connection, alarms <-chan amqp.Blocking, l *letter
 	}
 }
 
+var errNoQueue = errors.New("the broker has no queue")
+
 var errNacked = errors.New("the broker did not store the message (basic.nack)")
 
 // refusal is the broker's answer to a message that it does not store. Other errors are
@@ -104,7 +106,7 @@ func (p *publisher) send(conn *connection, l *letter) (err error) {
 		}
 		return fmt.Errorf("publish to %s: %w", l.queue, reason)
 	case len(p.ch.returned) > 0: // the broker sends it before the confirm
-		return fmt.Errorf("queue %s is gone", l.queue)
+		return fmt.Errorf("%w %s", errNoQueue, l.queue)
 	case !confirm.Ack:
 		return refusal{errNacked}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/streadway/amqp"
@@ -25,8 +26,14 @@ type subscription struct {
 	tag        string
 	level      int // deliveries held at most
 	deliveries <-chan amqp.Delivery
-	received   int
-	mark       time.Time // when received was last a multiple of Config.Low
+
+	last   uint64        // tag of a delivery
+	former atomic.Uint64 // the last tag of the consumers before the present one
+
+	// More are held if Config.Low deliveries, the last with this tag, are finished soon after
+	// since. Zero: none has arrived yet.
+	since time.Time
+	until uint64
 }
 
 // use consumes over one connection and returns why that ended.
@@ -73,7 +80,7 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	}()
 	alive, end := context.WithCancel(ctx)
 	defer end()
-	conn.watchers.Go(func() { c.verifyTopology(alive, conn) })
+	conn.watchers.Go(func() { c.verifyTopology(alive, conn, s) })
 	err := c.dispatch(alive, conn, s)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errors.New("stopping"))
@@ -98,7 +105,8 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 // one that was used before. Its prefetch comes on top of the deliveries that are still handled.
 func (c *consumer) consume(s *subscription, level int) (err error) {
 	c.consumers++
-	s.tag, s.level, s.received = fmt.Sprint("svc-", c.consumers), level, 0
+	s.tag, s.level, s.since = fmt.Sprint("svc-", c.consumers), level, time.Time{}
+	s.former.Store(s.last)
 	prefetch := max(level-len(c.semaphore), min(level, c.Low))
 	if err := s.ch.Qos(prefetch, 0, false); err != nil {
 		return fmt.Errorf("set the prefetch to %d: %w", prefetch, err)
@@ -111,28 +119,28 @@ func (c *consumer) consume(s *subscription, level int) (err error) {
 	return nil
 }
 
-// fastEnough is how soon Config.Low deliveries must be finished for more to be held.
-const fastEnough = time.Second / 2
-
-// oftenReturned is how often a message must have come back to be taken alone, so that no
-// other comes back with it.
-const oftenReturned = 5
+const (
+	fastEnough    = time.Second / 2 // to finish what is held, for more to be held
+	oftenReturned = 5               // a message that came back so often is taken alone: no other comes back with it
+)
 
 // next returns how many deliveries are to be held, now that d has arrived.
 func (c *consumer) next(s *subscription, d *Delivery) int {
-	s.received++
+	tag, low := d.msg.DeliveryTag, uint64(c.Low)
+	s.last = tag
 	switch {
 	case c.oneByOne > 0, s.level == 1 && d.Returns() >= oftenReturned:
 		return 1
 	case s.level < c.Low || c.Slow():
 		return c.Low
-	case s.level == c.Low && s.received%c.Low == 0:
-		// All but the first Low deliveries arrive because as many have been finished.
-		fast := s.received > c.Low && time.Since(s.mark) < fastEnough
-		s.mark = time.Now()
-		if fast {
+	case s.level > c.Low:
+	case s.since.IsZero():
+		s.since, s.until = time.Now(), tag+low-1 // those that come together with the first
+	case tag >= s.until+low && s.acker.acked.Load() >= s.until:
+		if time.Since(s.since) < fastEnough {
 			return c.Prefetch
 		}
+		s.since, s.until = time.Now(), tag
 	}
 	return s.level
 }

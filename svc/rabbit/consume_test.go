@@ -16,16 +16,22 @@ func TestHowManyAreHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := false
 		c := &consumer{Config: Config{Low: low, Prefetch: most, Slow: func() bool { return slow }}}
-		s, d := &subscription{}, &Delivery{msg: amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(5)}}}
-		began := time.Now()
-		// arrive has deliveries arrive until their level changes, or n of them have arrived.
+		s := &subscription{acker: &acker{}}
+		d := &Delivery{msg: amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(5)}}}
+		began, stuck := time.Now(), false
+		// arrive has deliveries arrive until their level changes, or n of them have arrived. Those
+		// before the last Low ones are finished.
 		arrive := func(n int, pause time.Duration, want int) {
 			t.Helper()
 			before := s.level
 			for range n {
 				time.Sleep(pause)
+				d.msg.DeliveryTag++
+				if tag := d.msg.DeliveryTag; tag > low && !stuck {
+					s.acker.acked.Store(tag - low)
+				}
 				if s.level = c.next(s, d); s.level != before {
-					s.received = 0 // by the next consumer
+					s.since = time.Time{} // by the next consumer
 					break
 				}
 			}
@@ -38,7 +44,7 @@ func TestHowManyAreHeld(t *testing.T) {
 		arrive(2, 0, 1)
 		c.oneByOne = 0
 		arrive(2, 0, 1) // they have come back often
-		d = &Delivery{}
+		d.msg.Redelivered = false
 		arrive(1, 0, low)
 		arrive(low, 0, low)                      // these are not finished yet
 		arrive(10*low, time.Second/low/2, low)   // one each 125 ms: just too slow
@@ -47,7 +53,11 @@ func TestHowManyAreHeld(t *testing.T) {
 		slow = true
 		arrive(1, 0, low)
 		arrive(10*low, 0, low)
-		slow = false
+		slow, stuck = false, true // the others go on
+		arrive(10*low, 0, low)
+		stuck = false
+		time.Sleep(time.Second)
+		arrive(low, 0, low)
 		arrive(2*low, 0, most)
 	})
 }

@@ -20,8 +20,7 @@ type Config struct {
 	Log      *slog.Logger
 
 	// Low and Prefetch are how many deliveries the broker sends before their
-	// acknowledgement: Low until as many are finished in half a second, and when Slow
-	// says so.
+	// acknowledgement: Low until these are finished in half a second, and when Slow says so.
 	Low, Prefetch int
 	Slow          func() bool
 	MaxInFlight   int // deliveries handled at once

@@ -25,10 +25,14 @@ type Topology struct {
 func (t Topology) deadQueue() string { return t.Queue + ".dead" }
 
 // ensure asks for a queue or exchange, and makes it if it is missing. What exists is used
-// as it is, whatever its arguments and whoever made it.
+// as it is, whatever its arguments and whoever made it. RabbitMQ 4.3 does not tell a user
+// without any right to it whether it exists: then its use shows that.
 func ensure(conn *connection, name string, missing func(error), declare func(ch *amqp.Channel, passive bool) error) error {
 	err := conn.onChannel(func(ch *amqp.Channel) error { return declare(ch, true) })
-	if hasCode(err, amqp.NotFound) {
+	switch {
+	case denied(err):
+		return nil
+	case hasCode(err, amqp.NotFound):
 		missing(err)
 		err = conn.onChannel(func(ch *amqp.Channel) error { return declare(ch, false) })
 	}
@@ -77,16 +81,18 @@ func (t Topology) checkType(conn *connection) error {
 // it. The queue is bound each time, since AMQP cannot be asked whether a binding exists. It
 // returns the number of the queue's consumers.
 func (c *consumer) declare(conn *connection, missing func(error)) (consumers int, err error) {
-	if err := ensure(conn, "exchange "+exchange, missing, func(ch *amqp.Channel, passive bool) error {
-		if passive {
-			return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-		}
-		return ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
-	}); err != nil {
-		return 0, err
+	if !conn.mayNotBind {
+		err = ensure(conn, "exchange "+exchange, missing, func(ch *amqp.Channel, passive bool) error {
+			if passive {
+				return ch.ExchangeDeclarePassive(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+			}
+			return ch.ExchangeDeclare(exchange, amqp.ExchangeTopic, true, false, false, false, nil)
+		})
 	}
 	queue := c.Topology.Queue
-	consumers, err = c.Topology.ensureQueue(conn, queue, missing)
+	if err == nil {
+		consumers, err = c.Topology.ensureQueue(conn, queue, missing)
+	}
 	if err != nil || conn.mayNotBind {
 		return consumers, err
 	}
@@ -108,7 +114,7 @@ const verifyEvery = 3 * time.Second
 // verifyTopology declares the topology again and again until ctx ends. While the
 // binding is missing the broker drops every event without an error, and the
 // consumer does not notice.
-func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
+func (c *consumer) verifyTopology(ctx context.Context, conn *connection, s *subscription) {
 	incomplete := &outage.Log{
 		Logger: c.Log, Level: slog.LevelWarn,
 		Begins: "the topology is incomplete: new events may be lost", Ends: "the topology is restored: events published meanwhile may be lost",
@@ -128,7 +134,9 @@ func (c *consumer) verifyTopology(ctx context.Context, conn *connection) {
 			incomplete.Answered(time.Now())
 			c.Status.Set(PartConsumer, nil)
 		}
-		if err == nil && c.Consumers != nil {
+		// A quorum queue counts the consumers before the present one until their deliveries are
+		// acknowledged.
+		if err == nil && c.Consumers != nil && s.acker.acked.Load() >= s.former.Load() {
 			c.Consumers(consumers)
 		}
 	}

@@ -31,7 +31,7 @@ func TestBrokerPermissions(t *testing.T) {
 		"enough for notify":     {"notify", empty, others.Replace(configure), others.Replace(write), others.Replace(read), "", 0, true},
 		"no exchange":           {"orders", empty, `^orders-queue(\.dead)?$`, write, read, "access to exchange 'events'", 1, false},
 		"no queue":              {"orders", empty, `^(events|orders-queue\.dead)$`, write, read, "access to queue 'orders-queue'", 1, false},
-		"no dead queue":         {"orders", bound, `^(events|orders-queue)$`, write, read, "access to queue 'orders-queue.dead'", 0, false},
+		"no dead queue":         {"orders", bound, `^(events|orders-queue)$`, write, read, "orders-queue.dead", 0, false},
 		"no binding":            {"orders", bound, configure, `^amq\.default$`, read, bind, 0, true},
 		"no reading of events":  {"orders", bound, configure, write, `^orders-queue$`, bind, 0, true},
 		"only reading":          {"orders", bound, `^$`, `^$`, `^orders-queue$`, bind, 0, false},
