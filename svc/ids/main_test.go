@@ -20,9 +20,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
-const role = "orders"
-
-// role of the tests on one etcd.
+// fixture is an etcd, on which replicas of orders run.
 type fixture struct {
 	t    *testing.T
 	etcd *stack.Etcd
@@ -53,7 +51,7 @@ func (f *fixture) start() *replica {
 	}
 	client := etcd.New(raw, slog.New(slog.DiscardHandler))
 	r := &replica{t: f.t, Etcd: claim.NewEtcd(client, claim.Options{
-		Role: role, TTL: 5 * time.Second, Window: time.Hour, MaxIDs: 1000, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
+		Role: "orders", TTL: 5 * time.Second, Window: time.Hour, MaxIDs: 1000, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
 	})}
 	ctx, cancel := context.WithCancel(context.Background())
 	if err := r.Load(ctx); err != nil {

@@ -194,5 +194,5 @@ func (r Role) left(ctx context.Context, of record) (time.Duration, error) {
 	if err != nil {
 		return 0, errors.Join(context.Cause(ctx), err)
 	}
-	return time.Duration(resp.TTL) * time.Second, nil
+	return time.Duration(max(1, resp.TTL)) * time.Second, nil // it may have ended since it was read
 }
