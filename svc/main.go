@@ -79,7 +79,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, func() {
 		stop() // a second signal ends the process at once
-		// Whatever else the stop waits for, such as a standard error that nobody reads.
+		// Whatever else the stop waits for, such as a standard error that is not read.
 		time.AfterFunc(cfg.Shutdown+time.Second, func() { os.Exit(1) })
 		time.AfterFunc(time.Second, func() {
 			log.Info("stopping", "within", cfg.Shutdown, "hint", "a second signal ends the service at once")
@@ -180,7 +180,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// With etcd, warn of consumers that claim no ids, and of claims of other environments.
 	var consumers func(int)
 	if claims := stats.claims.Load(); claims != nil {
-		consumers = (&peers{sessions: claims.Sessions, patience: cfg.ClaimTTL + 15*time.Second, log: log}).consumers
+		consumers = (&peers{sessions: claims.Sessions, after: cfg.ClaimTTL + 15*time.Second, log: log}).consumers
 	}
 
 	// Consume until ctx ends, through lost connections.

@@ -8,10 +8,10 @@ import (
 
 // peers compares two numbers that are equal where all is well: the role's sessions in etcd,
 // and the consumers of its queue. It warns once a direction when they have differed for
-// longer than patience: a process that has died lives on in etcd for CLAIM_TTL.
+// longer than after: a process that has died lives on in etcd for CLAIM_TTL.
 type peers struct {
 	sessions func() int // 0: not known
-	patience time.Duration
+	after    time.Duration
 	log      *slog.Logger
 
 	direction int // more consumers: 1; more sessions: -1
@@ -26,7 +26,7 @@ func (p *peers) consumers(n int) {
 	if direction != p.direction || sessions == 0 {
 		p.direction, p.since = direction, time.Now()
 	}
-	if direction == 0 || time.Since(p.since) < p.patience || p.warned[(direction+1)/2] {
+	if direction == 0 || time.Since(p.since) < p.after || p.warned[(direction+1)/2] {
 		return
 	}
 	p.warned[(direction+1)/2] = true

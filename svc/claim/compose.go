@@ -83,7 +83,7 @@ func (c *claimer) compose() *write {
 		case todo == wait || todo == drop:
 			e.due = false
 		case d.add(e, todo):
-			e.due, e.inFlight = false, true
+			e.due, e.pending = false, true
 			w.entries = append(w.entries, e)
 		default:
 			later = append(later, e)
@@ -179,7 +179,7 @@ func (c *claimer) remainders(d *draft) {
 		left := remainder{N: claim.write}
 		if claim.n < len(claim.ids) {
 			for _, id := range claim.ids {
-				if e := c.entries[id]; e != nil && !e.inFlight { // the session lists an id once, so this write takes off those in flight
+				if e := c.entries[id]; e != nil && !e.pending { // the session lists an id once, so this write takes off those that are pending
 					left.IDs = append(left.IDs, id)
 				}
 			}
@@ -188,7 +188,7 @@ func (c *claimer) remainders(d *draft) {
 	}
 }
 
-// committedAt notes the revision at which the write in flight was committed.
+// committedAt notes the revision at which the pending write was committed.
 func (c *claimer) committedAt(w *write, revision int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -202,7 +202,7 @@ func (c *claimer) undo(w *write) {
 	defer c.mu.Unlock()
 	c.checks = append(w.checks, c.checks...)
 	c.sent, c.window = c.sent-1, recordWindow{}
-	c.land()
+	c.clearPending()
 	for _, e := range w.entries {
 		c.review(e)
 	}

@@ -20,8 +20,8 @@ type entry struct {
 	done     bool
 	recorded bool // by the session of this process
 
-	inFlight bool // the write in flight lists the id, or takes it off its claim
-	due      bool // it is in claimer.due
+	pending bool // the pending write lists the id, or takes it off its claim
+	due     bool // it is in claimer.due
 }
 
 // todo is what a session is to write about an id.
@@ -40,7 +40,7 @@ func (e *entry) next(session string) todo {
 	mine := e.claimOf(session)
 	wanted := e.holder != nil || len(e.waiting) > 0
 	switch {
-	case e.inFlight:
+	case e.pending:
 		return wait
 	case !wanted && mine == nil:
 		return drop

@@ -49,7 +49,7 @@ func (h *hasher) addEntry(p *simProcess, id string) {
 		return
 	}
 	h.add(len(e.waiting))
-	h.addBools(e.holder != nil, e.finished, e.done, e.recorded, e.inFlight, e.due)
+	h.addBools(e.holder != nil, e.finished, e.done, e.recorded, e.pending, e.due)
 }
 
 func (h *hasher) addDelivery(p *simProcess, d *simDelivery) {

@@ -49,11 +49,11 @@ func (p *simProcess) load() {
 	p.c.rebuild(view, p.view, p.c.seen())
 }
 
-// watch simulates Etcd.applyChanges with the next n revisions.
+// watch simulates Etcd.receive with the next n revisions.
 func (p *simProcess) watch(n int64) {
 	events := slices.Concat(p.x.etcd.log[p.view+1 : p.view+1+n]...)
 	p.view += n
-	p.x.unreadable(p.c.apply(events, p.view))
+	p.x.unreadable(p.c.advance(events, p.view))
 }
 
 var farFuture = time.Now().Add(1000 * time.Hour)

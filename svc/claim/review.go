@@ -11,7 +11,7 @@ func (c *claimer) review(e *entry) {
 	if e.done {
 		c.answerDone(e)
 	}
-	if len(e.waiting) > 0 && e.holder == nil && !e.inFlight && c.owns(e) && c.valid() {
+	if len(e.waiting) > 0 && e.holder == nil && !e.pending && c.owns(e) && c.valid() {
 		e.holder, e.waiting = e.waiting[0], e.waiting[1:]
 		e.holder.Token, e.holder.Held = e.claims[0].token, c.held
 		e.holder.answer <- nil
@@ -63,7 +63,7 @@ func (c *claimer) drop(e *entry) {
 	}
 }
 
-// notify wakes the writer, unless the write in flight has to be shown first.
+// notify wakes the writer, unless the pending write has to be shown first.
 func (c *claimer) notify() {
 	if c.pending != nil {
 		return

@@ -145,7 +145,7 @@ func (c *claimer) beginSession(session string, began int64, validUntil time.Time
 	c.validUntil, c.end = validUntil, end
 	c.view.session, c.view.record = session, recordKey{}
 	if c.pending != nil {
-		c.land()
+		c.clearPending()
 	}
 	c.sent, c.committed, c.window = 1, began, recordWindow{}
 	c.checks = nil // their callers have seen the end of Held

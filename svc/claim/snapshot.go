@@ -44,7 +44,7 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState, most int) (revisio
 			found++
 		}
 	}
-	apply := func(kvs []*mvccpb.KeyValue) error {
+	use := func(kvs []*mvccpb.KeyValue) error {
 		changes := make([]change, len(kvs))
 		for i, kv := range kvs {
 			changes[i] = s.change(kv)
@@ -59,17 +59,17 @@ func (s *Etcd) readAll(ctx context.Context, state *roleState, most int) (revisio
 		}
 		return nil
 	}
-	revision, err = ReadKeys(ctx, s.client, s.prefix+"forget/", 0, apply) // before the records
+	revision, err = ReadKeys(ctx, s.client, s.prefix+"forget/", 0, use) // before the records
 	if err == nil {
-		_, err = ReadKeys(ctx, s.client, s.prefix, revision, apply)
+		_, err = ReadKeys(ctx, s.client, s.prefix, revision, use)
 	}
 	s.logUnreadable(unreadable)
 	return revision, err
 }
 
 // ReadKeys reads all keys that begin with prefix, page by page in their order, at a revision or,
-// with 0, at the latest, until apply fails. It returns the revision.
-func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision int64, apply func(page []*mvccpb.KeyValue) error) (int64, error) {
+// with 0, at the latest, until use fails. It returns the revision.
+func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision int64, use func(page []*mvccpb.KeyValue) error) (int64, error) {
 	type answer struct {
 		page *clientv3.GetResponse
 		err  error
@@ -101,7 +101,7 @@ func ReadKeys(ctx context.Context, client *etcd.Client, prefix string, revision 
 		if a.page.More {
 			next = read(last+"\x00", limit, revision) // while this page is applied
 		}
-		if err := apply(a.page.Kvs); err != nil {
+		if err := use(a.page.Kvs); err != nil {
 			return 0, err
 		}
 	}

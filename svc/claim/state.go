@@ -107,7 +107,7 @@ func (s *roleState) Apply(changes []change, changed func(id string, record *reco
 	added := 0
 	var failed error
 	for _, ch := range changes {
-		ids, record, err := s.applyOne(ch)
+		ids, record, err := s.set(ch)
 		if err != nil && (failed == nil || errors.Is(err, errMissed)) {
 			failed = fmt.Errorf("key %s: %w", ch.Key, err)
 		}
@@ -124,9 +124,9 @@ func (s *roleState) Apply(changes []change, changed func(id string, record *reco
 	return failed
 }
 
-// applyOne applies one change. It returns the ids that the change may concern, and the
+// set sets or deletes one key. It returns the ids that the change may concern, and the
 // record if the change is one.
-func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
+func (s *roleState) set(ch change) ([]string, *recordKey, error) {
 	kind, name, _ := strings.Cut(ch.Key, "/")
 	switch kind {
 	case "session":
@@ -152,13 +152,13 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 		}
 	case "done":
 		if !ch.Deleted { // otherwise its window ends in the same revision
-			return s.applyRecord(ch, name)
+			return s.setRecord(ch, name)
 		}
 	case "forget":
-		ids, err := s.applyForget(ch, name)
+		ids, err := s.setForget(ch, name)
 		return ids, nil, err
 	case "claim":
-		ids, err := s.applyClaim(ch, name)
+		ids, err := s.setClaim(ch, name)
 		return ids, nil, err
 	default:
 		return nil, nil, errors.New("not of a known form: ignored")
@@ -166,9 +166,9 @@ func (s *roleState) applyOne(ch change) ([]string, *recordKey, error) {
 	return nil, nil, nil
 }
 
-// applyRecord applies the key done/<name>. It returns the ids that the record lists, without those
+// setRecord sets the key done/<name>. It returns the ids that the record lists, without those
 // that were forgotten.
-func (s *roleState) applyRecord(ch change, name string) ([]string, *recordKey, error) {
+func (s *roleState) setRecord(ch change, name string) ([]string, *recordKey, error) {
 	record, err := parseRecordName(name)
 	if err != nil {
 		return nil, nil, err
@@ -188,10 +188,10 @@ func (s *roleState) applyRecord(ch change, name string) ([]string, *recordKey, e
 	return ids, r, err
 }
 
-// applyForget applies a change of the key forget/<name>, and returns the ids that it forgets.
+// setForget sets or deletes the key forget/<name>, and returns the ids that it forgets.
 // No other record counts for them: an id is recorded only by its owner, and only if it is not
 // done.
-func (s *roleState) applyForget(ch change, name string) (forgets []string, err error) {
+func (s *roleState) setForget(ch change, name string) (forgets []string, err error) {
 	record, err := parseRecordName(name)
 	if err != nil {
 		return nil, err
@@ -211,8 +211,8 @@ func (s *roleState) applyForget(ch change, name string) (forgets []string, err e
 	return forgets, err
 }
 
-// applyClaim applies a change of the key claim/<name>.
-func (s *roleState) applyClaim(ch change, name string) ([]string, error) {
+// setClaim sets or deletes the key claim/<name>.
+func (s *roleState) setClaim(ch change, name string) ([]string, error) {
 	claim, known := s.claims[ch.Key]
 	switch {
 	case ch.Deleted && known:

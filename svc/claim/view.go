@@ -71,7 +71,7 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 			if err := resp.Err(); err != nil || !ok {
 				return fmt.Errorf("the watch ended: %w", cmp.Or(err, ctx.Err(), errors.New("its channel was closed")))
 			}
-			s.applyChanges(resp.Events)
+			s.receive(resp.Events)
 		case <-tick.C:
 			if s.lags(opened) {
 				return errLags
@@ -82,9 +82,9 @@ func (s *Etcd) watch(ctx context.Context, from int64) error {
 	}
 }
 
-// applyChanges applies the changes of one answer, which are of whole revisions. (The revision
+// receive applies the changes of one answer of the watch, which are of whole revisions. (The revision
 // in its header runs ahead while a watch catches up.)
-func (s *Etcd) applyChanges(events []*clientv3.Event) {
+func (s *Etcd) receive(events []*clientv3.Event) {
 	if len(events) == 0 {
 		return
 	}
@@ -94,7 +94,7 @@ func (s *Etcd) applyChanges(events []*clientv3.Event) {
 		changes[i].Deleted = e.Type == mvccpb.DELETE
 		windows = windows || strings.HasPrefix(changes[i].Key, "window/")
 	}
-	s.logUnreadable(s.apply(changes, events[len(events)-1].Kv.ModRevision))
+	s.logUnreadable(s.advance(changes, events[len(events)-1].Kv.ModRevision))
 	if windows || s.Remembered() > s.o.MaxIDs {
 		s.checkWindows()
 	}
@@ -126,9 +126,9 @@ func (s *Etcd) reload(ctx context.Context, reason error) error {
 	return nil
 }
 
-// apply applies changes to the view, up to a revision; see [roleState.Apply]. If changes
+// advance moves the view on to a revision by the changes up to it; see [roleState.Apply]. If changes
 // before these were missed, the session is over.
-func (c *claimer) apply(changes []change, revision int64) error {
+func (c *claimer) advance(changes []change, revision int64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var touched []*entry
@@ -172,9 +172,9 @@ func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 	for _, e := range c.entries {
 		e.claims, e.done, e.recorded = view.Claims(e.id), view.Done(e.id), false
 	}
-	if w := c.pending; w != nil && w.Record == view.record.write { // it lists the ids of the write in flight, if that was carried out
+	if w := c.pending; w != nil && w.Record == view.record.write { // it lists the ids of the pending write, if that was carried out
 		for _, id := range view.record.ids {
-			if e := c.entries[id]; e != nil && e.finished && e.inFlight {
+			if e := c.entries[id]; e != nil && e.finished && e.pending {
 				e.done, e.recorded = true, true
 			}
 		}
@@ -183,12 +183,12 @@ func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 	c.reviewAll()
 }
 
-// checkSession notes what the view shows of the session: the write in flight, or its end. From
+// checkSession notes what the view shows of the session: the pending write, or its end. From
 // that revision on others own its ids.
 func (c *claimer) checkSession() {
 	version := c.view.Version(c.view.session)
 	if w := c.pending; w != nil && version == w.N {
-		c.land()
+		c.clearPending()
 		for _, check := range w.checks {
 			close(check)
 		}
@@ -199,10 +199,10 @@ func (c *claimer) checkSession() {
 	}
 }
 
-// land notes that no write is in flight any more. The entries that it named are to be reviewed.
-func (c *claimer) land() {
+// clearPending notes that no write is pending any more. The entries that it named are to be reviewed.
+func (c *claimer) clearPending() {
 	for _, e := range c.pending.entries {
-		e.inFlight = false
+		e.pending = false
 	}
 	c.pending = nil
 }

@@ -100,7 +100,7 @@ func TestOutcome(t *testing.T) {
 			body: `{"type":"new_order"}`,
 			want: malformed("new_order", `"id" is missing: nothing could tell this event from another`),
 		},
-		// If the claims close, nobody knows the outcome: the event is redelivered.
+		// If the claims close, the outcome is not known: the event is redelivered.
 		"closed before the claim":  {call: "claim", err: claim.ErrClosed, want: []string{"claim 1: closed"}},
 		"closed before the check":  {work: final, call: "check", err: claim.ErrClosed, want: []string{"claim 1", "work 1: attempt 1, token 1", "check 1: closed", "release 1"}},
 		"closed before the record": {call: "complete", err: claim.ErrClosed, want: []string{"claim 1", "work 1: attempt 1, token 1", "complete 1: closed"}},

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A standard error that nobody reads holds up the events but not the end of the process, and
+// A standard error that is not read holds up the events but not the end of the process, and
 // none is lost.
 func TestStandardErrorIsNotRead(t *testing.T) {
 	const events, blocked = 5000, 200 // 200 lines of that length are twice what a pipe holds
