@@ -4,7 +4,7 @@
 //
 // # The keys
 //
-// All keys of a role are under /service/<role>/. <s> names a session, <n>
+// All keys of a role are under ETCD_PREFIX and <role>/. <s> names a session, <n>
 // numbers the writes of a session, <w> names a window. A list is a JSON array
 // of ids.
 //
