@@ -1,13 +1,20 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/streadway/amqp"
+	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/rabbit"
 )
 
 // wantStored checks that the dead queue contains each of these bodies once, and no other
@@ -143,33 +150,78 @@ func TestDeadLetterRefusedByOneOfTwo(t *testing.T) {
 	e, vhost := newBroker(t)
 	other := newBrokerEnv(t, newVhost(t), "orders")
 	ctl(t, "set_policy", "--vhost", vhost, "--apply-to", "queues", "full", `\.dead$`, `{"max-length":0,"overflow":"reject-publish"}`)
-	e.amqpURL += "," + other.directAMQP
 	e.publishBodies("poison")
-	s := e.start("orders")
-	s.waitLog("msg=dead-lettered")
-	s.stop()
-	other.wantStored("poison")
-	e.wantStored()
-	if n := s.log.count("level=WARN"); n > 0 {
+	if n := deadLetterOne(t, func() {}, e.amqpURL, other.directAMQP); n > 0 {
 		t.Errorf("%d warnings", n)
 	}
+	other.wantStored("poison")
+	e.wantStored()
+}
+
+// deadLetterOne has package rabbit consume from the first of several brokers, and dead-letter
+// the first message. (The virtual hosts of one broker stand for several, which the service
+// refuses.) consuming is called before that. It returns the number of warnings.
+func deadLetterOne(t *testing.T, consuming func(), urls ...string) int64 {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
+	defer cancel()
+	var warnings lines
+	stored := make(chan error, 1)
+	stopped := make(chan error, 1)
+	began := make(chan struct{}, 1)
+	go func() {
+		stopped <- rabbit.Consume(ctx, rabbit.Config{
+			Server: rabbit.Server{URLs: urls, CloseTimeout: time.Second}, Topology: rabbit.Topology{Queue: "orders-queue"},
+			Status: statusFunc(func(part string, err error) {
+				if part == rabbit.PartConsumer && err == nil {
+					began <- struct{}{}
+				}
+			}),
+			Log: slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &warnings), &slog.HandlerOptions{Level: slog.LevelWarn})),
+			Low: 1, Prefetch: 1, Slow: func() bool { return false }, MaxInFlight: 1,
+			Handle: func(ctx context.Context, d consume.Delivery) {
+				err := d.DeadLetter(ctx, consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New("not an event")})
+				d.Ack()
+				stored <- err
+			},
+		})
+	}()
+	<-began
+	consuming()
+	if err := <-stored; err != nil {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	return warnings.Load()
+}
+
+type statusFunc func(part string, err error)
+
+func (f statusFunc) Set(part string, err error) { f(part, err) }
+
+// lines counts what is written to it.
+type lines struct{ atomic.Int64 }
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.Add(1)
+	return len(line), nil
 }
 
 // A dead letter is stored at the other broker if the dead queue of the first cannot be made.
 func TestDeadQueueCannotBeMade(t *testing.T) {
 	e, vhost := newBroker(t)
 	other := newBrokerEnv(t, newVhost(t), "orders")
-	e.amqpURL += "," + other.directAMQP
-	s := e.start("orders")
-	s.waitLog("msg=consuming")
-	e.channel(func(ch *amqp.Channel) error {
-		_, err := ch.QueueDelete("orders-queue.dead", false, false, false)
-		return err
-	})
-	ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-queues":1}`)
-	e.publishBodies("poison")
-	s.waitLog("msg=dead-lettered")
-	s.stop()
+	deadLetterOne(t, func() {
+		e.channel(func(ch *amqp.Channel) error {
+			_, err := ch.QueueDelete("orders-queue.dead", false, false, false)
+			return err
+		})
+		ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-queues":1}`)
+		e.publishBodies("poison")
+	}, e.amqpURL, other.directAMQP)
 	other.wantStored("poison")
 }
 

@@ -67,6 +67,7 @@ func TestHeldFollowsTheHandlers(t *testing.T) {
 				t.Errorf("few are held only after %d events", n)
 			}
 			slow.Store(false)
+			s.waitLogs(2*each, "msg=processed") // more are held only when these are finished
 			e.publishBodies(orders("again", each)...)
 			s.waitLogs(2, "holding deliveries", "level=200")
 			s.waitLogs(3*each, "msg=processed")
