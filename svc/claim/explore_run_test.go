@@ -3,6 +3,7 @@ package claim
 import (
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // run is one run of the exploration with two processes, an etcd and a broker.
@@ -19,7 +20,7 @@ type run struct {
 	acked, dead int
 	works       map[string]int   // by id, how often its work has finished
 	ended       map[string]int   // by id, how often it was done and then not: its window had ended, or it was forgotten
-	expired     map[string]int   // how often its window had ended
+	expired     map[string]int   // by id, how many records that listed it have expired
 	tokens      map[string]grant // by id, the last grant
 	hurt        bool             // a crash or a suspension has happened
 }
@@ -146,14 +147,20 @@ func (x *run) execute(i int) (*simCopy, simAnswer) {
 	return w, answer
 }
 
-// endWindow ends a window, which was an id's last.
+// endWindow ends a window with its records, whether they count or were forgotten.
 func (x *run) endWindow(lease int64) {
 	before := x.etcd.truth[x.etcd.revision]
+	for key, k := range x.etcd.keys {
+		if k.lease == lease && strings.HasPrefix(key, "done/") {
+			for _, id := range k.ids {
+				x.expired[id]++
+			}
+		}
+	}
 	x.etcd.end(lease)
 	for id, t := range x.etcd.truth[x.etcd.revision] {
 		if before[id].done && !t.done {
 			x.ended[id]++
-			x.expired[id]++
 		}
 	}
 }
