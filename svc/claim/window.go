@@ -47,8 +47,6 @@ func (s *Etcd) checkWindows() {
 func (s *Etcd) followWindows(ctx context.Context) {
 	var known []window
 	early := make(map[string]time.Time) // by the window's name: until then its end is early; zero: not known
-	var last string                     // the window that was ended last
-	var lastAt time.Time
 	for {
 		select {
 		case <-s.windows:
@@ -76,12 +74,10 @@ func (s *Etcd) followWindows(ctx context.Context) {
 		case s.Remembered() <= s.o.MaxIDs:
 		case len(living) < 2:
 			s.tooMany.Failed(time.Now(), fmt.Errorf("%d ids are remembered", s.Remembered()), "")
-		case living[0].name == last && time.Since(lastAt) < maxLag: // the view has not seen its end yet
-		default:
+		default: // again, if the view has not seen it yet
 			if s.client.Revoke(ctx, leaseOf(living[0])) != nil {
 				return
 			}
-			last, lastAt = living[0].name, time.Now()
 		}
 	}
 }
