@@ -78,7 +78,7 @@ var (
 func Hint(err error) string {
 	if errors.Is(err, ErrCacheSize) {
 		return "raise CACHE_SIZE, at best to that of the role's other replicas; or have all of them forget the oldest ids: " +
-			"`etcdctl lease revoke <window>`, where window/<window> is the first of `etcdctl get --prefix <prefix>window/ --keys-only --sort-by=CREATE --order=ASCEND`"
+			"`etcdctl lease revoke <window>`, where window/<window> is the first, but not window/forever, of `etcdctl get --prefix <prefix>window/ --keys-only --sort-by=CREATE --order=ASCEND`"
 	}
 	return etcd.Hint(err)
 }
