@@ -95,9 +95,9 @@ var errMissed = errors.New("changes were missed")
 // Apply applies the changes of one or more whole revisions, then calls changed for each id
 // that they may concern: no process sees a part of a revision. (A page of a snapshot may be a
 // part, but its state is used only when all pages have been applied.) record is the record
-// that lists the id; nil means that its claims have changed, or that it was forgotten. Keys that cannot be read are
-// ignored, and the error names the first of them: there may be very many. errMissed comes before
-// such an error.
+// that lists the id; nil means that its claims have changed, or that it was forgotten. Keys that
+// cannot be read are ignored, and the error names the first of them: there may be very many.
+// errMissed comes before such an error.
 func (s *roleState) Apply(changes []change, changed func(id string, record *recordKey)) error {
 	type touched struct {
 		ids    []string
