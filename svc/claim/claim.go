@@ -117,3 +117,6 @@ func (NoDedup) Complete(*Claim) error { return nil }
 
 // Release does nothing.
 func (NoDedup) Release(*Claim) {}
+
+// HandledElsewhere knows of no other process.
+func (NoDedup) HandledElsewhere(string) bool { return false }

@@ -54,3 +54,4 @@ func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
 	fmt.Println("dead letter:", l.Reason)
 	return nil
 }
+func (m message) Requeue(context.Context) error { return nil }

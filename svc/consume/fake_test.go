@@ -149,6 +149,7 @@ type delivery struct {
 	headers map[string]any
 	returns int
 	broken  bool // the broker does not accept dead letters
+	refused int  // how many copies the broker refuses
 }
 
 func (d *delivery) Body() []byte            { return []byte(d.body) }
@@ -165,11 +166,22 @@ func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	return nil
 }
 
+func (d *delivery) Requeue(ctx context.Context) error {
+	if d.refused > 0 {
+		d.refused--
+		d.add("requeue: refused")
+		return errBoom
+	}
+	d.add("requeue")
+	return nil
+}
+
 // claims is a consume.Claimer that follows a script. Without one it grants every id.
 type claims struct {
 	*journal
 	answers map[string][]error       // of the next calls of that name; after these: nil
 	waits   map[string]chan struct{} // a call of that name waits for its channel to close, or for its ctx to end
+	others  map[string]bool          // the types that another process handles
 	token   int64                    // of the claims that are granted next
 	held    context.Context          // of the claims that are granted next
 	suspend context.CancelCauseFunc  // ends held
@@ -235,6 +247,8 @@ func (c *claims) Check(ctx context.Context, held *claim.Claim) error {
 func (c *claims) Complete(held *claim.Claim) error {
 	return c.call(context.Background(), "complete", held.ID)
 }
+
+func (c *claims) HandledElsewhere(typ string) bool { return c.others[typ] }
 
 func (c *claims) Release(held *claim.Claim) { c.add("release %s", held.ID) }
 

@@ -71,9 +71,7 @@ func (e *unavailableError) Unwrap() error { return e.error }
 // work runs the handler until it is done or has failed for good. A suspended claim
 // is claimed again.
 func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, job Job, handler Handler) error {
-	wait := &backoff.ExponentialBackOff{
-		InitialInterval: 100 * time.Millisecond, Multiplier: 2, MaxInterval: 3 * time.Second, RandomizationFactor: 0.5,
-	}
+	wait := newBackoff(100*time.Millisecond, 3*time.Second)
 	for attempt := 1; ; {
 		if c.Held.Err() != nil {
 			if err := p.Claims.Reclaim(ctx, c); err != nil {
@@ -142,6 +140,10 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 		}
 	}()
 	return handler(attempt, job)
+}
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: first, Multiplier: 2, MaxInterval: most, RandomizationFactor: 0.5}
 }
 
 // sleep waits for d, or until ctx or held ends.

@@ -6,9 +6,11 @@
 //	  │        ├ came back too often ─▶ the same               new_order_failed
 //	  │        └ done ─▶ acknowledge                           new_order_skipped
 //	  ├ no handler for its type ─▶ acknowledge                 ignored
+//	  │        └ but another process has one ─▶ requeue, acknowledge
 //	  └ malformed ─▶ dead-letter, acknowledge                  malformed
 //
-// Each outcome is counted, by the name on the right, before the acknowledgement. A
+// To requeue an event is to put a copy of it at the end of its queue. Each outcome
+// is counted, by the name on the right, before the acknowledgement. A
 // delivery that is interrupted, because its connection is lost or the service stops,
 // is not acknowledged, and is redelivered.
 package consume
@@ -25,8 +27,8 @@ import (
 	"github.com/streamdal/gophercon2021/svc/event"
 )
 
-// Delivery is one message that waits for an acknowledgement. Ack and DeadLetter may
-// be called when the channel that brought it is gone.
+// Delivery is one message that waits for an acknowledgement. Ack, DeadLetter and Requeue
+// may be called when the channel that brought it is gone.
 type Delivery interface {
 	Body() []byte
 	Headers() map[string]any // as sent; nil: it has none
@@ -39,6 +41,9 @@ type Delivery interface {
 	// DeadLetter puts a copy of the message into the dead queue. It returns
 	// when the broker has confirmed that, or fails when ctx ends.
 	DeadLetter(ctx context.Context, f Failure) error
+	// Requeue puts a copy of the message at the end of its queue. It returns when the
+	// broker has confirmed that, or fails when ctx ends or the broker refuses the copy.
+	Requeue(ctx context.Context) error
 }
 
 // Failure says why a message is dead-lettered.
@@ -80,6 +85,9 @@ type Claimer interface {
 	Complete(c *claim.Claim) error
 	// Release ends the claim, undone.
 	Release(c *claim.Claim)
+	// HandledElsewhere reports whether another process of the role that lives handles a type
+	// of events.
+	HandledElsewhere(typ string) bool
 }
 
 // Counter counts outcomes by the names of [Counters].
@@ -125,7 +133,7 @@ func (p *Pipeline) Handle(ctx, handlerCtx context.Context, d Delivery) {
 	case err != nil && !noID, noID && handled && p.RequireID:
 		err = p.deadLetter(ctx, d, e, &Failure{Reason: ReasonMalformed, Err: err}, "malformed")
 	case !handled:
-		p.finish(d, e, "ignored", "ignored")
+		p.unhandled(ctx, d, e)
 		return
 	default:
 		err = p.process(ctx, handlerCtx, d, e, handler)
@@ -160,6 +168,41 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	p.finish(d, e, "processed", e.Type+"_ok")
 	return nil
 }
+
+// unhandled ignores an event without a handler for its type. If another process of the role
+// has one, as in a rolling deploy, it requeues the event until that process gets it.
+func (p *Pipeline) unhandled(ctx context.Context, d Delivery, e event.Event) {
+	wait := newBackoff(time.Second, 30*time.Second)
+	for p.Claims.HandledElsewhere(e.Type) {
+		sleep(ctx, ctx, wait.NextBackOff())
+		if ctx.Err() != nil || p.requeue(ctx, d, e) == nil {
+			return
+		}
+	}
+	p.finish(d, e, "ignored", "ignored")
+}
+
+var errOrder = errors.New("the order of delivery is kept")
+
+// requeue puts an event at the end of its queue, and acknowledges it. If it fails, the event
+// waits where it is. With one slot it always fails.
+func (p *Pipeline) requeue(ctx context.Context, d Delivery, e event.Event) error {
+	if cap(p.Semaphore) == 1 {
+		return errOrder
+	}
+	ctx, cancel := context.WithTimeout(ctx, requeueTimeout)
+	defer cancel()
+	if err := d.Requeue(ctx); err != nil {
+		return err
+	}
+	p.Log.Debug("requeued", "type", truncate(e.Type), "id", e.ID)
+	// A crash here: the event is in the queue twice.
+	d.Ack()
+	return nil
+}
+
+// requeueTimeout is how long the broker may take to confirm a copy.
+const requeueTimeout = 10 * time.Second
 
 // finish counts and logs the outcome of an event, and acknowledges it.
 func (p *Pipeline) finish(d Delivery, e event.Event, outcome, counter string) {

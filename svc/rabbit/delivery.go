@@ -8,6 +8,7 @@ import (
 
 	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/event"
 )
 
 // maxErrorLen bounds the header x-error, in bytes.
@@ -45,14 +46,40 @@ func (d *Delivery) DeadLetter(ctx context.Context, f consume.Failure) error {
 	return d.publisher.publish(ctx, d.publisher.Topology.deadQueue(), deadLetter(d.msg, f, time.Now()))
 }
 
+// Requeue publishes a copy to the end of the queue and waits for the broker's confirmation. It
+// logs what the broker refuses.
+func (d *Delivery) Requeue(ctx context.Context) error {
+	began := time.Now()
+	err := d.publisher.publish(ctx, d.publisher.Topology.Queue, copyOf(d.msg))
+	switch {
+	case err == nil:
+		d.publisher.unmoved.Answered(began)
+	case refuses(err):
+		e, _ := event.Parse(d.msg.Body)
+		d.publisher.unmoved.Failed(began, err, Hint(err), "id", e.ID)
+	}
+	return err
+}
+
 // directReplyTo stands for the publisher's own channel, which must consume from
 // it: the broker refuses the message from anyone else.
 const directReplyTo = "amq.rabbitmq.reply-to"
 
-// deadLetter returns the message unchanged but for the headers that say why it
-// is dead. It is persistent, and what would make the broker refuse, copy or drop
-// it is moved to headers x-original-….
+// deadLetter returns a copy of the message that is persistent, with the headers that say why it
+// is dead.
 func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publishing {
+	letter := copyOf(msg)
+	letter.DeliveryMode = amqp.Persistent
+	letter.Headers["x-reason"] = f.Reason
+	letter.Headers["x-error"] = truncate(f.Err.Error(), maxErrorLen)
+	letter.Headers["x-attempts"] = int32(f.Attempts)
+	letter.Headers["x-failed-at"] = now.UTC().Format(time.RFC3339Nano)
+	return letter
+}
+
+// copyOf returns the message unchanged but for the headers that say where it came from. What
+// would make the broker refuse, copy or drop it is moved to headers x-original-….
+func copyOf(msg amqp.Delivery) amqp.Publishing {
 	headers := make(amqp.Table, len(msg.Headers)+6)
 	maps.Copy(headers, msg.Headers)
 	if msg.UserId != "" {
@@ -71,18 +98,15 @@ func deadLetter(msg amqp.Delivery, f consume.Failure, now time.Time) amqp.Publis
 			delete(headers, name)
 		}
 	}
-	// A dead letter that was published again keeps where it came from first.
-	if headers["x-failed-at"] == nil || !isName(headers["x-exchange"]) || !isName(headers["x-routing-key"]) {
+	// A dead letter that was published again, and a copy, which comes through the default
+	// exchange, keep where they came from first.
+	if headers["x-failed-at"] == nil && msg.Exchange != "" || !isName(headers["x-exchange"]) || !isName(headers["x-routing-key"]) {
 		headers["x-exchange"] = msg.Exchange
 		headers["x-routing-key"] = msg.RoutingKey
 	}
 	delete(headers, "x-delivery-count") // of this queue: a replayed message begins anew
-	headers["x-reason"] = f.Reason
-	headers["x-error"] = truncate(f.Err.Error(), maxErrorLen)
-	headers["x-attempts"] = int32(f.Attempts)
-	headers["x-failed-at"] = now.UTC().Format(time.RFC3339Nano)
 	return amqp.Publishing{
-		Headers: headers, Body: msg.Body, DeliveryMode: amqp.Persistent,
+		Headers: headers, Body: msg.Body, DeliveryMode: msg.DeliveryMode,
 		ContentType: msg.ContentType, ContentEncoding: msg.ContentEncoding, Priority: msg.Priority,
 		CorrelationId: msg.CorrelationId, ReplyTo: msg.ReplyTo, MessageId: msg.MessageId,
 		Timestamp: msg.Timestamp, Type: msg.Type, AppId: msg.AppId,

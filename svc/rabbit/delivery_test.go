@@ -164,6 +164,15 @@ func TestDeadLetter(t *testing.T) {
 			letter: boom,
 			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy", Headers: added(nil)},
 		},
+		"of a copy from the end of the queue": {
+			msg: amqp.Delivery{Exchange: "", RoutingKey: "orders-queue", Headers: amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo", "x-original-expiration": "1000",
+			}},
+			letter: boom,
+			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
+				"x-exchange": "events", "x-routing-key": "foo", "x-original-expiration": "1000",
+			})},
+		},
 		"malformed": {
 			msg:    amqp.Delivery{Body: []byte("new_order 1")},
 			letter: consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New("body is not a JSON event")},
@@ -186,6 +195,27 @@ func TestDeadLetter(t *testing.T) {
 				t.Errorf("the library cannot send the dead letter: %v", err)
 			}
 		})
+	}
+}
+
+// A copy is the message, but for where it came from, what the broker would act on, and the count
+// of its returns.
+func TestCopy(t *testing.T) {
+	msg := amqp.Delivery{
+		Body: []byte("{}"), DeliveryMode: amqp.Transient, AppId: "plumber", UserId: "guest", Exchange: "events", RoutingKey: "foo",
+		Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(7), "trace": "1"},
+	}
+	want := amqp.Publishing{
+		Body: []byte("{}"), DeliveryMode: amqp.Transient, AppId: "plumber",
+		Headers: amqp.Table{"trace": "1", "x-original-user_id": "guest", "x-exchange": "events", "x-routing-key": "foo"},
+	}
+	got := copyOf(msg)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("copy (-want +got):\n%s", diff)
+	}
+	again := amqp.Delivery{Body: got.Body, DeliveryMode: got.DeliveryMode, AppId: got.AppId, RoutingKey: "orders-queue", Headers: got.Headers}
+	if diff := cmp.Diff(want, copyOf(again)); diff != "" {
+		t.Errorf("copy of the copy (-want +got):\n%s", diff)
 	}
 }
 

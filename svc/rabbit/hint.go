@@ -61,7 +61,7 @@ var hints = []struct{ text, hint string }{
 	{errOtherType.Error(), "set QUEUE_TYPE to the type of the queue, or leave it out; to change the type, see Changing QUEUE_TYPE in svc/README.md"},
 	{errUnreadableHead.Error(), "remove it (management UI, Get messages) to let the others through"},
 	{errNoQueue.Error(), "make the queue, or check the user's permissions (rabbitmqctl list_permissions)"},
-	{errNacked.Error(), "make room in the dead queue, or raise its max-length"},
+	{errNacked.Error(), "make room in the queue, or raise its max-length"},
 	{"tls: ", checkTLS},
 	{"x509: ", checkTLS},
 	{amqp.ErrFrame.Reason, "check the port in AMQP_URL, which must begin with amqps:// if that is the one for TLS"},

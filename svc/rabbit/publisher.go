@@ -17,8 +17,9 @@ import (
 // The first and the longest pause before a message that the broker refuses is tried again.
 const minRefusedWait, maxRefusedWait = time.Second, 30 * time.Second
 
-// publisher publishes dead letters one at a time, so that what the broker answers is about
-// that one. One that it refuses is tried again later and does not hold up the others.
+// publisher publishes dead letters, and copies of events to the end of their queue, one at a
+// time, so that what the broker answers is about that one. A dead letter that it refuses is
+// tried again later and does not hold up the others; a refused copy is given up.
 //
 // Its connection is opened when it is needed and is not the consumer's: while the broker is
 // short of memory or disk it stops reading from connections that publish, and
@@ -27,6 +28,7 @@ type publisher struct {
 	Config
 	letters chan *letter // from the deliveries to run
 	held    atomic.Int64 // how many deliveries the consumer holds at most
+	unmoved *outage.Log  // while the broker refuses copies
 
 	// Owned by run:
 	outage  *outage.Log
@@ -51,14 +53,20 @@ type letter struct {
 }
 
 func newPublisher(cfg Config) *publisher {
-	return &publisher{Config: cfg, letters: make(chan *letter), outage: &outage.Log{
-		Logger: cfg.Log, Level: slog.LevelWarn,
-		Begins: "the dead queue is unreachable: dead letters wait unacknowledged", Ends: "the dead queue is reachable again",
-	}}
+	return &publisher{Config: cfg, letters: make(chan *letter),
+		outage: &outage.Log{
+			Logger: cfg.Log, Level: slog.LevelWarn,
+			Begins: "the dead queue is unreachable: dead letters wait unacknowledged", Ends: "the dead queue is reachable again",
+		},
+		unmoved: &outage.Log{
+			Logger: cfg.Log, Level: slog.LevelWarn,
+			Begins: "the broker refuses an event at the end of the queue: it waits where it is",
+		},
+	}
 }
 
 // publish returns when the broker has confirmed that the message is in the queue. It fails
-// only when ctx ends.
+// when ctx ends, or when the broker refuses a copy.
 func (p *publisher) publish(ctx context.Context, queue string, msg amqp.Publishing) error {
 	l := &letter{ctx: ctx, queue: queue, msg: msg, answer: make(chan error, 1),
 		wait: newBackoff(minRefusedWait, maxRefusedWait), others: len(p.Server.URLs) - 1}
@@ -148,19 +156,19 @@ func (p *publisher) use(ctx context.Context, conn *connection) error {
 	for l := p.next(ctx, alarms); l != nil; l = p.next(ctx, alarms) {
 		err := p.try(conn, alarms, l)
 		switch {
-		case refuses(err) && hasCode(err, amqp.FrameError) && !l.trimmed: // the headers do not fit into a frame
+		case err != nil && !refuses(err):
+			return err // the letter waits for the next connection
+		case err == nil || l.queue != p.Topology.deadQueue():
+			l.answer <- err
+			p.waiting = slices.DeleteFunc(p.waiting, func(w *letter) bool { return w == l })
+		case hasCode(err, amqp.FrameError) && !l.trimmed: // the headers do not fit into a frame
 			l.msg.Headers, l.trimmed = onlyAdded(l.msg.Headers), true
 			return errAtOnce // the broker has closed the connection
-		case refuses(err) && l.others > 0:
+		case l.others > 0:
 			l.others--
 			return errAtOnce // at another broker
-		case refuses(err):
-			p.refuse(l, err)
-		case err != nil:
-			return err // the letter waits for the next connection
 		default:
-			l.answer <- nil
-			p.waiting = slices.DeleteFunc(p.waiting, func(w *letter) bool { return w == l })
+			p.refuse(l, err)
 		}
 		conn.served = true
 		p.outage.Answered(time.Now())

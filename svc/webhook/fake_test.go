@@ -184,6 +184,7 @@ func (nothing) Headers() map[string]any                           { return nil }
 func (nothing) Returns() int                                      { return 0 }
 func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
+func (nothing) Requeue(context.Context) error                     { return nil }
 func (nothing) Count(string)                                      {}
 
 func order(id string) consume.Job {

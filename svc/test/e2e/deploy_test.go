@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/streamdal/gophercon2021/svc/test/harness"
+)
+
+// In a rolling deploy the new replica handles a type that the old one does not. The old one
+// ignores none of these events, and what the new one gets has kept where it came from. Where the
+// user may not put events at the end of the queue, they wait until the old one stops.
+func TestRollingDeploy(t *testing.T) {
+	const events = 200
+	t.Parallel()
+	vhost := newVhost(t)
+	broker(t, addUser(vhost), permit(vhost, ".*", "^orders-queue$", ".*"))
+	e := newBrokerEnv(t, vhost, "orders")
+	e.etcdEndpoints = shared.etcd.Endpoint()
+	newer := buildWith(t, "roles.go", `"new_order": processOrder`, `"new_order": processOrder, "refund": refund`, `
+func refund(_ context.Context, job consume.Job) error {
+	if job.ID == "r0" {
+		return consume.Permanent(context.Canceled)
+	}
+	return nil
+}`)
+	vars := []string{"ENABLE_ETCD=true", "ETCD_PREFIX=/deploy/"}
+	may := append(vars, "AMQP_URL="+e.directAMQP)
+	first := e.start("orders", may...)
+	first.waitLog("msg=consuming")
+	cmd := exec.Command(newer)
+	cmd.Env = append(e.vars("SERVICE_NAME=orders"), may...)
+	second := startCommand(t, "newer", cmd)
+	second.waitLog("msg=consuming")
+
+	e.publishBodies(refunds("r", events)...)
+	e.waitCounts(map[string]int64{"orders_refund_ok": events - 1, "orders_refund_failed": 1, "orders_ignored": 0})
+	first.stop()
+	if letters := e.deadLetters("orders"); len(letters) != 1 || letters[0].Headers["x-exchange"] != "events" {
+		t.Errorf("the dead letters are %v", letters)
+	}
+
+	mayNot := e.start("orders", vars...)
+	mayNot.waitLog("msg=consuming")
+	e.publishBodies(refunds("s", 20)...)
+	mayNot.waitLog("level=WARN", "the broker refuses an event at the end of the queue", "user's permissions")
+	mayNot.stop()
+	e.waitCounts(map[string]int64{"orders_refund_ok": events + 19, "orders_ignored": 0})
+
+	// Without the new replica, the type is unknown again.
+	second.stop()
+	last := e.start("orders", may...)
+	e.publishBodies(refunds("t", 1)...)
+	last.waitLog("msg=ignored")
+}
+
+// refunds returns the bodies of n events of type refund with ids of that prefix.
+func refunds(prefix string, n int) []string {
+	bodies := orders(prefix, n)
+	for i, body := range bodies {
+		bodies[i] = strings.Replace(body, "new_order", "refund", 1)
+	}
+	return bodies
+}
+
+// buildWith builds the service with a source file in which old is replaced by new, and which
+// ends with more.
+func buildWith(t *testing.T, file, old, new, more string) string {
+	t.Helper()
+	dir, path := t.TempDir(), filepath.Join("..", "..", file)
+	source, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(source), old) {
+		t.Fatalf("%s does not contain %q", file, old)
+	}
+	path, err = filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changed, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
+	replace, _ := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	for name, text := range map[string]string{changed: strings.Replace(string(source), old, new, 1) + more, overlay: string(replace)} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := harness.Build(t.Context(), dir, []string{"svc"}, "-overlay", overlay); err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "svc")
+}
