@@ -150,8 +150,8 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 
 	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
-	handlers := maps.Clone(role.handlers)
-	if cfg.Webhook != "" {
+	handlers, inProcess := maps.Clone(role.handlers), cfg.Webhook == ""
+	if !inProcess {
 		poster := webhook.New(cfg.Webhook, cfg.WebhookAuth, cfg.Concurrency, log)
 		defer poster.Close()
 		for t := range handlers {
@@ -165,7 +165,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 	// Each delivery: parse, claim, work, complete, acknowledge.
 	pipeline := &consume.Pipeline{
-		Role: role.name, Handlers: handlers, Claims: claims, RequireID: cfg.Etcd,
+		Role: role.name, Handlers: handlers, Claims: claims, RequireID: cfg.Etcd, InProcess: inProcess,
 		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Semaphore: make(consume.Semaphore, cfg.Concurrency),
 	}
@@ -189,7 +189,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Topology: rabbit.Topology{Queue: role.queue, Type: cfg.QueueType},
 		Status:   status, Log: log,
 		Low: held.low, Prefetch: held.most, Slow: held.slow, MaxInFlight: held.maxInFlight,
-		OneFirst:  cfg.Webhook == "", // the handlers run in this process, and can end it
+		OneFirst:  inProcess,
 		Consumers: consumers,
 		Handle: func(deliveryCtx context.Context, d consume.Delivery) {
 			stats.inFlight.Add(1)

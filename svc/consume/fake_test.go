@@ -45,7 +45,7 @@ func newProcess(t *testing.T, work consume.Handler) *process {
 		return work(ctx, job)
 	}
 	p.Pipeline = &consume.Pipeline{
-		Role: "orders", Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true,
+		Role: "orders", Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true, InProcess: true,
 		Counter: counter{p.journal}, Log: slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal})),
 		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
 	}

@@ -25,6 +25,7 @@ func TestOutcome(t *testing.T) {
 		body        string // default: order 1
 		returns     int
 		withoutEtcd bool
+		webhook     bool            // the handlers run elsewhere
 		work        consume.Handler // default: done
 		call        string          // of the claims, answered with err
 		err         error
@@ -76,6 +77,10 @@ func TestOutcome(t *testing.T) {
 			want: []string{"claim 1", "dead-letter crashed after 0: it has come back 20 times: its work may end the process", "count new_order_failed",
 				`msg=dead-lettered type=new_order id=1 reason=crashed error="it has come back 20 times: its work may end the process"`, "ack", "release 1"},
 		},
+		"one that has come back from a webhook": {
+			returns: 20, webhook: true,
+			want: []string{"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack"},
+		},
 		"one that has come back often": {
 			returns: 19,
 			want:    []string{"claim 1", "work 1: attempt 1, token 1", "complete 1", "count new_order_ok", processed, "ack"},
@@ -123,6 +128,7 @@ func TestOutcome(t *testing.T) {
 				if tt.withoutEtcd {
 					p.withoutEtcd()
 				}
+				p.InProcess = !tt.webhook
 				p.claims.answers[tt.call] = []error{tt.err}
 				p.run(&delivery{journal: p.journal, body: tt.body, returns: tt.returns})
 				p.expect(t, tt.want...)

@@ -111,6 +111,7 @@ type Pipeline struct {
 	Handlers    map[string]Handler // by type
 	Claims      Claimer
 	RequireID   bool // an event without an id is malformed; false only with claim.NoDedup
+	InProcess   bool // the handlers run in this process, so an event that comes back again and again may end it
 	Counter     Counter
 	Log         *slog.Logger
 	MaxAttempts int
@@ -151,7 +152,7 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 	if err != nil {
 		return err
 	}
-	if n := d.Returns(); n >= maxReturns {
+	if n := d.Returns(); p.InProcess && n >= maxReturns {
 		crashed := &Failure{Reason: ReasonCrashed, Err: fmt.Errorf("it has come back %d times: its work may end the process", n)}
 		return p.notDone(ctx, d, c, e, crashed)
 	}
