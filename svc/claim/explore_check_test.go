@@ -89,12 +89,16 @@ func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
 	}
 }
 
-// checkRecorded checks that work reported as recorded was recorded.
+// checkRecorded checks that work reported as recorded was recorded, and whether by its process.
 func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
 	if err != nil && !errors.Is(err, ErrDone) {
 		x.fail("complete of %s: %v", d.id, err)
 	}
 	x.checkSkipped(p, d)
+	others := func(session string) bool { return !slices.Contains(p.names, session) }
+	if by := x.etcd.recordedBy[d.id]; err != nil && !slices.ContainsFunc(by, others) {
+		x.fail("complete of %s says that another process recorded it; the sessions that did are %q", d.id, by)
+	}
 }
 
 // checkEnd checks the invariants of a state in which only faults can happen.

@@ -12,14 +12,15 @@ import (
 type simEtcd struct {
 	broken string // the broken variant; "": none
 
-	revision int64
-	keys     map[string]simKey
-	leases   []simLease         // lease n is leases[n-1]
-	log      [][]change         // by revision
-	truth    []map[string]truth // by revision, of each id: the rule, computed from the keys
-	recorded map[string]int     // by id, how often it became done
-	ids      []string
-	paths    Etcd // for the names of the keys
+	revision   int64
+	keys       map[string]simKey
+	leases     []simLease          // lease n is leases[n-1]
+	log        [][]change          // by revision
+	truth      []map[string]truth  // by revision, of each id: the rule, computed from the keys
+	recorded   map[string]int      // by id, how often it became done
+	recordedBy map[string][]string // by id, the sessions that recorded it
+	ids        []string
+	paths      Etcd // for the names of the keys
 }
 
 type simLease struct{ living, session bool }
@@ -32,7 +33,7 @@ type simKey struct {
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
-	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]int), ids: ids, log: [][]change{nil}}
+	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]int), recordedBy: make(map[string][]string), ids: ids, log: [][]change{nil}}
 	e.truth = append(e.truth, e.rule())
 	return e
 }
@@ -158,6 +159,9 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 	if len(w.Done) > 0 {
 		if w.NewWindow {
 			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
+		}
+		for _, id := range w.Done {
+			e.recordedBy[id] = append(e.recordedBy[id], w.Session)
 		}
 		events = append(events, e.put(e.paths.recordPath(&w.write), listJSON(w.Done), w.Window.Lease))
 	}

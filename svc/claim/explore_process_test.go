@@ -19,6 +19,7 @@ type simProcess struct {
 	call    int    // number of Etcd.send's last call: answers to earlier calls are dropped
 
 	deliveries []*simDelivery
+	names      []string // of its sessions
 }
 
 // simCopy is a copy of a write on its way to etcd. Copies are carried out at any time
@@ -64,6 +65,7 @@ func (p *simProcess) open() {
 	name := p.x.newSession()
 	p.x.etcd.commit([]change{p.x.etcd.put("session/"+name, "host 1", p.lease)})
 	p.over = false
+	p.names = append(p.names, name)
 	p.c.beginSession(name, p.x.etcd.revision, farFuture, func(error) {
 		p.over, p.sending = true, nil
 		p.call++

@@ -172,11 +172,11 @@ func (c *claimer) rebuild(view *roleState, revision, seen int64) {
 	for _, e := range c.entries {
 		e.claims, e.done, e.recorded = view.Claims(e.id), view.Done(e.id), false
 	}
-	if w := c.pending; w != nil && w.Record == view.record.write { // it lists the ids of the pending write, if that was carried out
-		for _, id := range view.record.ids {
-			if e := c.entries[id]; e != nil && e.finished && e.pending {
-				e.done, e.recorded = true, true
-			}
+	for _, id := range view.record.ids { // it lists the ids of the pending write, if that was carried out
+		if e := c.entries[id]; e != nil {
+			carriedOut := e.finished && e.pending && c.pending.Record == view.record.write
+			e.recorded = e.done || carriedOut // an id that is not done was forgotten: at once, or before the pending work
+			e.done = e.recorded
 		}
 	}
 	c.checkSession()
