@@ -112,8 +112,14 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	// At a stop, ctx ends: no more events are taken. Then handlerCtx ends: running handlers are
 	// cancelled. Then etcdCtx ends: nothing waits for etcd any more. Then everything is closed.
 	shutdown := newShutdown(cfg.Shutdown)
-	handlerCtx := endAfter(ctx, shutdown.cancelHandlers)
-	etcdCtx := endAfter(ctx, shutdown.leaveEtcd)
+	slots := make(consume.Semaphore, cfg.Concurrency)
+	handlerCtx := endAfter(ctx, shutdown.cancelHandlers, func() {
+		if running := len(slots); running > 0 {
+			log.Warn("running handlers are cancelled: their events are redelivered", "handlers", running,
+				"hint", fmt.Sprintf("with a SHUTDOWN_TIMEOUT above HANDLER_TIMEOUT + 4s, here %v, they could finish", cfg.HandlerTimeout+4*time.Second))
+		}
+	})
+	etcdCtx := endAfter(ctx, shutdown.leaveEtcd, nil)
 
 	// Count to statsd.
 	recorder := metrics.Start(cfg.StatsdAddr, role.name+"_", metrics.Names{
@@ -167,15 +173,8 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	pipeline := &consume.Pipeline{
 		Role: role.name, Handlers: handlers, Claims: claims, RequireID: cfg.Etcd, InProcess: inProcess,
 		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
-		Semaphore: make(consume.Semaphore, cfg.Concurrency),
+		Semaphore: slots,
 	}
-
-	context.AfterFunc(handlerCtx, func() {
-		if running := len(pipeline.Semaphore); running > 0 {
-			log.Warn("running handlers are cancelled: their events are redelivered", "handlers", running,
-				"hint", fmt.Sprintf("with a SHUTDOWN_TIMEOUT above HANDLER_TIMEOUT + 4s, here %v, they could finish", cfg.HandlerTimeout+4*time.Second))
-		}
-	})
 
 	// With etcd, warn of consumers that claim no ids, and of claims of other environments.
 	var consumers func(int)

@@ -26,9 +26,16 @@ func newShutdown(timeout time.Duration) shutdown {
 	return shutdown{cancelHandlers: timeout - 2*step, leaveEtcd: timeout - step, revoke: step / 2, disconnect: step / 3}
 }
 
-// endAfter returns a context that ends d after ctx does.
-func endAfter(ctx context.Context, d time.Duration) context.Context {
+// endAfter returns a context that ends d after ctx does. before is called then, if it is not nil.
+func endAfter(ctx context.Context, d time.Duration, before func()) context.Context {
 	later, end := context.WithCancel(context.WithoutCancel(ctx))
-	context.AfterFunc(ctx, func() { time.AfterFunc(d, end) })
+	context.AfterFunc(ctx, func() {
+		time.AfterFunc(d, func() {
+			if before != nil {
+				before()
+			}
+			end()
+		})
+	})
 	return later
 }

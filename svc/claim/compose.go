@@ -196,10 +196,14 @@ func (c *claimer) committedAt(w *write, revision int64) {
 	c.checkSession()
 }
 
-// undo takes back a write that was not carried out.
-func (c *claimer) undo(w *write) {
+// undo takes back a write that was not carried out. It reports false if the view shows the
+// write all the same.
+func (c *claimer) undo(w *write) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.pending != w {
+		return false
+	}
 	c.checks = append(w.checks, c.checks...)
 	c.sent, c.window = c.sent-1, recordWindow{}
 	c.clearPending()
@@ -207,6 +211,7 @@ func (c *claimer) undo(w *write) {
 		c.review(e)
 	}
 	c.notify()
+	return true
 }
 
 // needsWindow reports whether ids wait to be recorded and there is no window to record them

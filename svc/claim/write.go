@@ -47,11 +47,10 @@ func (s *Etcd) write(ctx context.Context, ses *session) error {
 		switch err := s.commit(ctx, ses, w); {
 		case err == nil:
 			extra = 0
-		case errors.Is(err, rpctypes.ErrLeaseNotFound) && w.Window.Lease != 0 && len(w.Done) > 0:
+		case errors.Is(err, rpctypes.ErrLeaseNotFound) && w.Window.Lease != 0 && len(w.Done) > 0 && s.undo(w):
 			// The session lives, so it is the window that has ended. etcd compares before it
 			// checks leases: no copy of this write was carried out.
 			extra = min(2*extra+time.Second, maxSpan)
-			s.undo(w)
 		default:
 			return fmt.Errorf("write %d: %w", w.N, err)
 		}

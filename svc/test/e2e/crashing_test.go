@@ -50,7 +50,7 @@ func TestEventThatEndsItsProcess(t *testing.T) {
 		}
 		log := slog.New(slog.DiscardHandler)
 		pipeline := &consume.Pipeline{
-			Role: "orders", Handlers: map[string]consume.Handler{"new_order": work}, Claims: claim.NoDedup{},
+			Role: "orders", Handlers: map[string]consume.Handler{"new_order": work}, Claims: claim.NoDedup{}, InProcess: true,
 			Counter: &counted, Log: log, MaxAttempts: 3, Timeout: time.Minute, Semaphore: make(consume.Semaphore, 8),
 		}
 		e.must(rabbit.Consume(process, rabbit.Config{
