@@ -40,7 +40,8 @@ func TestRefusals(t *testing.T) {
 			client := newClient(t, newEtcd(t, tt.options))
 			kv := &counting{KV: client.KV}
 			client.KV = kv
-			p := start(t, client, client, claim.Options{Role: newRole(), Window: time.Hour})
+			// The session must not be lost meanwhile, on a slow machine: the view would be read first.
+			p := start(t, client, client, claim.Options{Role: newRole(), TTL: time.Hour, Window: time.Hour})
 			c := p.mustClaim("1")
 			fix := tt.refuse(t, p)
 			completed := make(chan error, 1)

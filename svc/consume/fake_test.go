@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -181,7 +182,7 @@ type claims struct {
 	*journal
 	answers map[string][]error       // of the next calls of that name; after these: nil
 	waits   map[string]chan struct{} // a call of that name waits for its channel to close, or for its ctx to end
-	others  map[string]bool          // the types that another process handles
+	others  atomic.Bool              // handle all types
 	token   int64                    // of the claims that are granted next
 	held    context.Context          // of the claims that are granted next
 	suspend context.CancelCauseFunc  // ends held
@@ -248,7 +249,7 @@ func (c *claims) Complete(held *claim.Claim) error {
 	return c.call(context.Background(), "complete", held.ID)
 }
 
-func (c *claims) HandledElsewhere(typ string) bool { return c.others[typ] }
+func (c *claims) HandledElsewhere(string) bool { return c.others.Load() }
 
 func (c *claims) Release(held *claim.Claim) { c.add("release %s", held.ID) }
 

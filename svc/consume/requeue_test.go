@@ -34,13 +34,13 @@ func TestHandledElsewhere(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := newProcess(t, done)
 				p.Semaphore = make(consume.Semaphore, tt.slots)
-				p.claims.others = map[string]bool{"refund": true}
+				p.claims.others.Store(true)
 				ctx, stop := context.WithCancel(t.Context())
 				returned := p.handle(ctx, &delivery{journal: p.journal, body: refund, refused: tt.refused})
 				pass(400 * time.Millisecond)
 				p.expect(t)
 				if tt.gone {
-					delete(p.claims.others, "refund")
+					p.claims.others.Store(false)
 				}
 				pass(20 * time.Second)
 				p.expect(t, tt.want...)
