@@ -25,7 +25,7 @@ func TestHowManyAreHeld(t *testing.T) {
 			t.Helper()
 			before := s.level
 			for range n {
-				time.Sleep(pause)
+				<-time.After(pause)
 				d.msg.DeliveryTag++
 				if tag := d.msg.DeliveryTag; tag > low && !stuck {
 					s.acker.acked.Store(tag - low)
@@ -56,7 +56,7 @@ func TestHowManyAreHeld(t *testing.T) {
 		slow, stuck = false, true // the others go on
 		arrive(10*low, 0, low)
 		stuck = false
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		arrive(low, 0, low)
 		arrive(2*low, 0, most)
 	})
