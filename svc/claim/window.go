@@ -42,8 +42,8 @@ func (s *Etcd) checkWindows() {
 }
 
 // followWindows ends the oldest window early, for all processes of the role, when more than MaxIDs
-// ids are remembered. The newest window is never ended. It logs each window that ends early,
-// whoever ended it.
+// ids are remembered. The newest window is never ended. It logs each window that ends early, also
+// one that another replica or an operator has ended.
 func (s *Etcd) followWindows(ctx context.Context) {
 	var known []window
 	early := make(map[string]time.Time) // by the window's name: until then its end is early; zero: not known

@@ -25,7 +25,7 @@ type Topology struct {
 func (t Topology) deadQueue() string { return t.Queue + ".dead" }
 
 // ensure asks for a queue or exchange, and makes it if it is missing. What exists is used
-// as it is, whatever its arguments and whoever made it. RabbitMQ 4.3 does not tell a user
+// as it is, whatever its arguments, also if others made it. RabbitMQ 4.3 does not tell a user
 // without any right to it whether it exists: then its use shows that.
 func ensure(conn *connection, name string, missing func(error), declare func(ch *amqp.Channel, passive bool) error) error {
 	err := conn.onChannel(func(ch *amqp.Channel) error { return declare(ch, true) })

@@ -6,7 +6,7 @@ import (
 	"github.com/streadway/amqp"
 )
 
-// Queues and exchanges that exist are used as they are, whatever their arguments and whoever
+// Queues and exchanges that exist are used as they are, whatever their arguments and the user who
 // made them. Only a queue of another type than QUEUE_TYPE is refused.
 func TestWhatExistsIsUsed(t *testing.T) {
 	t.Parallel()
