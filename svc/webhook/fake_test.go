@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/event"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.uber.org/goleak"
 )
 
@@ -105,19 +105,11 @@ func (r *receiver) next() (s step) {
 	return s
 }
 
-// poster returns a poster to r, and its log. It is closed with stop, before the bubble ends.
-func (r *receiver) poster(maxIdle int) (p *Poster, log *bytes.Buffer, stop func()) {
-	log = &bytes.Buffer{}
-	p = New("http://127.0.0.1", "", maxIdle, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{
-		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
-				return slog.Attr{}
-			}
-			return a
-		},
-	})))
+// poster returns a poster to r. It is closed with stop, before the bubble ends.
+func (r *receiver) poster(maxIdle int) (p *Poster, stop func()) {
+	p = New("http://127.0.0.1", "", maxIdle)
 	p.transport.DialContext = r.dial
-	return p, log, func() {
+	return p, func() {
 		p.Close()
 		synctest.Wait()
 	}
@@ -158,6 +150,7 @@ func pipeline(handler consume.Handler) *consume.Pipeline {
 		Handlers: map[string]consume.Handler{"new_order": handler},
 		Claims:   claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
 		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
+		Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler)},
 	}
 }
 
@@ -182,6 +175,7 @@ type nothing struct{}
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
 func (nothing) Headers() map[string]any                           { return nil }
 func (nothing) Returns() int                                      { return 0 }
+func (nothing) Held() int                                         { return 64 }
 func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Requeue(context.Context) error                     { return nil }

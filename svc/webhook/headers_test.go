@@ -1,7 +1,6 @@
 package webhook
 
 import (
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -30,7 +29,7 @@ func TestHeaders(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			p := New(server.URL, tt.authorization, 4, slog.New(slog.NewTextHandler(t.Output(), nil)))
+			p := New(server.URL, tt.authorization, 4)
 			defer p.Close()
 			job := order("1")
 			job.Headers = tt.sent
@@ -48,7 +47,7 @@ func TestHeaders(t *testing.T) {
 }
 
 func TestAuthorizationIsNotTold(t *testing.T) {
-	p := New("http://127.0.0.1:1", "Bearer hunter2", 1, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	p := New("http://127.0.0.1:1", "Bearer hunter2", 1)
 	defer p.Close()
 	if err := p.Handle(t.Context(), order("1")); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error is %v", err)

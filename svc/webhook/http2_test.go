@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"testing"
@@ -62,7 +61,7 @@ func TestHTTP2(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := New("http://127.0.0.1", "", 1, slog.New(slog.DiscardHandler))
+				p := New("http://127.0.0.1", "", 1)
 				p.transport.Protocols = new(http.Protocols)
 				p.transport.Protocols.SetUnencryptedHTTP2(true)
 				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,7 +42,7 @@ func TestHostMoves(t *testing.T) {
 					server.StartTLS()
 					defer server.Close()
 				}
-				p := New("https://127.0.0.1", "", 4, slog.New(slog.DiscardHandler))
+				p := New("https://127.0.0.1", "", 4)
 				p.transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
 				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 					if moved.Load() {

@@ -33,7 +33,7 @@ func TestRequest(t *testing.T) {
 	defer server.Close()
 	job := order("a b\r\n注")
 	job.Body = []byte(" {\"type\":\"new_order\",\t\"id\":\"1\",\"note\":\"\\u00e1 注文\"}\r\n")
-	p := New(strings.Replace(server.URL, "//", "//user:hunter2@", 1)+"/hook?a=b", "", 1, slog.New(slog.DiscardHandler))
+	p := New(strings.Replace(server.URL, "//", "//user:hunter2@", 1)+"/hook?a=b", "", 1)
 	defer p.Close()
 	if err := p.Handle(t.Context(), job); err != nil {
 		t.Fatal(err)
@@ -76,7 +76,7 @@ func TestAnswer(t *testing.T) {
 						body = "" // these have none
 					}
 					r := &receiver{steps: []step{{answer: fmt.Sprintf("HTTP/1.1 %d \xff\r\nLocation: http://127.0.0.1/\r\n\r\n%s", code, body)}}}
-					p, _, stop := r.poster(1)
+					p, stop := r.poster(1)
 					what, _, _, err := verdict(t, p.Handle)
 					if what != want || r.posts != 1 {
 						t.Errorf("%s after %d posts, want %s after 1", what, r.posts, want)
@@ -120,7 +120,7 @@ func TestRetryAfter(t *testing.T) {
 			t.Run(fmt.Sprint(code, h), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					r := &receiver{steps: []step{{answer: fmt.Sprintf("HTTP/1.1 %d No\r\nRetry-After: %s\r\nDate: %s\r\n\r\n", code, h.after, h.date)}}}
-					p, _, stop := r.poster(1)
+					p, stop := r.poster(1)
 					what, _, wait, _ := verdict(t, p.Handle)
 					if what != isOutage || wait > want || want > short && wait < want {
 						t.Errorf("%s after %v, want %v", what, wait, want)
@@ -168,7 +168,7 @@ func TestNoAnswer(t *testing.T) {
 			t.Run(fmt.Sprint(name, ", on a reused connection ", reused), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					r, posts := &receiver{refuse: tt.refuse, silent: tt.silent}, 0
-					p, _, stop := r.poster(1)
+					p, stop := r.poster(1)
 					job := order("1")
 					job.Body = bytes.Repeat([]byte("x"), 1<<20)
 					if reused {
@@ -216,7 +216,7 @@ func TestConnections(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				r := &receiver{}
-				p, _, stop := r.poster(parallel)
+				p, stop := r.poster(parallel)
 				post := func(want int) {
 					t.Helper()
 					var posts sync.WaitGroup
@@ -265,55 +265,12 @@ func TestTLS(t *testing.T) {
 					t.Errorf("%s: %s (%v), want %s", id, what, err, want)
 				}
 			}
-			expect(New(server.URL, "", 1, slog.New(slog.DiscardHandler)), "untrusted", isOutage)
-			p := New(server.URL, "", 1, slog.New(slog.DiscardHandler))
+			expect(New(server.URL, "", 1), "untrusted", isOutage)
+			p := New(server.URL, "", 1)
 			p.transport.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
 			p.transport.TLSClientConfig.RootCAs.AddCert(server.Certificate())
 			expect(p, "1", isDone)
 			expect(p, "bad", isOutage)
-		})
-	}
-}
-
-// The log names an outage once, and its end. A post that is cancelled, by a stop or by a
-// suspended claim, is none.
-func TestLog(t *testing.T) {
-	const (
-		unreachable = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged" id=1 hint="check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it"` + "\n"
-		back        = `level=INFO msg="the webhook is reachable again"` + "\n"
-	)
-	synctest.Test(t, func(t *testing.T) {
-		r := &receiver{}
-		p, log, stop := r.poster(1)
-		for _, tt := range []struct {
-			code int
-			want string
-		}{
-			{200, ""}, {500, ""}, {404, ""}, {503, unreachable}, {429, ""}, {0, ""}, {200, back},
-			{502, unreachable}, {404, back}, {504, unreachable}, {500, back}, {0, unreachable},
-		} {
-			if r.will(); tt.code != 0 { // without a step the connection is cut
-				r.will(step{answer: fmt.Sprintf("HTTP/1.1 %d No\r\n\r\n", tt.code)})
-			}
-			p.Handle(t.Context(), order("1"))
-			if diff := cmp.Diff(tt.want, log.String()); diff != "" {
-				t.Errorf("log of %d (-want +got):\n%s", tt.code, diff)
-			}
-			log.Reset()
-			<-time.After(time.Second)
-		}
-		stop()
-	})
-	for _, silent := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			r := &receiver{steps: []step{{hang: true}}, silent: silent}
-			p, log, stop := r.poster(1)
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(time.Second, cancel)
-			if err := p.Handle(ctx, order("1")); err == nil || log.Len() > 0 {
-				t.Errorf("a cancelled post: %v\n%s", err, log)
-			}
-			stop()
 		})
 	}
 }
