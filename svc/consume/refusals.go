@@ -26,10 +26,10 @@ type refusals struct {
 	open atomic.Bool // an outage has begun
 
 	mu      sync.Mutex
-	waiting []*refusal // those refused first come first
-	err     error      // the last one
-	passed  time.Time  // when work last passed, or the first of waiting was refused
-	stuck   time.Time  // when the broker last refused a copy
+	waiting []*refusal    // those refused first come first
+	err     error         // the last one
+	passed  time.Time     // when work last passed, or the first of waiting was refused
+	stuck   time.Time     // when the broker last refused a copy
 	again   chan struct{} // closed when all are to be tried again
 	moving  bool          // the next is scheduled to be requeued
 }
