@@ -141,13 +141,12 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 		return context.Cause(c.Held)
 	}
 	// select chooses at random if a context has ended and a slot is free.
-	if err := cmp.Or(context.Cause(ctx), context.Cause(c.Held)); err != nil {
-		return err
+	if ctx.Err() != nil || c.Held.Err() != nil {
+		return cmp.Or(context.Cause(ctx), context.Cause(c.Held))
 	}
 
-	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
-	defer cancel()
-	defer context.AfterFunc(c.Held, cancel)()
+	attempt := &attemptContext{handlerCtx: handlerCtx, held: c.Held, deadline: time.Now().Add(p.Timeout)}
+	defer attempt.end()
 	defer func() {
 		if r := recover(); r != nil {
 			p.Log.Error("the handler panicked", "id", job.ID, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
