@@ -48,7 +48,6 @@ import (
 	"os/signal"
 	"runtime"
 	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -134,11 +133,11 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if cfg.Etcd {
 		parts = append(parts, partEtcd, partCache)
 	}
-	if cfg.Webhook != "" {
-		parts = append(parts, partWebhook)
-	}
 	status := health.NewStatus(parts...)
 	status.Set(rabbit.PartDeadLetters, nil) // until the broker takes no dead letters
+	if cfg.Webhook != "" {
+		status.Set(partWebhook, nil) // until nothing passes
+	}
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
@@ -187,11 +186,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		},
 	}
 	if !inProcess {
-		probed, end := context.WithCancel(ctx)
-		var probe sync.WaitGroup
-		probe.Go(func() { status.Probe(probed, partWebhook, pipeline.Refused) })
-		defer probe.Wait()
-		defer end()
+		defer status.Probe(partWebhook, pipeline.Refused)()
 	}
 
 	// With etcd, warn of consumers that claim no ids, and of claims of other environments.
