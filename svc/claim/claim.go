@@ -24,8 +24,15 @@
 // Otherwise it belongs to the oldest claim that lists it, by CreateRevision, which is also the
 // fencing token: it grows with each new owner.
 //
-// README.md, in this folder, shows the life of an id, what a crash costs at each step, what happens
-// when etcd is unreachable, a race of two processes, and in which order to read the files.
+// # What a crash costs
+//
+//	before the claim is written        nothing: the event is delivered again
+//	after that, before the work        the event waits for CLAIM_TTL, then another process does the work
+//	after the work, before the record  the wait, and the work is done again
+//	after the record, before the ack   the event is delivered again and skipped
+//
+// README.md, in this folder, shows in pictures the life of an id, one event, and a race of two
+// processes. It says what happens when etcd is unreachable, and in which order to read the files.
 package claim
 
 import (
