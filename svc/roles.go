@@ -23,10 +23,14 @@ var (
 var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
 
 // processOrder is the work of orders: put your own code here. job.Body is the event.
-// Pass on job.Key() as the idempotency key, and job.Token as the fencing token. Nil means
-// done, an error is a failed attempt, up to MAX_ATTEMPTS; consume.Permanent dead-letters at
-// once, consume.Unavailable retries without counting, consume.Unknown says that the work may
-// have taken effect. Return soon after ctx ends. The package consume has an example of each.
+// Pass on job.Key() as the idempotency key, and job.Token as the fencing token. Return soon
+// after ctx ends. The package consume has an example of each of these:
+//
+//	nil                  done
+//	an error, a panic    a failed attempt: again, up to MAX_ATTEMPTS, then dead-lettered
+//	consume.Permanent    dead-lettered at once
+//	consume.Unavailable  again without end, and not counted; in a long outage the event is moved to the end of its queue
+//	consume.Unknown      an error, and the work may have been done: again even if the broker's connection is lost
 func processOrder(ctx context.Context, job consume.Job) error {
 	return nil // the pipeline logs the event
 }
