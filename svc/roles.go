@@ -14,13 +14,13 @@ type role struct {
 }
 
 var (
-	orders = role{"orders", "orders-queue", map[string]consume.Handler{"new_order": processOrder}}
-	notify = role{"notify", "notify-queue", map[string]consume.Handler{"new_order": notifyCustomer}}
+	ordersRole = role{"orders", "orders-queue", map[string]consume.Handler{"new_order": processOrder}}
+	notifyRole = role{"notify", "notify-queue", map[string]consume.Handler{"new_order": notifyCustomer}}
 )
 
 // roles are the values of SERVICE_NAME. Other values are refused: a typo would
 // leave a queue behind that fills for ever.
-var roles = map[string]role{"orders": orders, "order": orders, "notify": notify}
+var roles = map[string]role{"orders": ordersRole, "order": ordersRole, "notify": notifyRole}
 
 // processOrder is the work of orders: put your own code here. job.Body is the event.
 // Pass on job.Key() as the idempotency key, and job.Token as the fencing token. Return soon
