@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -151,19 +150,3 @@ func poll(t testing.TB, pause time.Duration, what string, f func() error) {
 }
 
 var errNotYet = errors.New("not yet")
-
-// wait waits for the n-th line that contains all parts.
-func (l serviceLog) wait(d time.Duration, n int, parts []string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	return l.Wait(ctx, n, parts...)
-}
-
-// descriptors returns how many files the process has open.
-func (s *service) descriptors() int {
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return len(files)
-}
