@@ -228,13 +228,3 @@ func (e *env) deadLetters(role string) []amqp.Delivery {
 	})
 	return letters
 }
-
-// waitPrimed waits until statsd has received a counter.
-func (e *env) waitPrimed(name string) {
-	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { _, ok := counts[name]; return ok }); err != nil {
-		e.t.Fatalf("statsd has not received %s: %v", name, e.statsd.Counts())
-	}
-}
