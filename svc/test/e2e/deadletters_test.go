@@ -46,10 +46,7 @@ func TestDeadLettersTooLarge(t *testing.T) {
 	var large, bodies []string
 	for i := range 3 {
 		large = append(large, fmt.Sprintf(`{"type":"new_order","id":"large%d","pad":"%s"}`, i, strings.Repeat("x", 5000)))
-		bodies = append(bodies, large[i])
-		for j := range 33 {
-			bodies = append(bodies, fmt.Sprint("poison ", i, " ", j))
-		}
+		bodies = append(append(bodies, large[i]), idsOf(fmt.Sprint("poison ", i, " "), 33)...)
 	}
 	e.publishBodies(bodies...)
 	e.publishBodies(orders("good", 20)...)

@@ -175,13 +175,12 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 		bodies = append(bodies, orders(prefix, 100)...)
 		b.waitCounts(map[string]int64{"orders_new_order_ok": saved + lost + int64(len(bodies))})
 	}
-	again := len(bodies)
 	busy.stop()
 	b.toRabbit.reconnect()
 	b.publishBodies(append(orders("saved", saved), bodies...)...)
-	eventually(t, "an empty queue", func() error { return b.allDone("orders", saved+again) })
+	eventually(t, "an empty queue", func() error { return b.allDone("orders", saved+len(bodies)) })
 	idle.stop()
-	if n := len(receiver.all()); n != saved+lost+again {
-		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
+	if n, want := len(receiver.all()), saved+lost+len(bodies); n != want {
+		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, want)
 	}
 }

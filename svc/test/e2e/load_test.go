@@ -208,8 +208,7 @@ func longestSilence(posts []post, from, to time.Time) (longest time.Duration) {
 	return longest
 }
 
-// wantLog checks that the log of each replica has from least to most lines with all
-// parts.
+// wantLog checks that the log of each replica has from least to most lines with all parts.
 func (w *faultEnv) wantLog(least, most int, parts ...string) {
 	w.t.Helper()
 	for _, s := range w.replicas {

@@ -21,11 +21,7 @@ func TestCrashes(t *testing.T) {
 	})
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
 	start := func() *service { return e.start("orders", vars...) }
-	var bodies []string
-	for range copies {
-		bodies = append(bodies, orders("c", ids)...)
-	}
-	e.publishBodies(bodies...)
+	e.publishBodies(slices.Repeat(orders("c", ids), copies)...)
 	replicas := []*service{start(), start()}
 	var killed int // the last process
 	for crash := range crashes {

@@ -24,7 +24,6 @@ func TestStopWithHangingHandler(t *testing.T) {
 		t.Errorf("stopped after %v: the handlers had no time to finish", took)
 	}
 	e.wantAllDone("orders", 0) // and no id is claimed
-	t.Log("stopped in", took.Round(time.Millisecond))
 	next := e.start("orders", "ENABLE_ETCD=true", "CLAIM_TTL=60s")
 	next.waitLogs(3, "msg=processed")
 	e.wantStored()
