@@ -27,7 +27,7 @@ type faultEnv struct {
 	toRabbit, toEtcd  *proxy
 	receiver          *receiver
 	replicas, ended   []*service // the present ones, and those before them
-	vars              []string // of the replicas
+	vars              []string   // of the replicas
 	publishing        sync.WaitGroup
 	stopPublishing    context.CancelFunc
 	copiesOfEachEvent int
