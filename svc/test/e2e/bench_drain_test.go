@@ -9,35 +9,17 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/streadway/amqp"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
-// deliveries consumes from the queue of orders with the default PREFETCH of the service.
-func (m *measurement) deliveries() (<-chan amqp.Delivery, func()) {
-	conn, err := amqp.Dial(m.directAMQP)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	ch, err := conn.Channel()
-	if err == nil {
-		err = ch.Qos(1000, 0, false)
-	}
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	deliveries, err := ch.Consume("orders-queue", "", false, false, false, false, nil)
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	return deliveries, func() { conn.Close() }
-}
-
-// bare acknowledges each message and does nothing else.
+// bare acknowledges each message and does nothing else, with the default PREFETCH of the service.
 func (m *measurement) bare(n int) float64 {
 	m.publishBodies(m.fresh(n)...)
-	deliveries, stop := m.deliveries()
+	ch, stop := m.dial()
 	defer stop()
+	m.must(ch.Qos(1000, 0, false))
+	deliveries, err := ch.Consume("orders-queue", "", false, false, false, false, nil)
+	m.must(err)
 	first := <-deliveries
 	began := time.Now()
 	first.Ack(false)
@@ -76,13 +58,15 @@ func (m *measurement) drain(d drain) float64 {
 		defer log.Close()
 		began := time.Now()
 		s := m.startLogging("orders", log, append([]string{"ENABLE_ETCD=true", "CLAIM_TTL=60s", "HEALTH_ADDR=" + port.Addr()}, d.vars...)...)
-		m.until(time.Millisecond, func() bool {
+		poll(m.b, time.Millisecond, "a replica that is ready", func() error {
 			resp, err := http.Get("http://" + port.Addr() + "/readyz")
-			if err != nil {
-				return false
+			if err == nil && resp.StatusCode != http.StatusOK {
+				err = errNotYet
 			}
-			resp.Body.Close()
-			return resp.StatusCode == http.StatusOK
+			if resp != nil {
+				resp.Body.Close()
+			}
+			return err
 		})
 		m.toConsuming = time.Since(began)
 		replicas, health = append(replicas, s), append(health, "http://"+port.Addr())
@@ -97,13 +81,18 @@ func (m *measurement) drain(d drain) float64 {
 		}
 		return service
 	}
-	service, etcd, broker := used(), m.spent(m.server.Server), m.spent(shared.rabbit.Server)
+	spent := func(s *stack.Server) time.Duration {
+		d, err := s.CPU()
+		m.must(err)
+		return d
+	}
+	service, etcd, broker := used(), spent(m.server.Server), spent(shared.rabbit.Server)
 	for _, s := range replicas {
 		s.signal(syscall.SIGCONT)
 	}
 	var first, last time.Time
 	counted, before := 0, 0 // before is the count at the time first
-	m.until(20*time.Millisecond, func() bool {
+	poll(m.b, 20*time.Millisecond, "all events", func() error {
 		counted = 0
 		for _, at := range health {
 			var stats map[string]float64
@@ -114,10 +103,13 @@ func (m *measurement) drain(d drain) float64 {
 		if before == 0 {
 			first, before = last, counted
 		}
-		return counted >= n
+		if counted < n {
+			return errNotYet
+		}
+		return nil
 	})
 	each := func(d time.Duration) float64 { return float64(d.Microseconds()) / float64(n) }
-	m.cpu = costs{each(used() - service), each(m.spent(m.server.Server) - etcd), each(m.spent(shared.rabbit.Server) - broker)}
+	m.cpu = costs{each(used() - service), each(spent(m.server.Server) - etcd), each(spent(shared.rabbit.Server) - broker)}
 	for _, s := range replicas {
 		var kB int
 		fmt.Sscan(strings.SplitAfter(readFile(m.b, fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid)), "VmHWM:")[1], &kB)
@@ -125,27 +117,4 @@ func (m *measurement) drain(d drain) float64 {
 		s.stop()
 	}
 	return float64(counted-before) / last.Sub(first).Seconds()
-}
-
-// until polls ok until it returns true.
-func (m *measurement) until(pause time.Duration, ok func() bool) {
-	m.b.Helper()
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	for timeout := time.After(maxWait); !ok(); {
-		select {
-		case <-tick.C:
-		case <-timeout:
-			m.b.Fatal("the condition is not met in time")
-		}
-	}
-}
-
-// spent returns the processor time that a server has used.
-func (m *measurement) spent(s *stack.Server) time.Duration {
-	d, err := s.CPU()
-	if err != nil {
-		m.b.Fatal(err)
-	}
-	return d
 }

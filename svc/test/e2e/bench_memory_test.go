@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/test/harness"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // BenchmarkRecorded compares an etcd with many recorded ids with an empty one: the
@@ -43,8 +43,8 @@ func BenchmarkRecorded(b *testing.B) {
 			m.add("ms-to-consuming-"+names[etcd], m.toConsuming.Seconds()*1e3)
 			heaps[etcd] = m.heap(at)
 		}
-		m.ratio("recorded/empty", rates[full], rates[empty])
-		m.ratio("B-heap/id", heaps[full]-heaps[empty], float64(*benchRecorded+round*n)) // with the ids of earlier rounds
+		m.add("recorded/empty", rates[full]/rates[empty])
+		m.add("B-heap/id", (heaps[full]-heaps[empty])/float64(*benchRecorded+round*n)) // with the ids of earlier rounds
 		m.must(empty.Close())
 	}
 	b.ReportMetric(metric(b, full, "process_resident_memory_bytes")/1e6, "MB-resident-etcd-in-the-end")
@@ -70,44 +70,27 @@ func (m *measurement) heap(vars ...string) (bytes float64) {
 // and for ids that were recorded one at a time.
 func BenchmarkRecordSize(b *testing.B) {
 	m := newMeasurement(b)
-	id := func(i int) string { return fmt.Sprintf("%010d", i) }
-	event := func(i int) string { return fmt.Sprintf(`{"type":"new_order","id":"%s"}`, id(i)) }
-	empty := m.size()
 	n := *benchEvents
-	bodies := make([]string, n)
-	for i := range bodies {
-		bodies[i] = event(i)
+	ids := harness.IDs("", 1_000_000_000, n+n/5) // ten bytes each
+	bodies := make([]string, len(ids))
+	for i, id := range ids {
+		bodies[i] = order(id)
 	}
-	m.drain(drain{bodies: bodies})
-	bulk := m.size()
+	size := func() float64 { return float64(m.compact(b.Context(), m.server.Endpoint()).DbSize) }
+	empty := size()
+	m.drain(drain{bodies: bodies[:n]})
+	bulk := size()
 	b.ReportMetric((bulk-empty)/float64(n), "B/id-in-bulk")
 
-	lone := n / 5
 	s := m.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=error")
 	recorded := m.watchRecords()
-	publish, stop := m.publisher("events")
+	publisher, stop := m.dial()
 	defer stop()
-	for i := n; i < n+lone; i++ {
-		publish(event(i))
-		recorded(id(i))
+	for i := n; i < len(ids); i++ {
+		m.must(publisher.Publish("events", "foo", false, false, plumber(bodies[i])))
+		recorded(ids[i])
 	}
 	s.stop()
-	b.ReportMetric((m.size()-bulk)/float64(lone), "B/id-one-at-a-time")
+	b.ReportMetric((size()-bulk)/float64(len(ids)-n), "B/id-one-at-a-time")
 	b.ReportMetric(0, "ns/op")
-}
-
-// size compacts and defragments etcd and returns the bytes that it counts against its
-// quota.
-func (m *measurement) size() float64 {
-	m.b.Helper()
-	ctx, endpoint := context.Background(), m.server.Endpoint()
-	status, err := m.env.etcd.Status(ctx, endpoint)
-	m.must(err)
-	_, err = m.env.etcd.Compact(ctx, status.Header.Revision, clientv3.WithCompactPhysical())
-	m.must(err)
-	_, err = m.env.etcd.Defragment(ctx, endpoint)
-	m.must(err)
-	status, err = m.env.etcd.Status(ctx, endpoint)
-	m.must(err)
-	return float64(status.DbSize)
 }

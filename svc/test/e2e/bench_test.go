@@ -31,7 +31,7 @@ func BenchmarkNewIDs(b *testing.B) {
 			name := "new-" + level
 			rate := m.add(name, m.drain(drain{bodies: m.fresh(n), vars: []string{"LOG_LEVEL=" + level}}))
 			m.addCosts(name)
-			m.ratio(name+"/bare", rate, bare)
+			m.add(name+"/bare", rate/bare)
 		}
 		m.add("MB-resident-service", m.resident/1e6)
 	}
@@ -48,8 +48,8 @@ func BenchmarkDuplicates(b *testing.B) {
 	m.drain(drain{bodies: recorded})
 	for range *benchRounds {
 		bare := m.add("bare-consumer", m.bare(n))
-		m.ratio("state-off/bare", m.add("state-off", m.drain(drain{bodies: m.fresh(n), vars: []string{"ENABLE_ETCD=false"}})), bare)
-		m.ratio("duplicates/bare", m.add("duplicates", m.drain(drain{bodies: recorded, skipped: true})), bare)
+		m.add("state-off/bare", m.add("state-off", m.drain(drain{bodies: m.fresh(n), vars: []string{"ENABLE_ETCD=false"}}))/bare)
+		m.add("duplicates/bare", m.add("duplicates", m.drain(drain{bodies: recorded, skipped: true}))/bare)
 		m.addCosts("duplicates")
 	}
 	m.report("/s")
@@ -67,7 +67,7 @@ func BenchmarkTwoReplicas(b *testing.B) {
 			one := m.add("one-"+level, m.drain(drain{bodies: m.fresh(n), vars: vars}))
 			two := m.add("two-"+level, m.drain(drain{bodies: m.fresh(n), vars: vars, replicas: 2}))
 			m.addCosts("two-" + level)
-			m.ratio("two/one-"+level, two, one)
+			m.add("two/one-"+level, two/one)
 		}
 	}
 	m.report("/s")
@@ -78,25 +78,34 @@ func BenchmarkTwoReplicas(b *testing.B) {
 func BenchmarkLoneEvent(b *testing.B) {
 	m := newMeasurement(b)
 	s := m.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=error")
-	m.waitPrimed("orders_ignored")
 	m.publishBodies(orders("warm", 20)...)
 	m.waitCounts(map[string]int64{"orders_new_order_ok": 20})
 	recorded := m.watchRecords()
-	publisher, stop := m.publisher("events")
+	publisher, stop := m.dial()
 	defer stop()
-	deliver, stopDeliver := m.deliverBare()
-	defer stopDeliver()
+	// The bare delivery goes through an exchange and a durable queue like those of the service.
+	consumer, stopConsumer := m.dial()
+	defer stopConsumer()
+	m.must(consumer.ExchangeDeclare("bare", "topic", true, true, false, false, nil))
+	_, err := consumer.QueueDeclare("bare-queue", true, true, false, false, nil)
+	m.must(err)
+	m.must(consumer.QueueBind("bare-queue", "#", "bare", false, nil))
+	deliveries, err := consumer.Consume("bare-queue", "", false, false, false, false, nil)
+	m.must(err)
 	for i := range 200 * *benchRounds {
 		began := time.Now()
-		publisher(fmt.Sprintf(`{"type":"new_order","id":"lone%d"}`, i))
+		m.must(publisher.Publish("events", "foo", false, false, plumber(order(fmt.Sprint("lone", i)))))
 		recorded(fmt.Sprint("lone", i))
 		event := time.Since(began)
-		bare := deliver()
+		began = time.Now()
+		m.must(publisher.Publish("bare", "foo", false, false, plumber(order("lone"))))
+		d := <-deliveries
+		bare := time.Since(began)
+		m.must(d.Ack(false))
 		began = time.Now()
 		for range 2 {
-			if _, err := m.env.etcd.Put(context.Background(), "/probe", "x"); err != nil {
-				b.Fatal(err)
-			}
+			_, err := m.env.etcd.Put(context.Background(), "/probe", "x")
+			m.must(err)
 		}
 		writes := time.Since(began)
 		m.add("ms-event", event.Seconds()*1e3)

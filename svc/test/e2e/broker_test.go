@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/streadway/amqp"
 )
 
 // newBroker is an env without etcd, in a virtual host of its own on the shared
@@ -47,7 +44,6 @@ func (e *env) waitDepth(queue string, n int) {
 // relay forwards connections to the shared broker and counts them. It delays the
 // broker's answer to a login by loginDelay.
 type relay struct {
-	net.Listener
 	accepted   atomic.Int32
 	loginDelay time.Duration
 }
@@ -57,10 +53,9 @@ func newRelay(e *env, loginDelay time.Duration) *relay {
 	e.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	e.must(err)
-	r := &relay{Listener: l, loginDelay: loginDelay}
-	ended := make(chan struct{})
+	e.t.Cleanup(func() { l.Close() })
+	r := &relay{loginDelay: loginDelay}
 	go func() {
-		defer close(ended)
 		for {
 			client, err := l.Accept()
 			if err != nil {
@@ -70,7 +65,6 @@ func newRelay(e *env, loginDelay time.Duration) *relay {
 			go r.pass(client)
 		}
 	}()
-	e.t.Cleanup(func() { l.Close(); <-ended })
 	e.amqpURL = strings.Replace(e.amqpURL, fmt.Sprint("127.0.0.1:", shared.rabbit.Port()), l.Addr().String(), 1)
 	return r
 }
@@ -95,26 +89,4 @@ func (r *relay) pass(client net.Conn) {
 	client.Write(start[:n])
 	<-time.After(r.loginDelay)
 	io.Copy(client, server)
-}
-
-// oddChannel returns a channel that can publish and read oddMessage.
-func (e *env) oddChannel() *amqp.Channel {
-	e.t.Helper()
-	uri, err := amqp.ParseURI(e.directAMQP)
-	e.must(err)
-	raw, err := net.Dial("tcp", net.JoinHostPort(uri.Host, strconv.Itoa(uri.Port)))
-	e.must(err)
-	conn, err := amqp.Open(swapConn{raw}, amqp.Config{SASL: []amqp.Authentication{uri.PlainAuth()}, Vhost: uri.Vhost})
-	e.must(err)
-	e.t.Cleanup(func() { conn.Close() })
-	ch, err := conn.Channel()
-	e.must(err)
-	return ch
-}
-
-// oddMessage has a header that the services' client library cannot read.
-func oddMessage(id string) amqp.Publishing {
-	m := plumber(fmt.Sprintf(`{"type":"new_order","id":%q}`, id))
-	m.Headers = amqp.Table{"odd": int16(7)}
-	return m
 }

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/streadway/amqp"
 )
 
 // The permissions in the README are sufficient in a virtual host without exchanges and
@@ -51,12 +49,8 @@ func TestBrokerPermissions(t *testing.T) {
 			t.Parallel()
 			e := newBrokerEnv(t, vhosts[name], tt.role)
 			if !tt.found {
-				e.channel(func(ch *amqp.Channel) error {
-					if _, err := ch.QueueDelete(tt.role+"-queue", false, false, false); err != nil {
-						return err
-					}
-					return ch.ExchangeDelete("events", false, false)
-				})
+				e.deleteQueue(tt.role + "-queue")
+				e.deleteExchange()
 			}
 			s := e.start(tt.role, "LOG_LEVEL=debug")
 			defer s.wantNoSecrets("s3cret")
@@ -77,13 +71,7 @@ func TestBrokerPermissions(t *testing.T) {
 			}
 			<-time.After(4 * time.Second) // the topology is checked again
 			s.stop()
-			want := 0
-			if tt.says != "" {
-				want = 1
-			}
-			if n := s.log.count("level=WARN", tt.says); n != want {
-				t.Errorf("%d warnings, want %d", n, want)
-			}
+			s.wantLines(min(len(tt.says), 1), "level=WARN", tt.says)
 			if !tt.deadLetter {
 				e.waitDepth(tt.role+"-queue", 1)
 			}
@@ -105,9 +93,7 @@ func TestBrokerAccessWithdrawn(t *testing.T) {
 	s := e.start("orders", "LOG_LEVEL=debug")
 	e.publishBodies("poison") // opens the connection for dead letters, too
 	s.waitLog("msg=dead-lettered")
-	for i, tt := range []struct {
-		withdraw, giveBack, says string
-	}{
+	for i, tt := range []struct{ withdraw, giveBack, says string }{
 		{setPassword(vhost, "0ther"), setPassword(vhost, "s3cret"), "Login was refused"},
 		{permit(vhost, "", "", ""), permit(vhost, ".*", ".*", ".*"), "refused for user"},
 	} {

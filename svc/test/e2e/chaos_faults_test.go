@@ -25,8 +25,7 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 	}
 	c.deck = c.deck[len(faults):]
 	delay := time.Duration(draw.IntN(500)) * time.Millisecond // between the two faults
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
+	ctx := deadline(c.t)
 	var group errgroup.Group
 	for i, f := range faults {
 		c.drawn[f.name]++
@@ -38,9 +37,7 @@ func (c *chaos) breakSomething(draw *rand.Rand) {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		c.t.Fatal(err)
-	}
+	must(c.t, group.Wait())
 }
 
 // replace ends a replica and starts another in its place.
@@ -50,13 +47,22 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 	if _, unreachable := c.etcdUnreachable(asked); reason != "" || unreachable {
 		c.allowDuplicates(cmp.Or(reason, "a replica stopped"), asked, time.Now(), chaosWorkers)
 	}
-	next := c.start("orders", "ENABLE_ETCD=true", "WEBHOOK_URL="+c.receiver.URL,
-		"LOG_LEVEL=debug", fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
+	next := c.start("orders", c.faultEnv.vars...)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.ended = append(c.ended, c.replicas[i])
 	c.replicas[i] = next
 	return nil
+}
+
+// allowDuplicates allows work of a replica to be done again, as allow does. While etcd is
+// unreachable, that is all work of the ids that the replica has claimed.
+func (c *chaos) allowDuplicates(reason string, from, to time.Time, most int) {
+	most += 2 * 120
+	if since, was := c.etcdUnreachable(from); was && since.Before(from.Add(-time.Second)) {
+		reason, from, most = reason+" while etcd was unreachable", since, max(most, 2*chaosHeld)
+	}
+	c.allow(reason, from, to, most)
 }
 
 // etcdUnreachable reports whether etcd was unreachable at that time or later, and since when.
@@ -86,13 +92,13 @@ func (c *chaos) freeze(context.Context) error {
 
 // losePackets drops the broker's packets until a replica has missed its heartbeats, or
 // has been ended by another fault.
-func (c *chaos) losePackets(context.Context) error {
+func (c *chaos) losePackets(ctx context.Context) error {
 	c.mu.Lock()
 	s := c.replicas[0]
 	c.mu.Unlock()
 	before := s.log.count("connecting again", "consumer")
 	c.toRabbit.blackhole()
-	_, err := s.log.wait(maxWait, before+1, []string{"connecting again", "consumer"})
+	_, err := s.log.Wait(ctx, before+1, "connecting again", "consumer")
 	if err != nil {
 		select {
 		case <-s.exited:
@@ -105,21 +111,14 @@ func (c *chaos) losePackets(context.Context) error {
 	return errors.Join(err, c.toRabbit.reopen())
 }
 
-func (c *chaos) pauseEtcd(d time.Duration) func(context.Context) error {
+// during returns a fault that begins, and ends after d.
+func during(d time.Duration, begin, end func() error) func(context.Context) error {
 	return func(context.Context) error {
-		if err := c.etcdServer.Pause(); err != nil {
+		if err := begin(); err != nil {
 			return err
 		}
 		<-time.After(d)
-		return c.etcdServer.Resume()
-	}
-}
-
-func (c *chaos) cutEtcd(d time.Duration) func(context.Context) error {
-	return func(context.Context) error {
-		c.toEtcd.cut()
-		<-time.After(d)
-		return c.toEtcd.reopen()
+		return end()
 	}
 }
 
@@ -134,41 +133,26 @@ func (c *chaos) outage(longerThanTTL bool, run func(context.Context) error) func
 		to := time.Now().Add(2 * time.Second) // until the replicas notice the end
 		c.mu.Lock()
 		c.etcdTo = to
-		if longerThanTTL {
-			// All ids that either replica had claimed may be done again.
-			c.windows = append(c.windows, window{"etcd was unreachable for longer than CLAIM_TTL", from.Add(-time.Second), to, 4 * chaosHeld, 0})
-		}
 		c.mu.Unlock()
+		if longerThanTTL { // all ids that either replica had claimed may be done again
+			c.allow("etcd was unreachable for longer than CLAIM_TTL", from, to, 4*chaosHeld)
+		}
 		return err
 	}
 }
 
-func (c *chaos) refuse(context.Context) error {
-	c.webhookDown.Store(true)
-	<-time.After(2 * time.Second)
-	c.webhookDown.Store(false)
-	return nil
-}
-
 // loseAnswers loses the answers to 30 posts.
 func (c *chaos) loseAnswers(ctx context.Context) error {
-	const answers = 30
-	unanswered := func() int {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		return len(c.unanswered)
-	}
-	before := unanswered()
+	from := len(c.receiver.all())
 	c.silent.Store(true)
 	defer c.silent.Store(false)
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for unanswered() < before+answers {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
+	return c.receiver.Wait(ctx, func(posts []post) bool {
+		lost := 0
+		for _, p := range posts[from:] {
+			if p.Status == 0 {
+				lost++
+			}
 		}
-	}
-	return nil
+		return lost >= 30
+	})
 }

@@ -1,80 +1,51 @@
 package e2e
 
 import (
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
 )
 
-// With a bad configuration the service exits at once and prints a line for each bad value,
-// without a password. Which values are bad is tested in svc/config.
+// With a bad configuration or an argument, which would have no effect, the service exits at
+// once and prints a line for each, without a password. More in svc/config.
 func TestBadConfiguration(t *testing.T) {
-	tests := map[string]struct{ vars, want []string }{
-		"no role": {nil, []string{"SERVICE_NAME is not set: allowed is notify or order or orders"}},
-		"all at once": {
-			[]string{"SERVICE_NAME=ordres", "AMQP_URL=amqp://u:s3cret@h:x", "ENABLE_ETCD=yes", "PREFETCH=0", "ETCD_PASSWORD=s3cret", "AMQP_KEY=/nonexistent"},
+	tests := map[string]struct{ args, vars, want []string }{
+		"values": {nil,
+			[]string{"SERVICE_NAME=ordres", "AMQP_URL=amqp://u:s3cret@h:x", "ENABLE_ETCD=yes", "ETCD_PASSWORD=s3cret"},
 			[]string{`SERVICE_NAME="ordres": allowed is notify or order or orders`, `ENABLE_ETCD="yes": allowed is true, 1, false or 0`,
-				`AMQP_URL="amqp://***@h:x": allowed is `, `PREFETCH="0": allowed is `, "ETCD_USERNAME is not set", "AMQP_CERT is not set"},
-		},
+				`AMQP_URL="amqp://***@h:x": allowed is `, "ETCD_USERNAME is not set"}},
+		"an argument": {[]string{"-h"}, []string{"SERVICE_NAME=orders"}, []string{"svc takes no arguments"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			cmd := exec.Command(shared.bin)
+			cmd := exec.Command(shared.bin, tt.args...)
 			cmd.Env = tt.vars
 			s := startCommand(t, name, cmd)
 			s.wantExit(2)
 			lines := strings.Split(strings.TrimSpace(s.log.String()), "\n")
-			if len(lines) != len(tt.want) {
-				t.Fatalf("%d lines, want %d:\n%s", len(lines), len(tt.want), s.log)
-			}
 			for i, want := range tt.want {
-				if !strings.HasPrefix(lines[i], want) {
-					t.Errorf("line %d is %q, want %q", i, lines[i], want)
+				if len(lines) != len(tt.want) || !strings.HasPrefix(lines[i], want) {
+					t.Fatalf("the log has %d lines, want %d, the first to begin with %q:\n%s", len(lines), len(tt.want), tt.want, s.log)
 				}
 			}
-			if strings.Contains(s.log.String(), "s3cret") {
-				t.Errorf("a password is shown:\n%s", s.log)
-			}
+			s.wantNoSecrets("s3cret")
 		})
-	}
-}
-
-// An argument would have no effect, so it is refused.
-func TestArgumentIsRefused(t *testing.T) {
-	cmd := exec.Command(shared.bin, "-h")
-	cmd.Env = []string{"SERVICE_NAME=orders"}
-	s := startCommand(t, "argument", cmd)
-	s.wantExit(2)
-	if line := s.log.String(); !strings.Contains(line, "svc takes no arguments") {
-		t.Errorf("the log is %q", line)
 	}
 }
 
 // The service sends the broker the heartbeat of AMQP_URL, or 5 s if there is none.
 func TestHeartbeat(t *testing.T) {
-	t.Parallel()
-	for parameter, want := range map[string]string{"": "5", "?heartbeat=7": "7"} {
-		t.Run(want, func(t *testing.T) {
-			e := newProxiedEnv(t)
-			e.amqpURL += parameter
-			s := e.start("orders")
-			s.waitLog("msg=consuming")
-			vhost := e.directAMQP[strings.LastIndex(e.directAMQP, "/")+1:]
-			out, err := shared.rabbit.Ctl(t.Context(), "list_connections", "-q", "--no-table-headers", "vhost", "timeout")
-			e.must(err)
-			found := 0
-			for line := range strings.Lines(out) {
-				if fields := strings.Fields(line); len(fields) == 2 && fields[0] == vhost {
-					found++
-					if fields[1] != want {
-						t.Errorf("a connection has the heartbeat %s, want %s", fields[1], want)
-					}
-				}
-			}
-			if found == 0 {
-				t.Errorf("no connection of %s in %q", vhost, out)
-			}
-			s.stop()
-		})
+	e, vhost := newBroker(t)
+	for heartbeat, parameter := range map[int]string{5: "", 7: "?heartbeat=7"} {
+		s := e.start("orders", "AMQP_URL="+e.amqpURL+parameter)
+		s.waitLog("msg=consuming")
+		connections, err := shared.rabbit.Ctl(t.Context(), "list_connections", "-q", "--no-table-headers", "vhost", "timeout")
+		e.must(err)
+		all, wanted := strings.Count(connections+"\n", vhost+"\t"), strings.Count(connections+"\n", fmt.Sprintf("%s\t%d\n", vhost, heartbeat))
+		if all == 0 || all != wanted {
+			t.Errorf("%d of %d connections have the heartbeat %d:\n%s", wanted, all, heartbeat, connections)
+		}
+		s.stop()
 	}
 }

@@ -21,15 +21,8 @@ import (
 func TestEventThatEndsItsProcess(t *testing.T) {
 	const events, killer, often = 30, "k7", 5
 	e, _ := newBroker(t)
-	e.channel(func(ch *amqp.Channel) error {
-		if _, err := ch.QueueDelete("orders-queue", false, false, false); err != nil {
-			return err
-		}
-		if _, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"}); err != nil {
-			return err
-		}
-		return ch.QueueBind("orders-queue", "#", "events", false, nil)
-	})
+	e.replaceQueue(quorum)
+	e.channel(func(ch *amqp.Channel) error { return ch.QueueBind("orders-queue", "#", "events", false, nil) })
 	e.publishBodies(orders("k", events)...)
 	counted := counter{names: make(map[string]int)}
 	for ends := 0; counted.total() < events; ends++ {
@@ -48,26 +41,21 @@ func TestEventThatEndsItsProcess(t *testing.T) {
 				return nil
 			}
 		}
-		log := slog.New(slog.DiscardHandler)
 		pipeline := &consume.Pipeline{
 			Role: "orders", Handlers: map[string]consume.Handler{"new_order": work}, Claims: claim.NoDedup{}, InProcess: true,
-			Counter: &counted, Log: log, MaxAttempts: 3, Timeout: time.Minute, Semaphore: make(consume.Semaphore, 8),
+			Counter: &counted, Log: slog.New(slog.DiscardHandler), MaxAttempts: 3, Timeout: time.Minute, Semaphore: make(consume.Semaphore, 8),
 		}
-		e.must(rabbit.Consume(process, rabbit.Config{
-			Server:   rabbit.Server{URLs: []string{e.amqpURL}, CloseTimeout: time.Second},
-			Topology: rabbit.Topology{Queue: "orders-queue"}, Log: log,
-			Status: health.NewStatus(rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters),
-			Low:    8, Prefetch: 8, Slow: func() bool { return false }, MaxInFlight: 16, OneFirst: true,
-			Handle: func(ctx context.Context, d consume.Delivery) {
-				if n := d.Returns(); n > often && !strings.Contains(string(d.Body()), killer) {
-					t.Errorf("%s has come back %d times", d.Body(), n)
-				}
-				pipeline.Handle(ctx, process, d)
-				if counted.total() == events {
-					end()
-				}
-			},
-		}))
+		config := consuming(8, func(ctx context.Context, d consume.Delivery) {
+			if n := d.Returns(); n > often && !strings.Contains(string(d.Body()), killer) {
+				t.Errorf("%s has come back %d times", d.Body(), n)
+			}
+			pipeline.Handle(ctx, process, d)
+			if counted.total() == events {
+				end()
+			}
+		}, e.amqpURL)
+		config.OneFirst = true
+		e.must(rabbit.Consume(process, config))
 		end()
 	}
 	if counted.names["new_order_ok"] != events-1 || counted.names["new_order_failed"] != 1 {
@@ -78,22 +66,34 @@ func TestEventThatEndsItsProcess(t *testing.T) {
 	}
 }
 
-// counter counts outcomes by their names, and in all.
+// consuming configures package rabbit to consume from orders-queue in this process, and to hold
+// that many deliveries.
+func consuming(held int, handle func(context.Context, consume.Delivery), urls ...string) rabbit.Config {
+	return rabbit.Config{
+		Server: rabbit.Server{URLs: urls, CloseTimeout: time.Second}, Topology: rabbit.Topology{Queue: "orders-queue"},
+		Status: health.NewStatus(rabbit.PartBroker, rabbit.PartConsumer, rabbit.PartDeadLetters),
+		Log:    slog.New(slog.DiscardHandler),
+		Low:    held, Prefetch: held, Slow: func() bool { return false }, MaxInFlight: 2 * held, Handle: handle,
+	}
+}
+
+// counter counts outcomes by their names.
 type counter struct {
 	mu    sync.Mutex
 	names map[string]int
-	n     int
 }
 
 func (c *counter) Count(name string) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.names[name]++
-	c.n++
-	c.mu.Unlock()
 }
 
-func (c *counter) total() int {
+func (c *counter) total() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.n
+	for _, count := range c.names {
+		n += count
+	}
+	return n
 }

@@ -34,9 +34,7 @@ func refund(_ context.Context, job consume.Job) error {
 	may := append(vars, "AMQP_URL="+e.directAMQP)
 	first := e.start("orders", may...)
 	first.waitLog("msg=consuming")
-	cmd := exec.Command(newer)
-	cmd.Env = append(e.vars("SERVICE_NAME=orders"), may...)
-	second := startCommand(t, "newer", cmd)
+	second := e.startBinary(exec.Command(newer), "orders", may...)
 	second.waitLog("msg=consuming")
 
 	// Consumers are deployed before producers: until the old replica sees the session of the
@@ -88,27 +86,18 @@ func refunds(prefix string, n int) []string {
 // ends with more.
 func buildWith(t *testing.T, file, old, new, more string) string {
 	t.Helper()
-	dir, path := t.TempDir(), filepath.Join("..", "..", file)
-	source, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(source), old) {
+	dir := t.TempDir()
+	path, err := filepath.Abs("../../" + file)
+	must(t, err)
+	source := readFile(t, path)
+	if !strings.Contains(source, old) {
 		t.Fatalf("%s does not contain %q", file, old)
-	}
-	path, err = filepath.Abs(path)
-	if err != nil {
-		t.Fatal(err)
 	}
 	changed, overlay := filepath.Join(dir, file), filepath.Join(dir, "overlay.json")
 	replace, _ := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
-	for name, text := range map[string]string{changed: strings.Replace(string(source), old, new, 1) + more, overlay: string(replace)} {
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	for name, text := range map[string]string{changed: strings.Replace(source, old, new, 1) + more, overlay: string(replace)} {
+		must(t, os.WriteFile(name, []byte(text), 0o600))
 	}
-	if err := harness.Build(t.Context(), dir, []string{"svc"}, "-overlay", overlay); err != nil {
-		t.Fatal(err)
-	}
+	must(t, harness.Build(t.Context(), dir, []string{"svc"}, "-overlay", overlay))
 	return filepath.Join(dir, "svc")
 }

@@ -39,9 +39,7 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 		endpoints = append(endpoints, member.Endpoint())
 	}
 	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { client.Close() })
 	e := &env{
 		t: t, amqpURL: amqpURL, directAMQP: amqpURL, etcdEndpoints: strings.Join(endpoints, ","),
@@ -55,44 +53,63 @@ func newEnvOn(t testing.TB, amqpURL string, etcd ...*stack.Etcd) *env {
 func newStatsd(t testing.TB) *stack.Statsd {
 	t.Helper()
 	port, err := stack.ReserveUDPPort()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { port.Close() })
 	statsd, err := stack.StartStatsdAt(port.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { statsd.Close() })
 	return statsd
 }
 
 // must fails the test if err is not nil.
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (e *env) must(err error) {
 	e.t.Helper()
-	if err != nil {
-		e.t.Fatal(err)
-	}
+	must(e.t, err)
 }
 
 // clear removes keys, queues and the exchange that earlier tests have left.
 func (e *env) clear() {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	if _, err := e.etcd.Delete(ctx, "/", clientv3.WithPrefix()); err != nil {
-		e.t.Fatal(err)
+	_, err := e.etcd.Delete(deadline(e.t), "/", clientv3.WithPrefix())
+	e.must(err)
+	for _, queue := range []string{"orders-queue", "orders-queue.dead", "notify-queue", "notify-queue.dead"} {
+		e.deleteQueue(queue)
 	}
-	for _, role := range []string{"orders", "notify"} {
-		for _, queue := range []string{role + "-queue", role + "-queue.dead"} {
-			e.channel(func(ch *amqp.Channel) error {
-				_, err := ch.QueueDelete(queue, false, false, false)
-				return err
-			})
-		}
-	}
+	e.deleteExchange()
+}
+
+func (e *env) deleteQueue(name string) {
+	e.t.Helper()
+	e.channel(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDelete(name, false, false, false)
+		return err
+	})
+}
+
+func (e *env) deleteExchange() {
+	e.t.Helper()
 	e.channel(func(ch *amqp.Channel) error { return ch.ExchangeDelete("events", false, false) })
 }
+
+// replaceQueue replaces orders-queue by one with these arguments, without a binding.
+func (e *env) replaceQueue(arguments amqp.Table) {
+	e.t.Helper()
+	e.deleteQueue("orders-queue")
+	e.channel(func(ch *amqp.Channel) error {
+		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, arguments)
+		return err
+	})
+}
+
+// quorum are the arguments of a quorum queue.
+var quorum = amqp.Table{"x-queue-type": "quorum"}
 
 // vars returns the environment of a service.
 func (e *env) vars(vars ...string) []string {
@@ -101,21 +118,22 @@ func (e *env) vars(vars ...string) []string {
 	return append([]string{"GORACE=atexit_sleep_ms=0", "ETCD_PREFIX=/service/"}, addresses.Env(vars...)...)
 }
 
+// dial returns a channel on a connection of its own.
+func (e *env) dial() (ch *amqp.Channel, stop func()) {
+	e.t.Helper()
+	conn, err := amqp.Dial(e.directAMQP)
+	e.must(err)
+	ch, err = conn.Channel()
+	e.must(err)
+	return ch, func() { conn.Close() }
+}
+
 // channel runs f on a channel of its own.
 func (e *env) channel(f func(*amqp.Channel) error) {
 	e.t.Helper()
-	conn, err := amqp.Dial(e.directAMQP)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	if err := f(ch); err != nil {
-		e.t.Fatal(err)
-	}
+	ch, stop := e.dial()
+	defer stop()
+	e.must(f(ch))
 }
 
 // topology declares the exchange and the queues of roles, so that events can be published
@@ -168,30 +186,21 @@ func orders(prefix string, n int) []string {
 }
 
 // depth returns how many messages wait in a queue, without unacknowledged deliveries. It
-// returns -1 if the queue does not exist or the broker is unreachable.
+// returns -1 if the broker is unreachable.
 func (e *env) depth(queue string) int {
-	conn, err := amqp.Dial(e.directAMQP)
+	publisher := harness.Publisher{URL: e.directAMQP}
+	defer publisher.Close()
+	n, err := publisher.Ready(context.Background(), queue)
 	if err != nil {
 		return -1
 	}
-	defer conn.Close()
-	ch, err := conn.Channel()
-	if err != nil {
-		return -1
-	}
-	q, err := ch.QueueInspect(queue)
-	if err != nil {
-		return -1
-	}
-	return q.Messages
+	return n
 }
 
 // waitCounts waits until the counters at statsd have these sums.
 func (e *env) waitCounts(want map[string]int64) {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	err := e.statsd.Wait(ctx, func(counts map[string]int64) bool {
+	err := e.statsd.Wait(deadline(e.t), func(counts map[string]int64) bool {
 		for name, n := range want {
 			if counts[name] != n {
 				return false
@@ -218,14 +227,4 @@ func (e *env) deadLetters(role string) []amqp.Delivery {
 		}
 	})
 	return letters
-}
-
-// waitPrimed waits until statsd has received a counter.
-func (e *env) waitPrimed(name string) {
-	e.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	if err := e.statsd.Wait(ctx, func(counts map[string]int64) bool { _, ok := counts[name]; return ok }); err != nil {
-		e.t.Fatalf("statsd has not received %s: %v", name, e.statsd.Counts())
-	}
 }

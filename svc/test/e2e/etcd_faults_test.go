@@ -11,9 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 func TestFrozenFollower(t *testing.T) { testFrozenMember(t, false) }
@@ -26,7 +24,8 @@ func TestFrozenLeader(t *testing.T)   { testFrozenMember(t, true) }
 // service, too.) Only in that case are handlers cancelled and events done again.
 func testFrozenMember(t *testing.T, leader bool) {
 	const ttl = 6 * time.Second
-	w := newFaultEnvOn(t, startMembers(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
+	t.Parallel() // it shares nothing
+	w := newFaultEnvAt(t, shared.rabbit.URL()+newVhost(t), startEtcds(t, 3, stack.EtcdOptions{}), nil, fmt.Sprint("CLAIM_TTL=", ttl))
 	w.publishSteadily()
 	w.healthy()
 	frozen := w.etcdLeader()
@@ -36,12 +35,12 @@ func testFrozenMember(t *testing.T, leader bool) {
 			frozen = others[1]
 		}
 	}
-	watchers, sessions := w.watchers(frozen), w.keys("orders").sessions
+	watchers, sessions := w.watchers(frozen), slices.Sorted(maps.Keys(w.keys("orders").sessions))
 
 	w.must(frozen.Pause())
 	from := time.Now()
 	over := time.After(2 * ttl)
-	took, _ := w.goneOn(from)
+	took := w.goneOn(from)
 	w.healthy()
 	both := time.Since(from)
 	if both > 2*ttl {
@@ -59,9 +58,11 @@ func testFrozenMember(t *testing.T, leader bool) {
 		watchers, took.Round(time.Millisecond), both.Round(time.Millisecond), longestSilence(w.receiver.all(), from, time.Now()).Round(time.Millisecond))
 	if revoked := metric(t, frozen, "etcd_debugging_server_lease_expired_total"); leader && revoked > 0 {
 		t.Logf("as it resumed, the frozen leader revoked %v leases", revoked)
-		w.long = append(w.long, span{resumed, resumed.Add(2 * time.Second)})
+		w.allow("the frozen leader revoked leases", resumed, resumed.Add(2*time.Second), w.fresh())
 	} else {
-		w.wantSessions(sessions)
+		if now := slices.Sorted(maps.Keys(w.keys("orders").sessions)); !slices.Equal(sessions, now) {
+			t.Errorf("the sessions were %v, now they are %v", sessions, now)
+		}
 	}
 	w.finish()
 }
@@ -75,28 +76,15 @@ func (w *faultEnv) watchers(m *stack.Etcd) float64 {
 func metric(t testing.TB, m *stack.Etcd, name string) (value float64) {
 	t.Helper()
 	resp, err := http.Get("http://" + m.Endpoint() + "/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	_, rest, found := strings.Cut(string(text), "\n"+name+" ")
 	if _, err := fmt.Sscan(rest, &value); !found || err != nil {
 		t.Fatalf("etcd does not export %s: %v", name, err)
 	}
 	return value
-}
-
-// wantSessions checks that the replicas still have the sessions in before.
-func (e *env) wantSessions(before map[string]*mvccpb.KeyValue) {
-	e.t.Helper()
-	had, have := slices.Sorted(maps.Keys(before)), slices.Sorted(maps.Keys(e.keys("orders").sessions))
-	if diff := cmp.Diff(had, have); diff != "" {
-		e.t.Errorf("sessions (-before +after):\n%s", diff)
-	}
 }
 
 // etcd is restored from a backup while replicas run, with revisions that go back or are
@@ -118,14 +106,13 @@ func TestEtcdRestored(t *testing.T) {
 			w.must(w.etcdServer.Kill())
 			w.must(w.etcdServer.Restore(backup, bump))
 			w.must(w.etcdServer.Start(ctx))
-			resp, err := w.etcd.Get(ctx, "/")
-			w.must(err)
-			if now := uint64(resp.Header.Revision); now < bump || bump == 0 && now > 1_000_000 {
+			if now := uint64(w.revision()); now < bump || bump == 0 && now > 1_000_000 {
 				t.Errorf("the revision is %d, bumped by %d", now, bump)
 			}
 			restored := time.Now()
-			w.long = append(w.long, span{saved, restored}) // the backup lacks the records of this time
-			took, _ := w.goneOn(restored)
+			w.tokensGoBack = bump == 0
+			w.allow("the backup lacks the record", saved, restored, w.fresh())
+			took := w.goneOn(restored)
 			w.replicas[0].waitLog("level=WARN", "view read again", "before=") // it knows fewer ids
 			w.healthy()
 			both := time.Since(restored)
@@ -146,6 +133,13 @@ func TestEtcdRestored(t *testing.T) {
 			}
 		})
 	}
+}
+
+// revision returns etcd's present revision.
+func (e *env) revision() int64 {
+	resp, err := e.etcd.Get(deadline(e.t), "/")
+	e.must(err)
+	return resp.Header.Revision
 }
 
 // An idle replica keeps its session across a restore, and its watch waits for revisions
@@ -169,30 +163,24 @@ func TestEtcdRestoredBehindAnIdleReplica(t *testing.T) {
 	b.publishLone("lost", lost)
 	b.waitCounts(map[string]int64{"orders_new_order_ok": saved + lost})
 	b.waitRemembered(idle)
-	revision := func() int64 {
-		resp, err := b.etcd.Get(ctx, "/")
-		b.must(err)
-		return resp.Header.Revision
-	}
-	last := revision()
+	last := b.revision()
 
 	b.must(b.etcdServer.Kill())
 	b.must(b.etcdServer.Restore(backup, 0))
 	b.must(b.etcdServer.Start(ctx))
 	var bodies []string // recorded after the restore, until it reaches the last revision before it
-	for part := 0; revision() <= last; part++ {
+	for part := 0; b.revision() <= last; part++ {
 		prefix := fmt.Sprintf("again%d-", part)
 		b.publishLone(prefix, 100)
 		bodies = append(bodies, orders(prefix, 100)...)
 		b.waitCounts(map[string]int64{"orders_new_order_ok": saved + lost + int64(len(bodies))})
 	}
-	again := len(bodies)
 	busy.stop()
 	b.toRabbit.reconnect()
 	b.publishBodies(append(orders("saved", saved), bodies...)...)
-	eventually(t, "an empty queue", func() error { return b.allDone("orders", saved+again) })
+	eventually(t, "an empty queue", func() error { return b.allDone("orders", saved+len(bodies)) })
 	idle.stop()
-	if n := len(receiver.all()); n != saved+lost+again {
-		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, saved+lost+again)
+	if n, want := len(receiver.all()), saved+lost+len(bodies); n != want {
+		t.Errorf("%d posts, want %d: ids that were recorded after the restore were done again", n, want)
 	}
 }

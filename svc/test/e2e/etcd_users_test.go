@@ -16,8 +16,7 @@ import (
 // service with other or no credentials waits or exits, with a hint.
 func TestEtcdPermissions(t *testing.T) {
 	b := newProxiedEnvWith(t, quickLogins)
-	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
-	defer cancel()
+	ctx := deadline(t)
 	b.demandUsers(ctx, "orders", "notify")
 	b.wantHealthcheck(ctx)
 	release := make(chan struct{})
@@ -46,9 +45,8 @@ func TestEtcdPermissions(t *testing.T) {
 	b.publishBodies(orders("e", 20)...)
 	s.waitLogs(20, "msg=skipped")
 	s.stop()
-	if n := s.log.count("level=WARN") + s.log.count("level=ERROR"); n > 0 {
-		t.Errorf("%d warnings:\n%s", n, s.log.tail(20))
-	}
+	s.wantLines(0, "level=WARN")
+	s.wantLines(0, "level=ERROR")
 	next := b.start("orders", append(vars, "ETCD_USERNAME=orders")...)
 	next.waitLog(`msg="cache warmed"`, "ids=22")
 	next.stop()
@@ -70,32 +68,43 @@ func TestEtcdPermissions(t *testing.T) {
 	}
 }
 
-// A service whose password is changed in etcd waits, logs a hint once, and continues when
-// it is changed back.
-func TestEtcdAccessWithdrawn(t *testing.T) {
-	b := newProxiedEnvWith(t, quickLogins)
-	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
-	defer cancel()
+// With authentication in etcd every call carries a token. The service renews tokens that have
+// expired, or that a restart of etcd has invalidated. When its password is changed in etcd it
+// waits, logs a hint once, and continues when it is changed back.
+func TestEtcdLogins(t *testing.T) {
+	b := newProxiedEnvWith(t, stack.EtcdOptions{Config: map[string]any{"auth-token-ttl": 1, "bcrypt-cost": 4}})
+	ctx := deadline(t)
 	b.demandUsers(ctx, "orders")
-	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
-	b.publishBodies(orders("before", 2)...)
-	s.waitLogs(2, "msg=processed")
+	s := b.start("orders", "ENABLE_ETCD=true", "LOG_LEVEL=debug", "CLAIM_TTL=2s", "ETCD_USERNAME=orders", "ETCD_PASSWORD=s3cret")
+	s.waitLog("msg=consuming")
+	<-time.After(4 * time.Second) // longer than the life of a token, and of a lease without renewals
+	b.publishBodies(orders("idle", 20)...)
+	s.waitLogs(20, "msg=processed", "id=idle")
+	s.wantLines(0, "level=WARN")
+	s.wantLines(0, "level=ERROR")
+	b.must(b.etcdServer.Kill())
+	b.publishBodies(orders("down", 20)...)
+	b.must(b.etcdServer.Start(ctx))
+	back := time.Now()
+	s.waitLogs(20, "msg=processed", "id=down")
+	if took := time.Since(back); took > 2*time.Second {
+		t.Errorf("the work continued only %v after etcd became reachable", took)
+	}
+	s.wantLines(0, "level=ERROR")
 
 	_, err := b.etcd.UserChangePassword(ctx, "orders", "0ther")
 	b.must(err)
 	b.publishBodies(orders("locked", 2)...)
-	s.waitLog("etcd refuses a call", "check ETCD_USERNAME and ETCD_PASSWORD")
+	s.waitLog("level=ERROR", "etcd refuses a call", "check ETCD_USERNAME and ETCD_PASSWORD")
 	s.alive()
 	_, err = b.etcd.UserChangePassword(ctx, "orders", "s3cret")
 	b.must(err)
 	s.waitLogs(2, "msg=processed", "id=locked")
-
 	s.waitLog("etcd accepts calls again")
 	s.stop()
-	if refusals := s.log.count("etcd refuses a call"); refusals != 1 {
-		t.Errorf("%d refusals are logged, want 1:\n%s", refusals, s.log.tail(20))
-	}
+	s.wantLines(1, "etcd refuses a call")
 	s.wantNoSecrets("s3cret", "0ther", "r00t")
+	b.wantAllDone("orders", 42)
 }
 
 // demandUsers turns on authentication in etcd. Each role gets a user of the same name

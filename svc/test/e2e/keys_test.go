@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -28,8 +27,7 @@ type roleKeys struct {
 // batch is a claim or a record: a key whose value lists ids.
 type batch struct {
 	*mvccpb.KeyValue
-	session string
-	write   int64 // of the session
+	session string // of a claim
 	ids     []string
 }
 
@@ -44,11 +42,12 @@ func (e *env) keys(role string) roleKeys {
 	return keys
 }
 
-var keyShapes = struct{ session, window, claim, record *regexp.Regexp }{
-	session: regexp.MustCompile(`^session/([0-9a-f]{16})$`),
-	window:  regexp.MustCompile(`^window/([0-9a-f]{16}|forever)$`),
-	claim:   regexp.MustCompile(`^claim/([0-9a-f]{16})/(0[0-9]{7,19})$`),
-	record:  regexp.MustCompile(`^done/([0-9a-f]{16}|forever)/([0-9a-f]{16})/(0[0-9]{7,19})$`),
+// keyShapes has the keys by their first part, which it leaves out.
+var keyShapes = map[string]*regexp.Regexp{
+	"session": regexp.MustCompile(`^[0-9a-f]{16}$`),
+	"window":  regexp.MustCompile(`^([0-9a-f]{16}|forever)$`),
+	"claim":   regexp.MustCompile(`^[0-9a-f]{16}/0[0-9]{7,19}$`),
+	"done":    regexp.MustCompile(`^([0-9a-f]{16}|forever)/[0-9a-f]{16}/0[0-9]{7,19}$`),
 }
 
 // parseKeys parses a role's keys and checks their names, values and leases against the
@@ -56,28 +55,25 @@ var keyShapes = struct{ session, window, claim, record *regexp.Regexp }{
 func parseKeys(prefix string, kvs []*mvccpb.KeyValue) (roleKeys, error) {
 	k := roleKeys{sessions: make(map[string]*mvccpb.KeyValue), windows: make(map[string]*mvccpb.KeyValue)}
 	records := make(map[string][]batch) // by window
-	number := func(s string) int64 { n, _ := strconv.ParseInt(s, 10, 64); return n }
 	for _, kv := range kvs {
-		name := strings.TrimPrefix(string(kv.Key), prefix)
-		b := batch{KeyValue: kv}
-		ok := true
-		if m := keyShapes.session.FindStringSubmatch(name); m != nil {
-			k.sessions[m[1]] = kv
-			ok = kv.Lease != 0 && len(kv.Value) > 0
-		} else if m := keyShapes.window.FindStringSubmatch(name); m != nil {
-			k.windows[m[1]] = kv
+		kind, rest, _ := strings.Cut(strings.TrimPrefix(string(kv.Key), prefix), "/")
+		first, _, _ := strings.Cut(rest, "/") // the session, or the window of a record
+		b := batch{KeyValue: kv, session: first}
+		ok := keyShapes[kind] != nil && keyShapes[kind].MatchString(rest)
+		switch kind {
+		case "session":
+			k.sessions[first] = kv
+			ok = ok && kv.Lease != 0 && len(kv.Value) > 0
+		case "window":
+			k.windows[first] = kv
 			_, err := time.ParseDuration(string(kv.Value))
-			ok = err == nil && leaseName(kv.Lease) == m[1]
-		} else if m := keyShapes.claim.FindStringSubmatch(name); m != nil {
-			ok = b.list() && kv.Lease != 0
-			b.session, b.write = m[1], number(m[2])
+			ok = ok && err == nil && leaseName(kv.Lease) == first
+		case "claim":
+			ok = ok && b.list() && kv.Lease != 0
 			k.claims = append(k.claims, b)
-		} else if m := keyShapes.record.FindStringSubmatch(name); m != nil {
-			ok = b.list() && leaseName(kv.Lease) == m[1]
-			b.session, b.write = m[2], number(m[3])
-			records[m[1]] = append(records[m[1]], b)
-		} else {
-			ok = false
+		case "done":
+			ok = ok && b.list() && leaseName(kv.Lease) == first
+			records[first] = append(records[first], b)
 		}
 		if !ok {
 			return k, fmt.Errorf("key %s (lease %x, version %d) is invalid: %.300q", kv.Key, kv.Lease, kv.Version, kv.Value)

@@ -2,8 +2,10 @@ package e2e
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,13 +13,14 @@ import (
 )
 
 // With LOG_FORMAT=json each line is an object of scalar values. Each line has the role,
-// attribute names need no quoting, and durations are text.
+// attribute names need no quoting, and durations are text. A publisher can neither fill the log
+// nor forge lines in it.
 func TestLogForMachines(t *testing.T) {
 	b := newProxiedEnv(t)
 	var unavailable atomic.Bool
 	receiver := newReceiver(t, func(p post) int {
 		switch {
-		case p.ID == "bad0":
+		case strings.Contains(p.ID, "%"): // of controls or forged
 			return http.StatusBadRequest
 		case unavailable.Load():
 			return http.StatusServiceUnavailable
@@ -31,9 +34,10 @@ func TestLogForMachines(t *testing.T) {
 	b.toEtcd.reconnect()
 	s.waitLog("not consuming")
 	b.toRabbit.reconnect()
-	b.publishBodies(append(append(orders("good", 1), orders("bad", 1)...), "malformed", `{"type":"other"}`)...)
-	s.waitLogs(2, "dead-lettered")
-	s.waitLog("ignored")
+	b.publishBodies(slices.Concat(orders("good", 1), []string{order(controls), order(forged)},
+		slices.Collect(maps.Values(badBodies)), ignoredBodies)...)
+	s.waitLogs(2+len(badBodies), "dead-lettered")
+	s.waitLogs(len(ignoredBodies), "ignored")
 	unavailable.Store(true)
 	b.publishBodies(orders("later", 1)...)
 	s.waitLog("the webhook is unavailable")
@@ -45,6 +49,7 @@ func TestLogForMachines(t *testing.T) {
 	b.publishBodies(orders("good", 1)...)
 	s.waitLog("skipped")
 	s.stop()
+	s.wantBounded(`{"time":`)
 
 	name := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
 	for line := range strings.Lines(s.log.String()) {

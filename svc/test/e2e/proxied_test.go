@@ -25,7 +25,8 @@ func newProxiedEnv(t *testing.T) *proxiedEnv {
 
 func newProxiedEnvWith(t *testing.T, o stack.EtcdOptions) *proxiedEnv {
 	t.Helper()
-	etcd := startMembers(t, 1, o)[0]
+	t.Parallel() // it shares nothing
+	etcd := startEtcds(t, 1, o)[0]
 	b := &proxiedEnv{env: newEnvOn(t, shared.rabbit.URL()+newVhost(t), etcd), etcdServer: etcd}
 	b.toRabbit, b.toEtcd = b.proxyBroker(), newProxy(t, etcd.Endpoint())
 	b.etcdEndpoints = b.toEtcd.Listen

@@ -23,12 +23,10 @@ type proxy struct {
 func newProxy(t testing.TB, upstream string) *proxy {
 	t.Helper()
 	port, err := stack.ReservePort()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	server := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
 	p := &proxy{t, toxiproxy.NewProxy(server, upstream, port.Addr(), upstream)}
-	p.must(p.reopen())
+	must(t, p.reopen())
 	t.Cleanup(func() {
 		p.Stop()
 		port.Close()
@@ -46,16 +44,9 @@ func (e *env) proxyBroker() *proxy {
 	return p
 }
 
-func (p *proxy) must(err error) {
-	p.t.Helper()
-	if err != nil {
-		p.t.Fatal(err)
-	}
-}
-
 // cut closes all connections and refuses new ones until reconnect.
 func (p *proxy) cut()       { p.Stop() }
-func (p *proxy) reconnect() { p.t.Helper(); p.must(p.reopen()) }
+func (p *proxy) reconnect() { p.t.Helper(); must(p.t, p.reopen()) }
 
 // reopen listens again on the port that ReservePort or cut has closed.
 func (p *proxy) reopen() error { return stack.Relisten(p.Start) }
@@ -75,7 +66,7 @@ func (p *proxy) delay(ms int) {
 func (p *proxy) toxic(json string) {
 	p.t.Helper()
 	_, err := p.Toxics.AddToxicJson(strings.NewReader(json))
-	p.must(err)
+	must(p.t, err)
 }
 
 func (p *proxy) restore() { p.Toxics.ResetToxics(context.Background()) }

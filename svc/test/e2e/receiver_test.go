@@ -23,17 +23,12 @@ func newReceiver(t testing.TB, answer func(post) int) *receiver {
 	return s
 }
 
-// work returns the work that orders has done, by id and token.
-func (s *receiver) work() map[string]map[int64]int { return s.Work("orders") }
-
 func (s *receiver) all() []post { return s.Posts() }
 
 // wait waits until ok returns true for the posts.
 func (s *receiver) wait(t testing.TB, what string, ok func(posts []post) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	if err := s.Wait(ctx, ok); err != nil {
+	if err := s.Wait(deadline(t), ok); err != nil {
 		t.Fatalf("wait for %s: %v", what, err)
 	}
 }

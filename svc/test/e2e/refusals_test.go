@@ -5,50 +5,24 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/streadway/amqp"
 )
 
-// The service waits, from its start, for the end of a refusal that passes by itself or
-// when its cause is removed. The log names the virtual host, the broker's reason and a
-// hint.
+// The service waits, from its start, for the end of a refusal that passes by itself or when its
+// cause is removed. (Package rabbit lists such refusals.) The log names the virtual host, the
+// broker's reason and a hint.
 func TestRefusedForAWhile(t *testing.T) {
-	t.Parallel()
-	tests := map[string]struct {
-		refuse     func(t *testing.T, e *env, vhost string) (end func())
-		says, hint string
-	}{
-		"virtual host down": {func(t *testing.T, _ *env, vhost string) func() {
-			ctl(t, "eval", fmt.Sprintf(`rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
-			return func() { ctl(t, "restart_vhost", "--vhost", vhost) }
-		}, "is down", "rabbitmqctl restart_vhost"},
-		"exclusive use": {func(t *testing.T, e *env, _ string) func() {
-			conn, err := amqp.Dial(e.directAMQP)
-			e.must(err)
-			t.Cleanup(func() { conn.Close() })
-			ch, err := conn.Channel()
-			e.must(err)
-			_, err = ch.Consume("orders-queue", "", false, true, false, false, nil)
-			e.must(err)
-			return func() { conn.Close() }
-		}, "in exclusive use", "stop the other consumer"},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			e, vhost := newBroker(t)
-			end := tt.refuse(t, e, vhost)
-			s := e.start("orders", "LOG_LEVEL=debug")
-			// A refusal for good would have ended the process after 5 in a row.
-			s.waitLog("not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), tt.says, "retry_in=", "hint=", tt.hint)
-			s.waitLogs(7, "connecting again", tt.says)
-			s.alive()
-			end()
-			s.waitLog("msg=consuming")
-			e.publishBodies(orders("r", 1)...)
-			s.waitLog("msg=processed", "id=r0")
-			s.stop()
-		})
-	}
+	e, vhost := newBroker(t)
+	ctl(t, "eval", fmt.Sprintf(`rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
+	s := e.start("orders", "LOG_LEVEL=debug")
+	// A refusal for good would have ended the process after 5 in a row.
+	s.waitLog("not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), "is down", "retry_in=", "hint=", "rabbitmqctl restart_vhost")
+	s.waitLogs(7, "connecting again", "is down")
+	s.alive()
+	ctl(t, "restart_vhost", "--vhost", vhost)
+	s.waitLog("msg=consuming")
+	e.publishBodies(orders("r", 1)...)
+	s.waitLog("msg=processed", "id=r0")
+	s.stop()
 }
 
 // A slow login is not an error: the broker may look users up in a remote directory. The
@@ -61,9 +35,7 @@ func TestSlowLogin(t *testing.T) {
 	e.publishBodies("poison")
 	s.waitLog("msg=dead-lettered")
 	s.stop()
-	if n := s.log.count("level=WARN"); n > 0 {
-		t.Errorf("%d warnings", n)
-	}
+	s.wantLines(0, "level=WARN")
 }
 
 // A login that never ends is given up, logged, and retried.
@@ -85,20 +57,12 @@ func TestOtherTypeLater(t *testing.T) {
 	s := e.start("orders", "LOG_LEVEL=debug", "QUEUE_TYPE=classic")
 	s.waitLog("msg=consuming")
 	way.cut()
-	remove := func(ch *amqp.Channel) error {
-		_, err := ch.QueueDelete("orders-queue", false, false, false)
-		return err
-	}
-	e.channel(remove)
-	e.channel(func(ch *amqp.Channel) error {
-		_, err := ch.QueueDeclare("orders-queue", true, false, false, false, amqp.Table{"x-queue-type": "quorum"})
-		return err
-	})
+	e.replaceQueue(quorum)
 	way.reconnect()
 	s.waitLog("not consuming", "queue orders-queue has another type", "hint=", "QUEUE_TYPE")
 	s.waitLogs(3, "connecting again", "queue orders-queue has another type")
 	s.alive()
-	e.channel(remove)
+	e.deleteQueue("orders-queue")
 	s.waitLogs(2, "msg=consuming")
 	s.stop()
 }
@@ -116,7 +80,5 @@ func TestDeadLettersWithoutConnection(t *testing.T) {
 	s.waitLogs(3, "msg=dead-lettered")
 	s.waitReady()
 	s.stop()
-	if n := s.log.count("level=WARN"); n != 1 {
-		t.Errorf("%d warnings, want 1", n)
-	}
+	s.wantLines(1, "level=WARN")
 }

@@ -21,11 +21,7 @@ func TestCrashes(t *testing.T) {
 	})
 	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s", "PREFETCH=200"}
 	start := func() *service { return e.start("orders", vars...) }
-	var bodies []string
-	for range copies {
-		bodies = append(bodies, orders("c", ids)...)
-	}
-	e.publishBodies(bodies...)
+	e.publishBodies(slices.Repeat(orders("c", ids), copies)...)
 	replicas := []*service{start(), start()}
 	var killed int // the last process
 	for crash := range crashes {
@@ -58,26 +54,4 @@ func TestCrashes(t *testing.T) {
 	}
 	t.Logf("%d ids, %d crashes: %d done twice, %d lost", ids, crashes, twice, lost)
 	e.wantAllDone("orders", ids)
-}
-
-// A handler that takes longer than CLAIM_TTL keeps its claim, and the other replica waits
-// for its outcome.
-func TestSlowHandler(t *testing.T) {
-	e := newProxiedEnv(t)
-	release := make(chan struct{})
-	receiver := newReceiver(t, func(post) int { <-release; return http.StatusOK })
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=2s"}
-	a, b := e.start("orders", vars...), e.start("orders", vars...)
-	a.waitLog("msg=consuming")
-	b.waitLog("msg=consuming")
-	began := time.Now()
-	e.publishBodies(slices.Repeat(orders("slow", 1), 4)...) // two for each replica, by round robin
-	time.AfterFunc(5*time.Second, func() { close(release) })
-	e.waitCounts(map[string]int64{"orders_new_order_ok": 1, "orders_new_order_skipped": 3})
-	if took := time.Since(began); took < 5*time.Second {
-		t.Errorf("the event was done after %v, before its handler had finished", took)
-	}
-	if n := len(receiver.all()); n != 1 {
-		t.Errorf("%d posts, want 1", n)
-	}
 }

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,27 +29,29 @@ type service struct {
 // start starts the service in a role. Later variables override earlier ones.
 func (e *env) start(role string, vars ...string) *service {
 	e.t.Helper()
-	cmd := exec.Command(shared.bin)
-	cmd.Env = append(e.vars("SERVICE_NAME="+role), vars...)
-	return startCommand(e.t, fmt.Sprintf("%s-%d", role, e.started.Add(1)), cmd)
+	return e.startBinary(exec.Command(shared.bin), role, vars...)
 }
 
 // startLogging is start with the log in a file, so that the test spends no time on it.
 func (e *env) startLogging(role string, log *os.File, vars ...string) *service {
 	e.t.Helper()
 	cmd := exec.Command(shared.bin)
-	cmd.Env = append(e.vars("SERVICE_NAME="+role), vars...)
 	cmd.Stderr = log
-	return startCommand(e.t, role, cmd)
+	return e.startBinary(cmd, role, vars...)
+}
+
+// startBinary is start with a command that may differ from the service that all tests share.
+func (e *env) startBinary(cmd *exec.Cmd, role string, vars ...string) *service {
+	e.t.Helper()
+	cmd.Env = append(e.vars("SERVICE_NAME="+role), vars...)
+	return startCommand(e.t, fmt.Sprintf("%s-%d", role, e.started.Add(1)), cmd)
 }
 
 // startCommand starts a command and keeps its standard error as a log.
 func startCommand(t testing.TB, name string, cmd *exec.Cmd) *service {
 	t.Helper()
 	p, err := harness.Start(name, cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	s := &service{t: t, name: name, cmd: cmd, process: p, log: serviceLog{p.Log}, exited: p.Exited()}
 	t.Cleanup(func() {
 		s.kill()
@@ -78,11 +79,7 @@ func (s *service) stop() {
 
 func (s *service) wantExit(code int) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxWait)
-	defer cancel()
-	if err := s.process.WaitExit(ctx, code); err != nil {
-		s.t.Fatal(err)
-	}
+	must(s.t, s.process.WaitExit(deadline(s.t), code))
 }
 
 // waitLog waits for a line that contains all parts, and returns it.
@@ -94,11 +91,19 @@ func (s *service) waitLog(parts ...string) string {
 // waitLogs waits for n lines that contain all parts, and returns the last of them.
 func (s *service) waitLogs(n int, parts ...string) string {
 	s.t.Helper()
-	line, err := s.log.wait(maxWait, n, parts)
+	line, err := s.log.Wait(deadline(s.t), n, parts...)
 	if err != nil {
 		s.t.Fatalf("%s: %v", s.name, err)
 	}
 	return line
+}
+
+// wantLines checks that exactly n lines of the log contain all parts.
+func (s *service) wantLines(n int, parts ...string) {
+	s.t.Helper()
+	if got := s.log.count(parts...); got != n {
+		s.t.Errorf("%s has %d lines with %q, want %d:\n%s", s.name, got, parts, n, s.log.tail(20))
+	}
 }
 
 // alive fails the test if the process has ended.
@@ -116,13 +121,6 @@ type serviceLog struct{ *harness.Log }
 
 func (l serviceLog) count(parts ...string) int { return l.Count(parts...) }
 
-// wait waits for the n-th line that contains all parts.
-func (l serviceLog) wait(d time.Duration, n int, parts []string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	return l.Wait(ctx, n, parts...)
-}
-
 // tail returns the last n lines, without those about processed or skipped events.
 func (l serviceLog) tail(n int) string { return strings.Join(l.Tail(n), "\n") }
 
@@ -130,7 +128,12 @@ func (l serviceLog) tail(n int) string { return strings.Join(l.Tail(n), "\n") }
 // changes.
 func eventually(t testing.TB, what string, f func() error) {
 	t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
+	poll(t, 50*time.Millisecond, what, f)
+}
+
+func poll(t testing.TB, pause time.Duration, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(pause)
 	defer tick.Stop()
 	timeout := time.After(maxWait)
 	for {
@@ -147,12 +150,3 @@ func eventually(t testing.TB, what string, f func() error) {
 }
 
 var errNotYet = errors.New("not yet")
-
-// descriptors returns how many files the process has open.
-func (s *service) descriptors() int {
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return len(files)
-}

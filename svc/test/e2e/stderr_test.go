@@ -56,9 +56,7 @@ func TestStandardErrorIsClosed(t *testing.T) {
 
 func newPipe(t *testing.T) (reader, writer *os.File) {
 	reader, writer, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { reader.Close(); writer.Close() })
 	return reader, writer
 }

@@ -1,9 +1,10 @@
 package e2e
 
 import (
-	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,7 +38,7 @@ func TestManyWait(t *testing.T) {
 	for range ids {
 		<-posted
 	}
-	ownerSession := e.session()
+	session := slices.Collect(maps.Keys(e.keys("orders").sessions))[0]
 	for range processes {
 		e.start("orders", vars...).waitLog("msg=consuming")
 	}
@@ -60,13 +61,23 @@ func TestManyWait(t *testing.T) {
 	})
 	lease, err := e.etcd.Grant(ctx, 120)
 	e.must(err)
+	waiting, bound := string(listIDs(idsOf("m", ids))), clientv3.WithLease(lease.ID)
 	for i := range sessions {
-		e.waitingSession(ctx, fmt.Sprintf("%016x", i), lease.ID, ids)
+		_, err := e.etcd.Txn(ctx).Then(
+			clientv3.OpPut(fmt.Sprintf("/service/orders/session/%016x", i), "a test", bound),
+			clientv3.OpPut(fmt.Sprintf("/service/orders/claim/%016x/0000000000000001", i), waiting, bound),
+		).Commit()
+		e.must(err)
 	}
+	ends := e.etcd.Watch(ctx, "/service/orders/session/"+session)
 
 	killed.Store(true)
 	kill := time.Now()
-	ended := e.kill(owner, ownerSession)
+	owner.kill()
+	if end := <-ends; len(end.Events) != 1 || end.Events[0].Type != clientv3.EventTypeDelete {
+		t.Fatalf("the owner's session has not ended: %v", end)
+	}
+	ended := time.Now()
 	e.waitCounts(map[string]int64{"orders_new_order_ok": ids, "orders_new_order_skipped": processes * ids})
 	slowest := time.Duration(0)
 	soonest := time.Hour
@@ -91,46 +102,4 @@ func TestManyWait(t *testing.T) {
 	_, err = e.etcd.Revoke(ctx, lease.ID)
 	e.must(err)
 	eventually(t, "everything done", func() error { return e.allDone("orders", ids) })
-}
-
-// session returns the name of the only session of orders.
-func (e *env) session() (name string) {
-	e.t.Helper()
-	sessions := e.keys("orders").sessions
-	if len(sessions) != 1 {
-		e.t.Fatalf("%d sessions, want 1", len(sessions))
-	}
-	for name = range sessions {
-	}
-	return name
-}
-
-// kill kills a replica and waits for the end of its session. It returns the time of that.
-func (e *env) kill(owner *service, session string) (ended time.Time) {
-	e.t.Helper()
-	watch := e.etcd.Watch(deadline(e.t), "/service/orders/session/"+session)
-	owner.kill()
-	for resp := range watch {
-		for _, event := range resp.Events {
-			if event.Type == clientv3.EventTypeDelete {
-				return time.Now()
-			}
-		}
-	}
-	e.t.Fatal("the owner's session does not end")
-	return time.Time{}
-}
-
-// waitingSession writes the keys of a replica that waits for the ids m0, m1, …, n in all.
-func (e *env) waitingSession(ctx context.Context, session string, lease clientv3.LeaseID, n int) {
-	e.t.Helper()
-	var ids []string
-	for i := range n {
-		ids = append(ids, fmt.Sprint("m", i))
-	}
-	_, err := e.etcd.Txn(ctx).Then(
-		clientv3.OpPut("/service/orders/session/"+session, "a test", clientv3.WithLease(lease)),
-		clientv3.OpPut("/service/orders/claim/"+session+"/0000000000000001", string(listIDs(ids)), clientv3.WithLease(lease)),
-	).Commit()
-	e.must(err)
 }

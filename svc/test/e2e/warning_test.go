@@ -8,9 +8,7 @@ func TestWarningOfLongAttempts(t *testing.T) {
 	for timeout, want := range map[string]int{"400s": 0, "401s": 1} {
 		s := e.start("orders", "MAX_ATTEMPTS=3", "HANDLER_TIMEOUT="+timeout)
 		s.waitLog("msg=consuming")
-		if n := s.log.count("level=WARN", "MAX_ATTEMPTS", "consumer_timeout"); n != want {
-			t.Errorf("%d warnings of three attempts of %s, want %d:\n%s", n, timeout, want, s.log)
-		}
+		s.wantLines(want, "level=WARN", "MAX_ATTEMPTS", "consumer_timeout")
 		s.stop()
 	}
 }

@@ -43,11 +43,6 @@ func Message(body string) amqp.Publishing {
 	return amqp.Publishing{Body: []byte(body), AppId: "plumber", DeliveryMode: amqp.Persistent}
 }
 
-// Open connects, unless the publisher is connected.
-func (p *Publisher) Open(ctx context.Context) error {
-	return p.do(ctx, func() error { return nil })
-}
-
 // do connects, unless the publisher is connected, and calls f. If that fails, it closes
 // the connection, so that the next call connects again. Package amqp has no deadlines:
 // the end of ctx closes the socket, and with that ends every call that waits for the

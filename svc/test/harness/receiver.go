@@ -35,6 +35,7 @@ type Post struct {
 	Body     string
 	Status   int
 	Began    time.Time
+	Ended    time.Time // when Answer returned
 }
 
 // NewReceiver starts a receiver on a free port of 127.0.0.1. If answer is nil, the
@@ -62,6 +63,7 @@ func (r *Receiver) handle(w http.ResponseWriter, req *http.Request) {
 	p.Attempt, _ = strconv.Atoi(req.Header.Get("X-Attempt"))
 
 	p.Status = r.answer(req.Context(), p)
+	p.Ended = time.Now()
 	r.mu.Lock()
 	r.posts = append(r.posts, p)
 	close(r.changed)

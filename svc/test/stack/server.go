@@ -110,46 +110,41 @@ func (s *Server) running() bool {
 // its ports are closed, and its data is as after a crash. Kill does nothing if the
 // server is not running.
 func (s *Server) Kill() error {
-	p := s.process()
-	if p == nil {
+	if s.process() == nil {
 		return nil
 	}
-	if err := p.kill(); err != nil {
-		return fmt.Errorf("kill %s: %w", s.name, err)
-	}
-	return nil
+	return s.do("kill", (*process).kill)
 }
 
 // Stop shuts the server down with SIGTERM and returns when it has ended. A paused server
 // must be resumed first.
 func (s *Server) Stop(ctx context.Context) error {
-	if err := s.signal(syscall.SIGTERM); err != nil {
-		return fmt.Errorf("stop %s: %w", s.name, err)
-	}
-	if err := s.process().wait(ctx); err != nil {
-		return fmt.Errorf("stop %s: %w", s.name, err)
-	}
-	return nil
+	return s.do("stop", func(p *process) error {
+		if err := p.signal(syscall.SIGTERM); err != nil {
+			return err
+		}
+		return p.wait(ctx)
+	})
 }
 
 // Pause stops the server with SIGSTOP and returns when all its threads have stopped. Its
 // connections stay open and it does not answer, as when a machine hangs or a network
 // drops packets.
-func (s *Server) Pause() error {
-	p := s.process()
-	if p == nil {
-		return fmt.Errorf("pause %s: %w", s.name, os.ErrProcessDone)
-	}
-	if err := p.pause(); err != nil {
-		return fmt.Errorf("pause %s: %w", s.name, err)
-	}
-	return nil
-}
+func (s *Server) Pause() error { return s.do("pause", (*process).pause) }
 
 // Resume lets a paused server continue.
 func (s *Server) Resume() error {
-	if err := s.signal(syscall.SIGCONT); err != nil {
-		return fmt.Errorf("resume %s: %w", s.name, err)
+	return s.do("resume", func(p *process) error { return p.signal(syscall.SIGCONT) })
+}
+
+// do calls f with the process, which may have ended.
+func (s *Server) do(what string, f func(*process) error) error {
+	err := os.ErrProcessDone
+	if p := s.process(); p != nil {
+		err = f(p)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, s.name, err)
 	}
 	return nil
 }
@@ -180,14 +175,6 @@ func (s *Server) process() *process {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.proc
-}
-
-func (s *Server) signal(sig syscall.Signal) error {
-	p := s.process()
-	if p == nil {
-		return os.ErrProcessDone
-	}
-	return p.signal(sig)
 }
 
 // logTail returns the last 4 KiB of the log.

@@ -31,12 +31,3 @@ func check(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
-
-// closeAtEnd closes a server at the end of the test, before t.TempDir removes its folder.
-func closeAtEnd(t *testing.T, server interface{ Close() error }) {
-	t.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-}

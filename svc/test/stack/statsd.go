@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"strconv"
+	"strings"
 	"sync"
 )
 
-// Statsd is a UDP sink for statsd metrics that keeps the sums of counters.
+// Statsd is a UDP sink for statsd metrics that keeps the sums of counters that are not sampled.
 type Statsd struct {
 	conn *net.UDPConn
 	gone chan struct{} // closed when receive has returned
@@ -65,11 +67,15 @@ func (s *Statsd) receive() {
 func (s *Statsd) add(packet string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for m := range parseMetrics(packet) {
-		if m.kind == "c" {
-			s.counts[m.name] += m.count()
+	for line := range strings.Lines(packet) { // name:value|kind, and perhaps |@rate
+		name, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		value, kind, _ := strings.Cut(rest, "|")
+		if n, err := strconv.ParseFloat(value, 64); err != nil {
+			continue
+		} else if kind == "c" {
+			s.counts[name] += int64(n)
 		} else {
-			s.last[m.name] = m.value
+			s.last[name] = n
 		}
 	}
 	close(s.changed)
