@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -51,21 +50,19 @@ func TestHTTP2(t *testing.T) {
 		"silence":        {func(*http2.Framer, uint32) {}, 2 * pingTimeout},
 	}
 	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := New("http://127.0.0.1", "", 1, slog.New(slog.DiscardHandler))
-				defer p.Close()
-				p.transport.Protocols = new(http.Protocols)
-				p.transport.Protocols.SetUnencryptedHTTP2(true)
-				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
-					client, server := net.Pipe()
-					go serveHTTP2(server, tt.answer)
-					return client, nil
-				}
-				if v := judge(t, p.Handle); v.what != isOutage || v.took != tt.took {
-					t.Errorf("%s after %v (%v), want %s after %v", v.what, v.took, v.err, isOutage, tt.took)
-				}
-			})
+		bubble(t, name, func(t *testing.T) {
+			p := New("http://127.0.0.1", "", 1, slog.New(slog.DiscardHandler))
+			defer p.Close()
+			p.transport.Protocols = new(http.Protocols)
+			p.transport.Protocols.SetUnencryptedHTTP2(true)
+			p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go serveHTTP2(server, tt.answer)
+				return client, nil
+			}
+			if v := judge(t, p.Handle); v.what != isOutage || v.took != tt.took {
+				t.Errorf("%s after %v (%v), want %s after %v", v.what, v.took, v.err, isOutage, tt.took)
+			}
 		})
 	}
 }

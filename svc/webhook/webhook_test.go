@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -23,39 +22,6 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
-func TestRequest(t *testing.T) {
-	var got *http.Request
-	var body []byte
-	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		got = r
-		body, _ = io.ReadAll(r.Body)
-	}))
-	defer server.Close()
-	job := order("a b\r\n注")
-	job.Body = []byte(" {\"type\":\"new_order\",\t\"id\":\"1\",\"note\":\"\\u00e1 注文\"}\r\n")
-	p := New(strings.Replace(server.URL, "//", "//user:hunter2@", 1)+"/hook?a=b", "", 1, slog.New(slog.DiscardHandler))
-	defer p.Close()
-	if err := p.Handle(t.Context(), job); err != nil {
-		t.Fatal(err)
-	}
-	if string(body) != string(job.Body) || got.ContentLength != int64(len(job.Body)) {
-		t.Errorf("body is %q, of %d bytes", body, got.ContentLength)
-	}
-	if got.Method != http.MethodPost || got.RequestURI != "/hook?a=b" {
-		t.Errorf("%s %s", got.Method, got.RequestURI)
-	}
-	for name, want := range map[string]string{
-		"Content-Type": "application/json", "Idempotency-Key": "orders/a%20b%0D%0A%E6%B3%A8", "X-Fencing-Token": "7", "X-Attempt": "2",
-	} {
-		if diff := cmp.Diff([]string{want}, got.Header.Values(name)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
-	}
-	if user, password, _ := got.BasicAuth(); user != "user" || password != "hunter2" {
-		t.Errorf("user %q with the password %q", user, password)
-	}
-}
-
 // What each answer means. Redirects are not followed.
 func TestAnswer(t *testing.T) {
 	for want, codes := range map[string][]int{
@@ -65,29 +31,27 @@ func TestAnswer(t *testing.T) {
 		isFinal:  {300, 301, 302, 303, 304, 307, 308, 400, 401, 404, 409, 410, 412, 413, 422, 425, 501, 505, 599, 600, 999},
 	} {
 		for _, code := range codes {
-			t.Run(fmt.Sprint(code), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					body := "because"
-					if code == 204 || code == 304 {
-						body = "" // these have none
-					}
-					r := newReceiver(step{answer: fmt.Sprintf("HTTP/1.1 %d \xff\r\nLocation: http://127.0.0.1/\r\nRetry-After: 12\r\n\r\n%s", code, body)})
-					p, _ := r.poster(t, 1)
-					v := judge(t, p.Handle)
-					if v.what != want || r.posts.Load() != 1 {
-						t.Errorf("%s after %d posts, want %s after 1", v.what, r.posts.Load(), want)
-					}
-					if text := fmt.Sprint(v.err); v.err != nil && (!strings.Contains(text, fmt.Sprint(code)) ||
-						!strings.Contains(text, body) || strings.Contains(text, "\xff")) {
-						t.Errorf("the error is %q", text)
-					}
-					if (v.wait == 12*time.Second) != (want == isOutage) {
-						t.Errorf("the next attempt is made after %v", v.wait)
-					}
-					if v.kept != (code == 502 || code == 504) {
-						t.Errorf("the claim is kept: %v", v.kept)
-					}
-				})
+			bubble(t, fmt.Sprint(code), func(t *testing.T) {
+				body := "because"
+				if code == 204 || code == 304 {
+					body = "" // these have none
+				}
+				r := newReceiver(step{answer: fmt.Sprintf("HTTP/1.1 %d \xff\r\nLocation: http://127.0.0.1/\r\nRetry-After: 12\r\n\r\n%s", code, body)})
+				p, _ := r.poster(t, 1)
+				v := judge(t, p.Handle)
+				if v.what != want || r.posts.Load() != 1 {
+					t.Errorf("%s after %d posts, want %s after 1", v.what, r.posts.Load(), want)
+				}
+				if text := fmt.Sprint(v.err); v.err != nil && (!strings.Contains(text, fmt.Sprint(code)) ||
+					!strings.Contains(text, body) || strings.Contains(text, "\xff")) {
+					t.Errorf("the error is %q", text)
+				}
+				if (v.wait == 12*time.Second) != (want == isOutage) {
+					t.Errorf("the next attempt is made after %v", v.wait)
+				}
+				if v.kept != (code == 502 || code == 504) {
+					t.Errorf("the claim is kept: %v", v.kept)
+				}
 			})
 		}
 	}
@@ -156,44 +120,42 @@ func TestNoAnswer(t *testing.T) {
 			if reused && !connects {
 				continue
 			}
-			t.Run(fmt.Sprint(name, ", on a reused connection ", reused), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					r, posts := newReceiver(), int64(0)
-					r.refuse, r.silent = tt.refuse, tt.silent
-					p, _ := r.poster(t, 1)
-					job := order("1")
-					job.Body = bytes.Repeat([]byte("x"), 1<<20)
-					if reused {
-						r.will(ok)
-						p.Handle(t.Context(), job)
-						posts++
+			bubble(t, fmt.Sprint(name, ", on a reused connection ", reused), func(t *testing.T) {
+				r, posts := newReceiver(), int64(0)
+				r.refuse, r.silent = tt.refuse, tt.silent
+				p, _ := r.poster(t, 1)
+				job := order("1")
+				job.Body = bytes.Repeat([]byte("x"), 1<<20)
+				if reused {
+					r.will(ok)
+					p.Handle(t.Context(), job)
+					posts++
+				}
+				if connects {
+					posts++
+				}
+				r.will(tt.step)
+				v := judge(t, func(ctx context.Context, _ consume.Job) error {
+					err := p.Handle(ctx, job)
+					if synctest.Wait(); r.open.Load() > 0 {
+						t.Error("the connection is left open")
 					}
-					if connects {
-						posts++
-					}
-					r.will(tt.step)
-					v := judge(t, func(ctx context.Context, _ consume.Job) error {
-						err := p.Handle(ctx, job)
-						if synctest.Wait(); r.open.Load() > 0 {
-							t.Error("the connection is left open")
-						}
-						return err
-					})
-					if v.what != tt.want || v.took != tt.took {
-						t.Errorf("%s after %v, want %s after %v", v.what, v.took, tt.want, tt.took)
-					}
-					if r.posts.Load() != posts || r.conns.Load() != 1 {
-						t.Errorf("%d posts on %d connections, want %d on 1", r.posts.Load(), r.conns.Load(), posts)
-					}
-					text := fmt.Sprint(v.err)
-					answered := v.err == nil || strings.Contains(text, "answered")
-					if len(text) > 1000 || !answered && !strings.Contains(text, `event "1"`) {
-						t.Errorf("the error has %d bytes: %.1000q", len(text), text)
-					}
-					if v.kept == (answered || !connects) {
-						t.Errorf("the claim is kept: %v", v.kept)
-					}
+					return err
 				})
+				if v.what != tt.want || v.took != tt.took {
+					t.Errorf("%s after %v, want %s after %v", v.what, v.took, tt.want, tt.took)
+				}
+				if r.posts.Load() != posts || r.conns.Load() != 1 {
+					t.Errorf("%d posts on %d connections, want %d on 1", r.posts.Load(), r.conns.Load(), posts)
+				}
+				text := fmt.Sprint(v.err)
+				answered := v.err == nil || strings.Contains(text, "answered")
+				if len(text) > 1000 || !answered && !strings.Contains(text, `event "1"`) {
+					t.Errorf("the error has %d bytes: %.1000q", len(text), text)
+				}
+				if v.kept == (answered || !connects) {
+					t.Errorf("the claim is kept: %v", v.kept)
+				}
 			})
 		}
 	}
@@ -204,31 +166,29 @@ func TestNoAnswer(t *testing.T) {
 func TestConnections(t *testing.T) {
 	const parallel = 101 // above net/http's own limits
 	for name, fails := range map[string]step{"lost": {}, "too slow": {hang: true}} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				r := newReceiver()
-				p, _ := r.poster(t, parallel)
-				post := func(want int64) {
-					t.Helper()
-					var posts sync.WaitGroup
-					r.will(slices.Repeat([]step{{answer: ok.answer, keep: true, delay: time.Second}}, parallel)...)
-					for range parallel {
-						posts.Go(func() {
-							if err := p.Handle(t.Context(), order("1")); err != nil {
-								t.Error(err)
-							}
-						})
-					}
-					if posts.Wait(); r.conns.Load() != want {
-						t.Errorf("%d connections were opened, want %d", r.conns.Load(), want)
-					}
+		bubble(t, name, func(t *testing.T) {
+			r := newReceiver()
+			p, _ := r.poster(t, parallel)
+			post := func(want int64) {
+				t.Helper()
+				var posts sync.WaitGroup
+				r.will(slices.Repeat([]step{{answer: ok.answer, keep: true, delay: time.Second}}, parallel)...)
+				for range parallel {
+					posts.Go(func() {
+						if err := p.Handle(t.Context(), order("1")); err != nil {
+							t.Error(err)
+						}
+					})
 				}
-				post(parallel)
-				post(parallel)
-				r.will(fails)
-				judge(t, p.Handle)
-				post(2 * parallel)
-			})
+				if posts.Wait(); r.conns.Load() != want {
+					t.Errorf("%d connections were opened, want %d", r.conns.Load(), want)
+				}
+			}
+			post(parallel)
+			post(parallel)
+			r.will(fails)
+			judge(t, p.Handle)
+			post(2 * parallel)
 		})
 	}
 }
