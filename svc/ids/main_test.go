@@ -87,16 +87,11 @@ func (r *replica) claim(id string) *claim.Claim {
 	defer cancel()
 	for {
 		c, err := r.Claim(ctx, id)
-		if err == nil {
+		if !errors.Is(err, claim.ErrDone) || ctx.Err() != nil {
+			must(r.t, err)
 			return c
 		}
-		if !errors.Is(err, claim.ErrDone) || ctx.Err() != nil {
-			r.t.Fatalf("claim of %s: %v", id, err)
-		}
-		select {
-		case <-time.After(time.Millisecond):
-		case <-ctx.Done():
-		}
+		<-time.After(time.Millisecond)
 	}
 }
 
