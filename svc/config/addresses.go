@@ -58,8 +58,8 @@ func hasUser(s string) bool {
 
 // isAddress reports whether s is the address of a server.
 func isAddress(s string) bool {
-	host, port, err := net.SplitHostPort(s)
-	return err == nil && !hasSpace(s) && !strings.ContainsAny(s, "/@") && host != "" && isPort(port)
+	host, port, _ := net.SplitHostPort(s)
+	return isListenAddress(s) && host != "" && port != "0"
 }
 
 // isListenAddress reports whether s is an address to listen at, which needs no host and can

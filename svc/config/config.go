@@ -90,14 +90,14 @@ func (c *Config) check(values map[string]string, services []string) []rule {
 	amqpTLS, amqpRules := loadTLS("AMQP", c.AMQPCACert, c.AMQPCert, c.AMQPKey)
 	etcdTLS, etcdRules := loadTLS("ETCD", c.EtcdCACert, c.EtcdCert, c.EtcdKey)
 	c.AMQPTLS, c.EtcdTLS = amqpTLS, etcdTLS
-	plain := func(broker string) bool { return !strings.HasPrefix(broker, "amqps:") }
-	elsewhere := func(broker string) bool { return vhost(broker) != vhost(c.AMQP[0]) }
+	secure := func(broker string) bool { return amqpTLS == nil || strings.HasPrefix(broker, "amqps:") }
+	sameVhost := func(broker string) bool { return vhost(broker) == vhost(c.AMQP[0]) }
 	return slices.Concat([]rule{
 		{"SERVICE_NAME", slices.Contains(services, c.Service), strings.Join(services, " or ")},
 		// By their text, because strconv takes T, too, and slog INFO+3.
 		{"ENABLE_ETCD", slices.Contains([]string{"", "true", "1", "false", "0"}, values["ENABLE_ETCD"]), "true, 1, false or 0"},
 		{"LOG_LEVEL", slices.Contains([]string{"", "debug", "info", "warn", "error"}, strings.ToLower(values["LOG_LEVEL"])), "debug, info, warn or error"},
-		{"AMQP_URL", all(c.AMQP, isBroker) && (amqpTLS == nil || !slices.ContainsFunc(c.AMQP, plain)) && !slices.ContainsFunc(c.AMQP, elsewhere),
+		{"AMQP_URL", all(c.AMQP, isBroker) && all(c.AMQP, secure) && all(c.AMQP, sameVhost),
 			"amqp:// or amqps:// URLs of one virtual host, separated by commas, " + url + ", no parameter but heartbeat, from 1 to 65535 (seconds), " +
 				"and amqps:// if AMQP_CACERT, AMQP_CERT or AMQP_KEY is set"},
 		{"ETCD_ENDPOINTS", all(c.EtcdEndpoints, isAddress), address + ", several separated by commas"},

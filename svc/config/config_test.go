@@ -2,10 +2,7 @@ package config
 
 import (
 	"log/slog"
-	"maps"
 	"reflect"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +19,7 @@ func read(vars ...string) (Config, error) {
 
 func TestDefaults(t *testing.T) {
 	got, err := read("PREFETCH=", "WEBHOOK_URL=") // an empty value is as good as none
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	want := Config{
 		Service: "orders", AMQP: []string{"amqp://guest:guest@localhost:5672/"}, EtcdEndpoints: []string{"localhost:2379"}, EtcdPrefix: "/service/", StatsdAddr: "localhost:8125",
 		Prefetch: 1000, Concurrency: 32, MaxAttempts: 3, HandlerTimeout: 30 * time.Second, ClaimTTL: 10 * time.Second, DedupWindow: 24 * time.Hour,
@@ -159,22 +154,19 @@ func TestAllBadValuesAtOnce(t *testing.T) {
 
 // A value that cannot be parsed is refused, whatever the type of its field.
 func TestEveryVariableHasARule(t *testing.T) {
-	var vars, want []string
+	n := 0
 	for field := range reflect.TypeFor[Config]().Fields() {
-		if variable := field.Tag.Get("env"); variable != "" && field.Type.Kind() != reflect.String && field.Type.Kind() != reflect.Slice {
-			vars, want = append(vars, variable+"=?"), append(want, variable)
+		variable := field.Tag.Get("env")
+		if variable == "" || field.Type.Kind() == reflect.String || field.Type.Kind() == reflect.Slice {
+			continue
+		}
+		n++
+		if _, err := read(variable + "=x"); err == nil || !strings.HasPrefix(err.Error(), variable+`="x"`) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s=x: %v", variable, err)
 		}
 	}
-	_, err := read(vars...)
-	if err == nil {
-		t.Fatal("the values are accepted")
-	}
-	refused := make(map[string]bool)
-	for line := range strings.Lines(err.Error()) {
-		refused[regexp.MustCompile(`^\w+`).FindString(line)] = true
-	}
-	if diff := cmp.Diff(slices.Sorted(slices.Values(want)), slices.Sorted(maps.Keys(refused))); diff != "" || len(want) < 9 {
-		t.Errorf("refused variables (-want +got):\n%s", diff)
+	if n < 9 {
+		t.Errorf("only %d variables are no strings", n)
 	}
 }
 

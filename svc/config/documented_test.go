@@ -21,9 +21,7 @@ func TestConfigurationIsDocumented(t *testing.T) {
 		"../main.go":      regexp.MustCompile(`(?m)^//\t([A-Z_]+(?:, [A-Z_]+)*) +(\S+)`),
 	} {
 		text, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		must(t, err)
 		listed := make(map[string]bool)
 		for _, m := range row.FindAllStringSubmatch(string(text), -1) {
 			variables, values := strings.Split(m[1], ", "), strings.Split(m[2], ", ")

@@ -2,8 +2,7 @@ package config
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
@@ -22,9 +21,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 	write(t, cert, "CERTIFICATE", first)
 	write(t, key, "PRIVATE KEY", firstKey)
 	cfg, err := read("ETCD_CACERT="+cert, "ETCD_CERT="+cert, "ETCD_KEY="+key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	want := func(when string, der []byte) {
 		t.Helper()
 		got, err := cfg.EtcdTLS.GetClientCertificate(nil)
@@ -37,9 +34,7 @@ func TestCertificateIsRenewed(t *testing.T) {
 	want("the key is still the old one", first)
 	write(t, key, "PRIVATE KEY", secondKey)
 	want("renewed", second)
-	if err := os.Remove(cert); err != nil {
-		t.Fatal(err)
-	}
+	must(t, os.Remove(cert))
 	want("gone", second)
 	if cfg.AMQPTLS != nil || cfg.EtcdTLS.RootCAs == nil {
 		t.Errorf("AMQPTLS is %v, the roots of EtcdTLS are %v", cfg.AMQPTLS, cfg.EtcdTLS.RootCAs)
@@ -48,24 +43,23 @@ func TestCertificateIsRenewed(t *testing.T) {
 
 // issue returns a certificate and its key.
 func issue(t *testing.T) (cert, key []byte) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	public, private, err := ed25519.GenerateKey(nil)
+	must(t, err)
 	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
-	if cert, err = x509.CreateCertificate(rand.Reader, template, template, private.Public(), private); err != nil {
-		t.Fatal(err)
-	}
-	if key, err = x509.MarshalPKCS8PrivateKey(private); err != nil {
-		t.Fatal(err)
-	}
+	cert, err = x509.CreateCertificate(rand.Reader, template, template, public, private)
+	must(t, err)
+	key, err = x509.MarshalPKCS8PrivateKey(private)
+	must(t, err)
 	return cert, key
 }
 
 func write(t *testing.T, path, kind string, der []byte) {
+	must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+}
+
+func must(t *testing.T, err error) {
 	t.Helper()
-	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+	if err != nil {
 		t.Fatal(err)
 	}
 }

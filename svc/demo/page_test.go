@@ -23,9 +23,8 @@ func openBrowser(t *testing.T, url string) browser {
 	t.Helper()
 	var path string
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
-		if found, err := exec.LookPath(name); err == nil {
+		if found, err := exec.LookPath(name); err == nil && path == "" {
 			path = found
-			break
 		}
 	}
 	if path == "" {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -111,22 +110,11 @@ func must(t *testing.T, err error) {
 // counters returns the last counters in the output.
 func (d *demo) counters() (ends [len(roles)]serviceView) {
 	d.t.Helper()
-	for _, line := range slices.Backward(d.lines) {
-		for i := range ends {
-			now := &ends[i]
-			_, rest, found := strings.Cut(line, roles[i]+" ok ")
-			if !found || now.Name != "" {
-				continue
-			}
-			_, err := fmt.Sscanf(rest, "%d skipped %d queued", &now.OK, &now.Skipped)
-			if err == nil { // otherwise the line only looks like counters
-				now.Name = roles[i]
-			}
-		}
-		if ends[0].Name != "" && ends[1].Name != "" {
-			return ends
-		}
+	for i, role := range roles {
+		ends[i].Name = role
+		lines := regexp.MustCompile(role+` +ok +\d+ +skipped +\d+ +queued`).FindAllString(strings.Join(d.lines, "\n"), -1)
+		_, err := fmt.Sscanf(lines[len(lines)-1], role+" ok %d skipped %d queued", &ends[i].OK, &ends[i].Skipped)
+		must(d.t, err)
 	}
-	d.t.Fatal("no line with counters")
 	return ends
 }

@@ -7,17 +7,12 @@ import (
 	"strings"
 	"testing"
 	"unicode/utf8"
-
-	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 var escape = regexp.MustCompile("\x1b\\[[0-9;]*[a-zA-Z]")
 
 // Every line fits the screen, and only a terminal gets colours.
 func TestScreenFits(t *testing.T) {
-	statsd, err := stack.StartStatsd()
-	must(t, err)
-	defer statsd.Close()
 	for _, live := range []bool{false, true} {
 		var out bytes.Buffer
 		s := &screen{out: &out, live: live}
@@ -26,7 +21,7 @@ func TestScreenFits(t *testing.T) {
 		}
 		s.step(strings.Repeat("long ", 40))
 		s.checks([]check{{"work begun before the kill", 99999, 99999}, {"orders skipped, being down", 1, 1}, {"wrong", 1, 2}})
-		s.count(newStatus(statsd).current)
+		s.count(func() view { return newStatus(nil).view })
 		s.bad("bad")
 		if got := strings.Contains(out.String(), "\x1b["); got != live {
 			t.Errorf("escape sequences: %t, on a terminal: %t", got, live)

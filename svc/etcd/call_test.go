@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -19,15 +18,6 @@ import (
 func newLogged() (*Client, *bytes.Buffer) {
 	var lines bytes.Buffer
 	return New(nil, slog.New(slog.NewTextHandler(&lines, nil))), &lines
-}
-
-// An overloaded etcd is not taken for one that refuses.
-func TestOverloadIsNoRefusal(t *testing.T) {
-	for err, want := range map[error]bool{rpctypes.ErrTooManyRequests: false, rpctypes.ErrNoSpace: true, rpctypes.ErrPermissionDenied: true} {
-		if isRefusal(fmt.Errorf("write 2: %w", err)) != want {
-			t.Errorf("%v is a refusal: %t", err, !want)
-		}
-	}
 }
 
 // Refusals are logged once for each cause, whatever kinds of call meet it, and so is their end:

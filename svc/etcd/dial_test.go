@@ -4,15 +4,14 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -37,8 +36,20 @@ func (fakeEtcd) Authenticate(ctx context.Context, _ *etcdserverpb.AuthenticateRe
 	return &etcdserverpb.AuthenticateResponse{Token: "token"}, nil
 }
 
-// startFake returns the port of a fakeEtcd.
-func startFake(t *testing.T) (port string) {
+// slowListener accepts each connection after a delay.
+type slowListener struct {
+	net.Listener
+	delay time.Duration
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	<-time.After(l.delay)
+	return conn, err
+}
+
+// startFake returns the port of a fakeEtcd that accepts connections after a delay.
+func startFake(t *testing.T, delay time.Duration) (port string) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +58,7 @@ func startFake(t *testing.T) (port string) {
 	etcdserverpb.RegisterKVServer(server, fakeEtcd{})
 	etcdserverpb.RegisterAuthServer(server, fakeEtcd{})
 	var serving sync.WaitGroup
-	serving.Go(func() { server.Serve(listener) }) // until Stop
+	serving.Go(func() { server.Serve(slowListener{listener, delay}) }) // until Stop
 	t.Cleanup(func() {
 		server.Stop()
 		serving.Wait()
@@ -56,72 +67,41 @@ func startFake(t *testing.T) (port string) {
 	return port
 }
 
-// mustReach reads a key from an etcd.
-func mustReach(t *testing.T, endpoint, user string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	c, err := Dial(ctx, Server{Endpoints: []string{endpoint}, Username: user, Password: user}, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := c.Get(ctx, "key"); err != nil {
-		t.Error(err)
-	}
-}
+var proxied atomic.Int64 // requests to HTTPS_PROXY
 
-// A login that takes longer than the first tries allow succeeds in the end.
-func TestSlowLogin(t *testing.T) {
-	t.Parallel()
-	mustReach(t, "127.0.0.1:"+startFake(t), "user")
-}
-
-// An etcd that takes two seconds to accept a connection is reached all the same.
-func TestSlowConnection(t *testing.T) {
-	t.Parallel()
-	proxies := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	proxy := toxiproxy.NewProxy(proxies, "slow", "127.0.0.1:0", "127.0.0.1:"+startFake(t))
-	if err := proxy.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer proxy.Stop()
-	slow := `{"name":"slow","type":"latency","stream":"downstream","attributes":{"latency":2000}}`
-	if _, err := proxy.Toxics.AddToxicJson(strings.NewReader(slow)); err != nil {
-		t.Fatal(err)
-	}
-	mustReach(t, proxy.Listen, "")
-}
-
-var proxied atomic.Int64 // connections to HTTPS_PROXY
-
-// TestMain sets HTTPS_PROXY for all tests, because a process reads it only once. The proxy
-// closes each connection.
+// TestMain sets HTTPS_PROXY for all tests, because a process reads it only once.
 func TestMain(m *testing.M) {
-	proxy, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err)
-	}
-	go func() {
-		for {
-			conn, err := proxy.Accept()
-			if err != nil {
-				return
-			}
-			proxied.Add(1)
-			conn.Close()
-		}
-	}()
-	os.Setenv("HTTPS_PROXY", "http://"+proxy.Addr().String())
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { proxied.Add(1) }))
+	os.Setenv("HTTPS_PROXY", proxy.URL)
 	os.Setenv("NO_PROXY", "")
 	os.Exit(m.Run())
 }
 
-// An etcd is reached directly, whatever HTTPS_PROXY says. gRPC would use the proxy for any
-// name but "localhost", and takes these capitals for another one.
-func TestProxyIsNotUsed(t *testing.T) {
-	mustReach(t, "LOCALHOST:"+startFake(t), "")
-	if n := proxied.Load(); n > 0 {
-		t.Errorf("%d connections to HTTPS_PROXY", n)
+// An etcd is reached although its logins take longer than the first tries allow, or although it
+// takes two seconds to accept a connection; and directly, whatever HTTPS_PROXY says: gRPC would
+// use the proxy for any name but "localhost", and takes these capitals for another one.
+func TestDial(t *testing.T) {
+	for name, tt := range map[string]struct {
+		host, user string
+		delay      time.Duration
+	}{
+		"slow login":   {"127.0.0.1", "user", 0},
+		"slow accept":  {"127.0.0.1", "", 2 * time.Second},
+		"not by proxy": {"LOCALHOST", "", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			server := Server{Endpoints: []string{tt.host + ":" + startFake(t, tt.delay)}, Username: tt.user, Password: tt.user}
+			c, err := Dial(ctx, server, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Get(ctx, "key"); err != nil || proxied.Load() > 0 {
+				t.Errorf("%v; %d requests to HTTPS_PROXY", err, proxied.Load())
+			}
+		})
 	}
 }

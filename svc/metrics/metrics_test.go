@@ -21,13 +21,26 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	net.LookupHost("localhost") // net makes a channel once, which must not be in a bubble
+	goleak.VerifyTestMain(m)
+}
 
 var names = []string{"new_order_ok", "malformed", "ignored"}
 
 // sums returns sums of the counters by statsd's names.
 func sums(ok, malformed, ignored int64) map[string]int64 {
 	return map[string]int64{"orders_new_order_ok": ok, "orders_malformed": malformed, "orders_ignored": ignored}
+}
+
+// wait waits until a sink has these counts.
+func wait(t *testing.T, sink *stack.Statsd, want map[string]int64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := sink.Wait(ctx, func(counts map[string]int64) bool { return maps.Equal(counts, want) }); err != nil {
+		t.Errorf("%v; %s has %v, want %v", err, sink.Addr(), sink.Counts(), want)
+	}
 }
 
 // The counters are sent with 0 at the start, then what is counted, and at the end what was
@@ -38,16 +51,8 @@ func TestCounters(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sink.Close()
-	wait := func(want map[string]int64) {
-		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		defer cancel()
-		if err := sink.Wait(ctx, func(counts map[string]int64) bool { return maps.Equal(counts, want) }); err != nil {
-			t.Fatalf("%v; statsd has %v, want %v", err, sink.Counts(), want)
-		}
-	}
 	c := Start(sink.Addr(), "orders_", Names{Counters: names, Timers: []string{"claim"}}, slog.New(slog.NewTextHandler(t.Output(), nil)))
-	wait(sums(0, 0, 0))
+	wait(t, sink, sums(0, 0, 0))
 	var counting sync.WaitGroup
 	for range 8 {
 		counting.Go(func() {
@@ -58,12 +63,12 @@ func TestCounters(t *testing.T) {
 		})
 	}
 	counting.Wait()
-	wait(sums(8000, 8, 0))
+	wait(t, sink, sums(8000, 8, 0))
 	c.Count("ignored")
 	c.Time("claim", 1500*time.Microsecond)
 	c.Close()
 	c.Count("ignored") // as by a handler that ends later
-	wait(sums(8000, 8, 1))
+	wait(t, sink, sums(8000, 8, 1))
 	if ms, ok := sink.Last("orders_claim"); ms != 1.5 || !ok {
 		t.Errorf("1.5 ms are sent as %v", ms)
 	}
@@ -77,7 +82,14 @@ func TestCounters(t *testing.T) {
 func TestReports(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &statter{totals: make(map[string]int64)}
-		c := reportTo(s)
+		c := &Recorder{counts: make(map[string]*counter), quit: make(chan struct{}), done: make(chan struct{})}
+		for _, name := range names {
+			c.counts[name] = &counter{name: "orders_" + name}
+		}
+		go func() {
+			defer close(c.done)
+			c.report(s)
+		}()
 		for range 20 {
 			for range 1000 {
 				c.Count("ignored")
@@ -150,19 +162,15 @@ func TestTimer(t *testing.T) {
 func TestUnresolvableName(t *testing.T) {
 	for name, hangs := range map[string]bool{"no name server": false, "the name server hangs": true} {
 		t.Run(name, func(t *testing.T) {
-			var asked atomic.Int64
-			end := make(chan chan struct{}, 1) // holds a channel that is made in the bubble
-			useNameServer(t, func() (net.Conn, error) {
-				if asked.Add(1); hangs {
-					c := <-end
-					end <- c
-					<-c
-				}
-				return nil, errors.New("no name server")
-			})
 			synctest.Test(t, func(t *testing.T) {
+				var asked atomic.Int64
 				hanging := make(chan struct{})
-				end <- hanging
+				useNameServer(t, func() (net.Conn, error) {
+					if asked.Add(1); hangs {
+						<-hanging
+					}
+					return nil, errors.New("no name server")
+				})
 				const msg, hint = `level=WARN msg="statsd is unreachable: counts are kept until it is found"`, `hint="check STATSD_ADDR"`
 				var log bytes.Buffer
 				c := Start("statsd.invalid:8125", "orders_", Names{Counters: names}, slog.New(slog.NewTextHandler(&log, nil)))
@@ -226,13 +234,8 @@ func TestNameMoves(t *testing.T) {
 		c.Count("ignored")
 		c.Close()
 	})
-	for sink, want := range map[*stack.Statsd]map[string]int64{first: sums(0, 1, 0), second: sums(0, 0, 1)} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-		defer cancel()
-		if err := sink.Wait(ctx, func(counts map[string]int64) bool { return maps.Equal(counts, want) }); err != nil {
-			t.Errorf("%s has %v, want %v", sink.Addr(), sink.Counts(), want)
-		}
-	}
+	wait(t, first, sums(0, 1, 0))
+	wait(t, second, sums(0, 0, 1))
 	if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "statsd is reachable again") {
 		t.Errorf("log:\n%s", log.String())
 	}
@@ -240,7 +243,6 @@ func TestNameMoves(t *testing.T) {
 
 // useNameServer makes net connect to name servers with dial.
 func useNameServer(t *testing.T, dial func() (net.Conn, error)) {
-	net.LookupHost("localhost") // net makes a channel once, which must not be in a bubble
 	before := net.DefaultResolver
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return dial() }}
 	t.Cleanup(func() { net.DefaultResolver = before })
@@ -257,11 +259,8 @@ type nameServer struct {
 func (s *nameServer) Write(q []byte) (int, error) {
 	const header = 2 + 12
 	end := header + bytes.IndexByte(q[header:], 0) + len("\x00ttcc") // name, type, class
-	m := append([]byte{q[2], q[3], 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0}, q[header:end]...)
-	if q[end-3] == 1 { // an A record: the name above, A, IN, 1 s, 4 bytes
-		m[7] = 1
-		m = append(m, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, s.host)
-	}
+	m := append([]byte{q[2], q[3], 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}, q[header:end]...)
+	m = append(m, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 127, 0, 0, s.host) // the name above, A, IN, 1 s, 4 bytes
 	s.answer.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(m))), m...))
 	return len(q), nil
 }
@@ -309,17 +308,4 @@ func (s *statter) Inc(name string, value int64, rate float32, _ ...statsd.Tag) e
 func (s *statter) TimingDuration(_ string, took time.Duration, rate float32, _ ...statsd.Tag) error {
 	s.times = append(s.times, sample{took, rate})
 	return nil
-}
-
-// reportTo returns a Recorder that reports to s.
-func reportTo(s *statter) *Recorder {
-	c := &Recorder{counts: make(map[string]*counter), quit: make(chan struct{}), done: make(chan struct{})}
-	for _, name := range names {
-		c.counts[name] = &counter{name: "orders_" + name}
-	}
-	go func() {
-		defer close(c.done)
-		c.report(s)
-	}()
-	return c
 }

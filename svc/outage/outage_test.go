@@ -14,7 +14,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
-func newLog(name, meanwhile, advice string) (*outage.Log, *bytes.Buffer) {
+func newLog(hint string) (*outage.Log, *bytes.Buffer) {
 	var lines bytes.Buffer
 	h := slog.NewTextHandler(&lines, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
@@ -22,100 +22,66 @@ func newLog(name, meanwhile, advice string) (*outage.Log, *bytes.Buffer) {
 		}
 		return a
 	}})
-	return &outage.Log{
-		Logger: slog.New(h), Level: slog.LevelWarn,
-		Begins: name + " is unreachable: " + meanwhile, Ends: name + " is reachable again", Hint: advice,
-	}, &lines
+	return &outage.Log{Logger: slog.New(h), Level: slog.LevelWarn, Begins: "down", Ends: "up", Hint: hint}, &lines
 }
 
-// call is one call of a test: it was answered, or failed with an error and a hint.
+// call is one call of a test: it failed with an error and a hint, or was answered.
 type call struct {
-	err      string
-	hint     string
-	answered bool
-	after    time.Duration // since the previous call
-	took     time.Duration
+	err   string // empty: it was answered
+	hint  string
+	after time.Duration // since the previous call
+	took  time.Duration
 }
 
 func TestLog(t *testing.T) {
+	const (
+		refusedLine = "level=WARN msg=down error=refused\n"
+		noSpaceLine = "level=WARN msg=down error=\"no space\" hint=defrag\n"
+	)
+	up := func(after string) string { return "level=INFO msg=up after=" + after + "\n" }
+	answered, refused, timeout, noSpace := call{}, call{err: "refused"}, call{err: "timeout"}, call{err: "no space", hint: "defrag"}
 	tests := map[string]struct {
-		calls  []call
-		want   []string
-		advice string
+		hint  string // of the Log
+		calls []call
+		want  string
 	}{
-		"answered":      {calls: []call{{answered: true}, {answered: true}}},
-		"the first try": {calls: []call{{err: "refused"}}, want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`}},
+		"answered":      {"", []call{answered, answered}, ""},
+		"the first try": {"", []call{refused}, refusedLine},
 		"one outage": {
-			calls: []call{{err: "port 1 refused"}, {err: "port 22 refused"}, {err: "port 1 refused", after: 1500 * time.Millisecond}, {answered: true}, {answered: true}},
-			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error="port 1 refused"`, `level=INFO msg="etcd is reachable again" after=1.5s`},
+			"", []call{{err: "port 1 refused"}, {err: "port 22 refused"}, {err: "port 1 refused", after: 1500 * time.Millisecond}, answered, answered},
+			"level=WARN msg=down error=\"port 1 refused\"\n" + up("1.5s"),
 		},
-		"two causes by turns": {
-			calls: []call{{err: "refused"}, {err: "timeout"}, {err: "refused"}, {err: "timeout"}},
-			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=WARN msg="etcd is unreachable: events wait" error=timeout`},
-		},
+		"two causes by turns": {"", []call{refused, timeout, refused, timeout}, refusedLine + "level=WARN msg=down error=timeout\n"},
 		"two outages": {
-			calls: []call{{err: "a"}, {answered: true, after: time.Hour}, {answered: true}, {err: "b"}, {answered: true, after: 123456 * time.Microsecond}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=a`, `level=INFO msg="etcd is reachable again" after=1h0m0s`,
-				`level=WARN msg="etcd is unreachable: events wait" error=b`, `level=INFO msg="etcd is reachable again" after=123ms`},
+			"", []call{refused, {after: time.Hour}, answered, refused, {after: 123456 * time.Microsecond}},
+			refusedLine + up("1h0m0s") + refusedLine + up("123ms"),
 		},
-		"an answer from before the outage": {
-			calls: []call{{err: "refused"}, {answered: true, took: 2 * time.Second, after: time.Second}, {answered: true, after: time.Second}},
-			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=2s`},
-		},
+		"an answer from before the outage": {"", []call{refused, {took: 2 * time.Second, after: time.Second}, {after: time.Second}}, refusedLine + up("2s")},
 		"a failure from before the end": {
-			calls: []call{{err: "refused"}, {answered: true, after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`, `level=INFO msg="etcd is reachable again" after=1s`,
-				`level=WARN msg="etcd is unreachable: events wait" error=refused`},
+			"", []call{refused, {after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
+			refusedLine + up("1s") + refusedLine,
 		},
-		"with hint": {
-			calls: []call{{err: "no space", hint: "defrag"}, {err: "no space", hint: "defrag"}, {answered: true}},
-			want:  []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`},
-		},
-		"advice": {
-			calls: []call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused hint="check its address"`,
-				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
-			advice: "check its address",
-		},
-		"hint that comes later": {
-			calls: []call{{err: "refused"}, {err: "no space", hint: "defrag"}, {err: "refused"}, {err: "no space", hint: "defrag"}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error=refused`,
-				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
-		},
-		"other hint": {
-			calls: []call{{err: "no space", hint: "defrag"}, {err: "denied", hint: "grant"}, {answered: true, after: time.Second}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`,
-				`level=WARN msg="etcd is unreachable: events wait" error=denied hint=grant`, `level=INFO msg="etcd is reachable again" after=1s`},
-		},
-		"the same hint in the next outage": {
-			calls: []call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "no space", hint: "defrag"}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
-				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
-		},
-		"the same hint later in the next outage": {
-			calls: []call{{err: "no space", hint: "defrag"}, {answered: true}, {err: "refused"}, {err: "no space", hint: "defrag"}},
-			want: []string{`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`, `level=INFO msg="etcd is reachable again" after=0s`,
-				`level=WARN msg="etcd is unreachable: events wait" error=refused`,
-				`level=WARN msg="etcd is unreachable: events wait" error="no space" hint=defrag`},
-		},
+		"with a hint":                 {"", []call{noSpace, noSpace, answered}, noSpaceLine + up("0s")},
+		"the Log's hint":              {"check its address", []call{refused, noSpace, refused}, "level=WARN msg=down error=refused hint=\"check its address\"\n" + noSpaceLine},
+		"a hint that comes later":     {"", []call{refused, noSpace, refused, noSpace}, refusedLine + noSpaceLine},
+		"another hint":                {"", []call{noSpace, {err: "denied", hint: "grant"}, {after: time.Second}}, noSpaceLine + "level=WARN msg=down error=denied hint=grant\n" + up("1s")},
+		"one hint in two outages":     {"", []call{noSpace, answered, noSpace}, noSpaceLine + up("0s") + noSpaceLine},
+		"later in the second of them": {"", []call{noSpace, answered, refused, noSpace}, noSpaceLine + up("0s") + refusedLine + noSpaceLine},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l, lines := newLog("etcd", "events wait", tt.advice)
+				l, lines := newLog(tt.hint)
 				for _, c := range tt.calls {
-					if c.after > 0 {
-						<-time.After(c.after)
-					}
+					<-time.After(c.after)
 					began := time.Now().Add(-c.took)
-					if c.answered {
+					if c.err == "" {
 						l.Answered(began)
 					} else {
 						l.Failed(began, errors.New(c.err), c.hint)
 					}
 				}
-				want := strings.Join(tt.want, "\n")
-				if diff := cmp.Diff(want, strings.TrimSuffix(lines.String(), "\n")); diff != "" {
+				if diff := cmp.Diff(tt.want, lines.String()); diff != "" {
 					t.Errorf("log (-want +got):\n%s", diff)
 				}
 			})
@@ -124,7 +90,7 @@ func TestLog(t *testing.T) {
 }
 
 func TestManyCallers(t *testing.T) {
-	l, lines := newLog("etcd", "events wait", "")
+	l, lines := newLog("")
 	var wg sync.WaitGroup
 	for range 50 {
 		wg.Go(func() { l.Failed(time.Now(), errors.New("refused"), "") })

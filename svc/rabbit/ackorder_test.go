@@ -34,10 +34,10 @@ func TestAckOrder(t *testing.T) {
 					for _, tag := range order.outOfOrder() {
 						b.ack(tag, false)
 					}
-					if owed := b.owed(); len(owed) > 0 {
+					if owed := b.tags(true); len(owed) > 0 {
 						t.Fatalf("%v are not acknowledged", owed)
 					}
-				} else if owed, open := b.owed(), b.unfinished(); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
+				} else if owed, open := b.tags(true), b.tags(false); len(owed) > 0 && (len(open) == 0 || owed[0] < open[0]) {
 					t.Fatalf("%d is not acknowledged although all tags before it are finished; open: %v", owed[0], open)
 				}
 			}
@@ -46,7 +46,7 @@ func TestAckOrder(t *testing.T) {
 					b.deliver(1 + rnd.IntN(prefetch-len(b.open)))
 				}
 				var tags []uint64
-				for _, tag := range b.unfinished() {
+				for _, tag := range b.tags(false) {
 					if tag%10 >= uint64(slow) && rnd.IntN(3) == 0 || rnd.IntN(200) == 0 {
 						tags = append(tags, tag)
 					}
@@ -54,7 +54,7 @@ func TestAckOrder(t *testing.T) {
 				rnd.Shuffle(len(tags), func(i, j int) { tags[i], tags[j] = tags[j], tags[i] })
 				look(rnd.IntN(4) == 0, tags...)
 			}
-			look(false, b.unfinished()...)
+			look(false, b.tags(false)...)
 			if len(b.open) > 0 {
 				t.Errorf("%v are not acknowledged", slices.Sorted(maps.Keys(b.open)))
 			}
@@ -67,14 +67,15 @@ func TestAckOrder(t *testing.T) {
 func TestAckOrderBehindOneThatWaits(t *testing.T) {
 	const rounds, prefetch = 300, 1000
 	var order ackOrder
-	tags := make([]uint64, 0, prefetch)
-	look := func(first uint64) {
-		tags = tags[:0]
-		for tag := first; tag < first+prefetch-1; tag++ {
-			tags = append(tags, tag)
+	var before int64
+	next := uint64(2)
+	for n := range rounds {
+		if n == 1 {
+			before = heap()
 		}
-		for _, tag := range tags {
-			order.add(tag)
+		for range prefetch - 1 {
+			order.add(next)
+			next++
 		}
 		if tag, ok := order.prefix(); ok {
 			t.Fatalf("tag 1 is acknowledged with %d", tag)
@@ -82,16 +83,6 @@ func TestAckOrderBehindOneThatWaits(t *testing.T) {
 		if n := len(order.outOfOrder()); n != prefetch-1 {
 			t.Fatalf("%d of %d deliveries are acknowledged", n, prefetch-1)
 		}
-	}
-	next := uint64(2)
-	round := func() {
-		look(next)
-		next += prefetch - 1
-	}
-	round()
-	before := heap()
-	for range rounds {
-		round()
 	}
 	if grown := heap() - before; grown > 256<<10 {
 		t.Errorf("%d deliveries that were acknowledged long ago take %d KiB", next-2, grown>>10)
@@ -160,25 +151,13 @@ func (b *broker) forget(tag uint64) {
 	delete(b.open, tag)
 }
 
-// unfinished returns the tags whose handlers still run.
-func (b *broker) unfinished() (tags []uint64) {
+// tags returns the tags that are not acknowledged and whose handlers have finished, or
+// have not.
+func (b *broker) tags(finished bool) (tags []uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for tag, finished := range b.open {
-		if !finished {
-			tags = append(tags, tag)
-		}
-	}
-	slices.Sort(tags)
-	return tags
-}
-
-// owed returns the tags that are finished but not acknowledged.
-func (b *broker) owed() (tags []uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for tag, finished := range b.open {
-		if finished {
+	for tag, f := range b.open {
+		if f == finished {
 			tags = append(tags, tag)
 		}
 	}

@@ -30,7 +30,7 @@ func added(more amqp.Table) amqp.Table {
 // A publisher can send the header of a quorum queue. The queue's own is there, with its own
 // type, only after a return.
 func TestReturns(t *testing.T) {
-	tests := map[string]struct {
+	for name, tt := range map[string]struct {
 		redelivered bool
 		header      any
 		want        int
@@ -39,153 +39,84 @@ func TestReturns(t *testing.T) {
 		"to a classic queue":    {true, nil, 0},
 		"of a publisher":        {false, int64(20), 0},
 		"of an unexpected type": {true, "20", 0},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			d := &Delivery{msg: amqp.Delivery{Redelivered: tt.redelivered, Headers: amqp.Table{"x-delivery-count": tt.header}}}
-			if got := d.Returns(); got != tt.want {
-				t.Errorf("Returns is %d, want %d", got, tt.want)
-			}
-		})
+	} {
+		d := &Delivery{msg: amqp.Delivery{Redelivered: tt.redelivered, Headers: amqp.Table{"x-delivery-count": tt.header}}}
+		if got := d.Returns(); got != tt.want {
+			t.Errorf("%s: Returns is %d, want %d", name, got, tt.want)
+		}
 	}
 }
 
 func TestDeadLetter(t *testing.T) {
 	stamp := time.Unix(1638900000, 0)
+	msg := amqp.Delivery{
+		Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Transient, Priority: 9,
+		CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
+		Exchange: "events", RoutingKey: "foo", DeliveryTag: 7, Redelivered: true, ConsumerTag: "svc",
+	}
+	want := amqp.Publishing{
+		Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Persistent, Priority: 9,
+		CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
+		Headers: amqp.Table{
+			"x-reason": "malformed", "x-error": strings.Repeat("x", 1024), "x-attempts": int32(0),
+			"x-exchange": "events", "x-routing-key": "foo", "x-failed-at": "2021-12-08T16:30:00.123456789Z",
+		},
+	}
+	letter := consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New(strings.Repeat("x", 1025))}
+	if diff := cmp.Diff(want, deadLetter(msg, letter, failedAt)); diff != "" {
+		t.Errorf("dead letter (-want +got):\n%s", diff)
+	}
+}
+
+// What would make the broker refuse, copy or drop a dead letter is moved to headers of ours, and
+// a message that was dead before keeps where it came from first.
+func TestDeadLetterHeaders(t *testing.T) {
+	all := amqp.Table{
+		"nil": nil, "bool": true, "long": int64(-1), "double": 1.5, "bytes": []byte("x"), "time": failedAt,
+		"list": []any{"a", int32(1)}, "table": amqp.Table{"CC": "inside is not the broker's"},
+	}
+	came := amqp.Table{"x-exchange": "events", "x-routing-key": "foo"}
+	from := func(headers amqp.Table) amqp.Delivery {
+		return amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: headers}
+	}
+	const direct, rewritten = "amq.rabbitmq.reply-to", "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy"
 	tests := map[string]struct {
-		msg    amqp.Delivery
-		letter consume.Failure
-		want   amqp.Publishing
+		msg     amqp.Delivery
+		want    amqp.Table // beside those of added
+		replyTo string
 	}{
-		"as plumber publishes": {
-			msg: amqp.Delivery{
-				Body: []byte(`{"type":"new_order","id":"123"}`), DeliveryMode: amqp.Persistent, AppId: "plumber",
-				Exchange: "events", RoutingKey: "foo", DeliveryTag: 7, Redelivered: true, ConsumerTag: "svc",
-			},
-			letter: boom,
-			want: amqp.Publishing{
-				Body: []byte(`{"type":"new_order","id":"123"}`), DeliveryMode: amqp.Persistent, AppId: "plumber",
-				Headers: added(amqp.Table{"x-exchange": "events", "x-routing-key": "foo"}),
-			},
-		},
-		"all properties": {
-			msg: amqp.Delivery{
-				Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Persistent, Priority: 9,
-				CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
-			},
-			letter: boom,
-			want: amqp.Publishing{
-				Body: []byte("\x00\xff"), ContentType: "text/plain", ContentEncoding: "gzip", DeliveryMode: amqp.Persistent, Priority: 9,
-				CorrelationId: "c", ReplyTo: "r", MessageId: "m", Timestamp: stamp, Type: "t", AppId: "a",
-				Headers: added(nil),
-			},
-		},
-		"a transient message is made persistent": {
-			msg:    amqp.Delivery{DeliveryMode: amqp.Transient},
-			letter: boom,
-			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(nil)},
-		},
+		"of all kinds": {amqp.Delivery{Headers: all}, all, ""},
 		"what the broker would act on": {
-			msg: amqp.Delivery{
-				UserId: "guest", Expiration: "1000",
-				Headers: amqp.Table{"CC": []any{"other-queue"}, "BCC": []any{"hidden"}, "cc": "kept", "trace": "1"},
-			},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-original-user_id": "guest", "x-original-expiration": "1000",
-				"x-original-CC": []any{"other-queue"}, "x-original-BCC": []any{"hidden"}, "cc": "kept", "trace": "1",
-			})},
+			amqp.Delivery{UserId: "guest", Expiration: "1000", ReplyTo: direct, Headers: amqp.Table{"CC": []any{"other-queue"}, "BCC": []any{"hidden"}, "cc": "kept"}},
+			amqp.Table{
+				"x-original-user_id": "guest", "x-original-expiration": "1000", "x-original-reply_to": direct,
+				"x-original-CC": []any{"other-queue"}, "x-original-BCC": []any{"hidden"}, "cc": "kept",
+			}, "",
 		},
-		"from a quorum queue": {
-			msg:    amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(20), "trace": "1"}},
-			letter: boom,
-			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{"trace": "1"})},
-		},
-		"an empty CC": {
-			msg:    amqp.Delivery{Headers: amqp.Table{"CC": nil}},
-			letter: boom,
-			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{"x-original-CC": nil})},
-		},
-		"headers of all kinds": {
-			msg: amqp.Delivery{Headers: amqp.Table{
-				"nil": nil, "bool": true, "long": int64(-1), "double": 1.5, "bytes": []byte("x"), "time": stamp,
-				"list": []any{"a", int32(1)}, "table": amqp.Table{"CC": "inside is not the broker's"},
-			}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"nil": nil, "bool": true, "long": int64(-1), "double": 1.5, "bytes": []byte("x"), "time": stamp,
-				"list": []any{"a", int32(1)}, "table": amqp.Table{"CC": "inside is not the broker's"},
-			})},
-		},
+		"a direct reply that the broker has rewritten": {amqp.Delivery{ReplyTo: rewritten}, nil, rewritten},
+		"an empty CC":         {amqp.Delivery{Headers: amqp.Table{"CC": nil}}, amqp.Table{"x-original-CC": nil}, ""},
+		"from a quorum queue": {amqp.Delivery{Redelivered: true, Headers: amqp.Table{"x-delivery-count": int64(20), "trace": "1"}}, amqp.Table{"trace": "1"}, ""},
 		"a letter that was published again": {
-			msg: amqp.Delivery{Exchange: "", RoutingKey: "orders-queue", Headers: amqp.Table{
+			amqp.Delivery{RoutingKey: "orders-queue", Headers: amqp.Table{
 				"x-reason": "malformed", "x-error": "old", "x-attempts": int32(9), "x-exchange": "events", "x-routing-key": "first",
 				"x-failed-at": "old", "x-original-expiration": "1000",
 			}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "first", "x-original-expiration": "1000",
-			})},
+			amqp.Table{"x-exchange": "events", "x-routing-key": "first", "x-original-expiration": "1000"}, "",
 		},
-		"a publisher's own x-exchange": {
-			msg:    amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{"x-exchange": "mine"}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "foo",
-			})},
+		"a letter that was published again, elsewhere": {
+			from(amqp.Table{"x-failed-at": "old", "x-exchange": "", "x-routing-key": "first"}), amqp.Table{"x-exchange": "", "x-routing-key": "first"}, "",
 		},
-		"an x-exchange that is too long for one": {
-			msg: amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{
-				"x-failed-at": "old", "x-exchange": strings.Repeat("x", 256), "x-routing-key": "first",
-			}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "foo",
-			})},
-		},
-		"an x-routing-key that is a table": {
-			msg: amqp.Delivery{Exchange: "events", RoutingKey: "foo", Headers: amqp.Table{
-				"x-failed-at": "old", "x-exchange": "first", "x-routing-key": amqp.Table{"a": "b"},
-			}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "foo",
-			})},
-		},
-		"reply_to of a direct reply": {
-			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to"},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-original-reply_to": "amq.rabbitmq.reply-to",
-			})},
-		},
-		"reply_to of a direct reply that the broker has rewritten": {
-			msg:    amqp.Delivery{ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy"},
-			letter: boom,
-			want:   amqp.Publishing{DeliveryMode: amqp.Persistent, ReplyTo: "amq.rabbitmq.reply-to.g1h2AA5yZXBseUAy", Headers: added(nil)},
-		},
-		"of a copy from the end of the queue": {
-			msg: amqp.Delivery{Exchange: "", RoutingKey: "orders-queue", Headers: amqp.Table{
-				"x-exchange": "events", "x-routing-key": "foo", "x-original-expiration": "1000",
-			}},
-			letter: boom,
-			want: amqp.Publishing{DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-exchange": "events", "x-routing-key": "foo", "x-original-expiration": "1000",
-			})},
-		},
-		"malformed": {
-			msg:    amqp.Delivery{Body: []byte("new_order 1")},
-			letter: consume.Failure{Reason: consume.ReasonMalformed, Err: errors.New("body is not a JSON event")},
-			want: amqp.Publishing{Body: []byte("new_order 1"), DeliveryMode: amqp.Persistent, Headers: added(amqp.Table{
-				"x-reason": "malformed", "x-error": "body is not a JSON event", "x-attempts": int32(0),
-			})},
-		},
+		"a copy from the end of the queue":       {amqp.Delivery{RoutingKey: "orders-queue", Headers: came}, came, ""},
+		"a publisher's own x-exchange":           {from(amqp.Table{"x-exchange": "mine", "x-routing-key": "first"}), came, ""},
+		"an x-exchange that is too long for one": {from(amqp.Table{"x-failed-at": "old", "x-exchange": strings.Repeat("x", 256), "x-routing-key": "first"}), came, ""},
+		"an x-routing-key that is a table":       {from(amqp.Table{"x-failed-at": "old", "x-exchange": "first", "x-routing-key": amqp.Table{"a": "b"}}), came, ""},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			before := maps.Clone(tt.msg.Headers)
-			got := deadLetter(tt.msg, tt.letter, failedAt)
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			got := deadLetter(tt.msg, boom, failedAt)
+			want := amqp.Publishing{DeliveryMode: amqp.Persistent, ReplyTo: tt.replyTo, Headers: added(tt.want)}
+			if diff := cmp.Diff(want, got); diff != "" {
 				t.Errorf("dead letter (-want +got):\n%s", diff)
 			}
 			if diff := cmp.Diff(before, tt.msg.Headers); diff != "" {
@@ -219,27 +150,23 @@ func TestCopy(t *testing.T) {
 	}
 }
 
-func TestDeadLetterTruncatesTheError(t *testing.T) {
-	const bad = "\uFFFD" // for bytes that are not UTF-8: an error may quote any message
-	tests := map[string]struct{ err, want string }{
-		"empty":                  {"", ""},
-		"as long as it may be":   {strings.Repeat("x", 1024), strings.Repeat("x", 1024)},
-		"longer":                 {strings.Repeat("x", 1025), strings.Repeat("x", 1024)},
-		"two bytes at the cut":   {strings.Repeat("x", 1023) + "é", strings.Repeat("x", 1023)},
-		"two bytes to the cut":   {strings.Repeat("x", 1022) + "é", strings.Repeat("x", 1022) + "é"},
-		"four bytes at the cut":  {strings.Repeat("x", 1021) + "😀", strings.Repeat("x", 1021)},
-		"four bytes all the way": {"x" + strings.Repeat("😀", 300), "x" + strings.Repeat("😀", 255)},
-		"not UTF-8":              {"the answer was \xff\xfe", "the answer was " + bad},
-		"not UTF-8 at the cut":   {strings.Repeat("x", 1022) + "\xff\xff", strings.Repeat("x", 1022)},
-		"continuation bytes":     {"boom" + strings.Repeat("\x80", 2000), "boom" + bad},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			f := consume.Failure{Reason: consume.ReasonFailed, Err: errors.New(tt.err), Attempts: 1}
-			if got := deadLetter(amqp.Delivery{}, f, failedAt).Headers["x-error"]; got != tt.want {
-				t.Errorf("%.60q became %.60q, want %.60q", tt.err, got, tt.want)
-			}
-		})
+// An error may quote any message.
+func TestTruncate(t *testing.T) {
+	for s, want := range map[string]string{
+		"":                                    "",
+		"12345678":                            "12345678",
+		"123456789":                           "12345678",
+		"1234567é":                            "1234567",
+		"123456é":                             "123456é",
+		"12345😀":                              "12345",
+		"1234😀😀":                              "1234😀",
+		"bad \xff\xfe":                        "bad \uFFFD",
+		"123456\xff\xff":                      "123456",
+		"boom" + strings.Repeat("\x80", 2000): "boom\uFFFD",
+	} {
+		if got := truncate(s, 8); got != want {
+			t.Errorf("%.20q became %q, want %q", s, got, want)
+		}
 	}
 }
 

@@ -26,18 +26,22 @@ func effects(t *testing.T, store *bolt.DB) (n int) {
 	t.Helper()
 	w := httptest.NewRecorder()
 	count(store)(w, nil)
-	if _, err := fmt.Fscan(w.Body, &n); err != nil {
+	_, err := fmt.Fscan(w.Body, &n)
+	must(t, err)
+	return n
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return n
 }
 
 func TestReceive(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db")
 	store, err := open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	h := receive(store, 0)
 	for i, step := range []struct {
 		key, token    string
@@ -57,12 +61,9 @@ func TestReceive(t *testing.T) {
 	}
 
 	// The store remembers keys across a restart.
-	if err := store.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if store, err = open(path); err != nil {
-		t.Fatal(err)
-	}
+	must(t, store.Close())
+	store, err = open(path)
+	must(t, err)
 	defer store.Close()
 	const delay = 50 * time.Millisecond
 	began := time.Now()
@@ -76,9 +77,7 @@ func TestReceive(t *testing.T) {
 
 func TestReceiveManyAtOnce(t *testing.T) {
 	store, err := open(filepath.Join(t.TempDir(), "db"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	defer store.Close()
 	h := receive(store, 0)
 	var posts sync.WaitGroup

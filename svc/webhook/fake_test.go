@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,14 +21,17 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// receiver is the other side of a poster's connections. It answers the requests with its
-// steps, in order, whatever connection they come on. Use it in a bubble.
+// bubble runs a test of that name in a bubble.
+func bubble(t *testing.T, name string, test func(*testing.T)) {
+	t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+}
+
+// receiver is the other side of a poster's connections. Use it in a bubble.
 type receiver struct {
-	mu                 sync.Mutex
-	steps              []step
-	conns, open, posts int   // connections that were tried, those that are open, requests that began
-	refuse             error // not nil: no connection can be opened
-	silent             bool  // connecting hangs
+	steps              chan step    // the answers to the next requests, whatever connection they come on
+	conns, open, posts atomic.Int64 // connections that were tried, those that are open, requests that began
+	refuse             error        // not nil: no connection can be opened
+	silent             bool         // connecting hangs
 }
 
 // step is what a receiver does with one request. Then it closes the connection, unless
@@ -45,7 +48,7 @@ type step struct {
 var ok = step{answer: "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", keep: true}
 
 func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	r.add(&r.conns, 1)
+	r.conns.Add(1)
 	if r.silent {
 		<-ctx.Done()
 		return nil, ctx.Err()
@@ -54,22 +57,24 @@ func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 		return nil, r.refuse
 	}
 	client, server := net.Pipe()
-	r.add(&r.open, 1)
+	r.open.Add(1)
 	go func() {
-		defer r.add(&r.open, -1)
+		defer r.open.Add(-1)
 		defer server.Close()
 		for from := bufio.NewReader(server); ; {
 			request, err := http.ReadRequest(from)
 			if err != nil {
 				return
 			}
-			s := r.next()
+			r.posts.Add(1)
+			var s step // cuts the connection
+			if len(r.steps) > 0 {
+				s = <-r.steps
+			}
 			if !s.early {
 				io.Copy(io.Discard, request.Body)
 			}
-			if s.delay > 0 {
-				<-time.After(s.delay)
-			}
+			<-time.After(s.delay)
 			io.WriteString(server, s.answer)
 			if s.hang {
 				io.Copy(io.Discard, from)
@@ -82,40 +87,29 @@ func (r *receiver) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return client, nil
 }
 
-func (r *receiver) add(n *int, by int) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	*n += by
+// newReceiver returns a receiver that answers with these steps.
+func newReceiver(steps ...step) *receiver {
+	r := &receiver{steps: make(chan step, 1000)}
+	r.will(steps...)
+	return r
 }
 
-// will sets the next steps.
+// will adds steps.
 func (r *receiver) will(steps ...step) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.steps = steps
-}
-
-// next counts a request, and returns what to do with it.
-func (r *receiver) next() (s step) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.posts++; len(r.steps) > 0 {
-		s, r.steps = r.steps[0], r.steps[1:]
+	for _, s := range steps {
+		r.steps <- s
 	}
-	return s
 }
 
-// poster returns a poster to r. It is closed with stop, before the bubble ends.
-func (r *receiver) poster(maxIdle int) (p *Poster, stop func()) {
-	p = New("http://127.0.0.1", "", maxIdle)
+// poster returns a poster to r.
+func (r *receiver) poster(t *testing.T, maxIdle int) *Poster {
+	p := New("http://127.0.0.1", "", maxIdle)
 	p.transport.DialContext = r.dial
-	return p, func() {
-		p.Close()
-		synctest.Wait()
-	}
+	t.Cleanup(p.Close)
+	return p
 }
 
-// The reactions of the pipeline to a handler's result.
+// What the pipeline makes of a handler's result.
 const (
 	isDone   = "done"
 	isFailed = "retried"
@@ -123,50 +117,50 @@ const (
 	isFinal  = "final"
 )
 
-// verdict runs a handler once in a pipeline, with a timeout of 30 s, and returns the
-// pipeline's reaction: how long it took and how long the pipeline then waits.
-func verdict(t *testing.T, handle consume.Handler) (what string, took, wait time.Duration, err error) {
-	began, calls := time.Now(), 0
-	what = isFinal
-	pipeline(func(ctx context.Context, job consume.Job) error {
-		if calls++; calls == 1 {
-			err = handle(ctx, job)
-			if took = time.Since(began); err == nil {
-				what = isDone
-			}
-			return err
-		}
-		wait = time.Since(began) - took
-		if what = isOutage; job.Attempt == 2 {
-			what = isFailed
-		}
-		return nil
-	}).Handle(t.Context(), t.Context(), nothing{})
-	return what, took, wait, err
+// verdict is the reaction of the pipeline to one call of a handler.
+type verdict struct {
+	what string
+	took time.Duration // the call
+	wait time.Duration // the pause after it
+	kept bool          // the claim, even after the delivery's channel has closed
+	err  error         // of the handler
 }
 
-func pipeline(handler consume.Handler) *consume.Pipeline {
-	return &consume.Pipeline{
-		Handlers: map[string]consume.Handler{"new_order": handler},
-		Claims:   claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
+// judge calls a handler once in a pipeline, with a timeout of 30 s.
+func judge(t *testing.T, handle consume.Handler) verdict {
+	v, began, calls := verdict{what: isFinal}, time.Now(), 0
+	p := &consume.Pipeline{
+		Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
 		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
 		Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler)},
 	}
-}
-
-// unknown reports whether the pipeline keeps a claim because of a handler's error, even
-// after the delivery's channel has closed.
-func unknown(t *testing.T, err error) bool {
-	gone, leave := context.WithCancel(t.Context())
-	calls := 0
-	pipeline(func(context.Context, consume.Job) error {
-		if leave(); calls > 0 {
-			err = nil
+	handler := func(ctx context.Context, job consume.Job) error {
+		if calls++; calls == 1 {
+			v.err = handle(ctx, job)
+			if v.took = time.Since(began); v.err == nil {
+				v.what = isDone
+			}
+			return v.err
 		}
-		calls++
-		return err
-	}).Handle(gone, t.Context(), nothing{})
-	return calls > 1
+		v.wait = time.Since(began) - v.took
+		if v.what = isOutage; job.Attempt == 2 {
+			v.what = isFailed
+		}
+		return nil
+	}
+	p.Handlers = map[string]consume.Handler{"new_order": handler}
+	p.Handle(t.Context(), t.Context(), nothing{})
+
+	delivery, gone := context.WithCancel(t.Context())
+	p.Handlers["new_order"] = func(context.Context, consume.Job) error {
+		if v.kept = delivery.Err() != nil; v.kept {
+			return nil
+		}
+		gone()
+		return v.err
+	}
+	p.Handle(delivery, t.Context(), nothing{})
+	return v
 }
 
 // nothing is a delivery of one event, and a counter. Its methods have no effect.

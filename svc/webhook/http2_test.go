@@ -2,47 +2,36 @@ package webhook
 
 import (
 	"context"
-	"encoding/binary"
 	"io"
 	"net"
 	"net/http"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2"
 )
 
-// frame returns an HTTP/2 frame with a payload on a stream.
-func frame(kind byte, stream uint32, payload ...byte) []byte {
-	head := []byte{0, 0, byte(len(payload)), kind, 0}
-	return append(binary.BigEndian.AppendUint32(head, stream), payload...)
-}
-
-// Kinds of frames, and an error code.
-const (
-	headersFrame, resetFrame, settingsFrame, goAwayFrame = 1, 3, 4, 7
-	refusedStream                                        = 7
-)
-
-// serveHTTP2 answers the headers of each request with the bytes that answer returns, and
-// nothing else, not even pings, until the connection ends.
-func serveHTTP2(conn net.Conn, answer func(stream uint32) []byte) {
+// serveHTTP2 answers the headers of each request with answer, and nothing else, not even
+// pings, until the connection ends.
+func serveHTTP2(conn net.Conn, answer func(f *http2.Framer, stream uint32)) {
 	defer conn.Close()
-	answers := make(chan []byte, 100) // a net.Pipe has no buffer, so reading must not wait for writing
-	defer close(answers)
+	f := http2.NewFramer(conn, conn)
+	headers := make(chan uint32, 100) // a net.Pipe has no buffer, so reading must not wait for writing
+	defer close(headers)
 	go func() {
-		for a := range answers {
-			conn.Write(a)
+		f.WriteSettings()
+		for stream := range headers {
+			answer(f, stream)
 		}
 	}()
-	answers <- frame(settingsFrame, 0)
-	io.ReadFull(conn, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")))
-	for head := make([]byte, 9); ; {
-		if _, err := io.ReadFull(conn, head); err != nil {
+	io.ReadFull(conn, make([]byte, len(http2.ClientPreface)))
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
 			return
 		}
-		io.CopyN(io.Discard, conn, int64(head[0])<<16|int64(head[1])<<8|int64(head[2]))
-		if head[3] == headersFrame {
-			answers <- answer(binary.BigEndian.Uint32(head[5:]))
+		if frame.Header().Type == http2.FrameHeaders {
+			headers <- frame.Header().StreamID
 		}
 	}
 }
@@ -51,29 +40,28 @@ func serveHTTP2(conn net.Conn, answer func(stream uint32) []byte) {
 // silent is pinged.
 func TestHTTP2(t *testing.T) {
 	tests := map[string]struct {
-		answer func(stream uint32) []byte
+		answer func(f *http2.Framer, stream uint32)
 		took   time.Duration
 	}{
-		"refused stream": {func(stream uint32) []byte { return frame(resetFrame, stream, 0, 0, 0, refusedStream) }, 0},
-		"GOAWAY":         {func(uint32) []byte { return frame(goAwayFrame, 0, 0, 0, 0, 0, 0, 0, 0, 0) }, 0},
-		"silence":        {func(uint32) []byte { return nil }, 2 * pingTimeout},
+		"refused stream": {func(f *http2.Framer, stream uint32) { f.WriteRSTStream(stream, http2.ErrCodeRefusedStream) }, 0},
+		"broken stream":  {func(f *http2.Framer, stream uint32) { f.WriteRSTStream(stream, http2.ErrCodeInternal) }, 0},
+		"GOAWAY":         {func(f *http2.Framer, _ uint32) { f.WriteGoAway(0, http2.ErrCodeNo, nil) }, 0},
+		"silence":        {func(*http2.Framer, uint32) {}, 2 * pingTimeout},
 	}
 	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				p := New("http://127.0.0.1", "", 1)
-				p.transport.Protocols = new(http.Protocols)
-				p.transport.Protocols.SetUnencryptedHTTP2(true)
-				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
-					client, server := net.Pipe()
-					go serveHTTP2(server, tt.answer)
-					return client, nil
-				}
-				if what, took, _, err := verdict(t, p.Handle); what != isOutage || took != tt.took {
-					t.Errorf("%s after %v (%v), want %s after %v", what, took, err, isOutage, tt.took)
-				}
-				p.Close()
-			})
+		bubble(t, name, func(t *testing.T) {
+			p := New("http://127.0.0.1", "", 1)
+			defer p.Close()
+			p.transport.Protocols = new(http.Protocols)
+			p.transport.Protocols.SetUnencryptedHTTP2(true)
+			p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				go serveHTTP2(server, tt.answer)
+				return client, nil
+			}
+			if v := judge(t, p.Handle); v.what != isOutage || v.took != tt.took {
+				t.Errorf("%s after %v (%v), want %s after %v", v.what, v.took, v.err, isOutage, tt.took)
+			}
 		})
 	}
 }

@@ -2,11 +2,9 @@ package webhook
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,111 +12,89 @@ import (
 	"time"
 )
 
+// address is a listener within the test's bubble.
+type address struct {
+	net.Listener
+	conns chan net.Conn
+	last  atomic.Int64 // when the last post began: nanoseconds since the begin of the test
+	open  atomic.Int64 // connections
+}
+
+func (a *address) Accept() (net.Conn, error) {
+	if conn, ok := <-a.conns; ok {
+		return conn, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (a *address) Close() error {
+	close(a.conns)
+	return nil
+}
+
 // A host that moves is followed, although its old address still answers and its connections
 // are never idle, and no post is lost on the way. The old connections are closed.
 func TestHostMoves(t *testing.T) {
 	const work, span = 3 * time.Second, 5 * time.Minute // of a post, and of the test
 	for _, http2 := range []bool{false, true} {
-		t.Run(fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var moved atomic.Bool
-				began := time.Now()
-				last := [2]time.Duration{} // the begin of the last post at the old and at the new address
-				var mu sync.Mutex
-				var addresses [2]*pipeListener
-				for i := range addresses {
-					addresses[i] = newPipeListener()
-					server := httptest.Server{Listener: addresses[i], EnableHTTP2: http2, Config: &http.Server{
-						Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-							if (r.ProtoMajor == 2) != http2 {
-								t.Errorf("got %s", r.Proto)
-							}
-							mu.Lock()
-							last[i] = time.Since(began)
-							mu.Unlock()
-							<-time.After(work)
-						}),
-					}}
-					server.StartTLS()
-					defer server.Close()
-				}
-				p := New("https://127.0.0.1", "", 4)
-				p.transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
-				p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
-					if moved.Load() {
-						return addresses[1].dial()
-					}
-					return addresses[0].dial()
-				}
-				time.AfterFunc(maxAge/2, func() { moved.Store(true) })
-				var posts sync.WaitGroup
-				for i := range 2 { // each begins in the middle of the other's posts
-					posts.Go(func() {
-						<-time.After(time.Duration(i) * work / 2)
-						for time.Since(began) < span {
-							if err := p.Handle(t.Context(), order("1")); err != nil {
-								t.Error(err)
-							}
+		bubble(t, fmt.Sprint("HTTP/2 ", http2), func(t *testing.T) {
+			began := time.Now()
+			protocols := new(http.Protocols)
+			protocols.SetHTTP1(!http2)
+			protocols.SetUnencryptedHTTP2(http2)
+			var addresses [2]address // the old and the new
+			for i := range addresses {
+				a := &addresses[i]
+				a.conns = make(chan net.Conn)
+				server := http.Server{
+					Protocols: protocols,
+					Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+						a.last.Store(int64(time.Since(began)))
+						<-time.After(work)
+					}),
+					ConnState: func(_ net.Conn, s http.ConnState) {
+						switch s {
+						case http.StateNew:
+							a.open.Add(1)
+						case http.StateClosed:
+							a.open.Add(-1)
 						}
-					})
+					},
 				}
-				posts.Wait()
-				if last[0] > maxAge+work || last[1] < span-work {
-					t.Errorf("the last post at the old address began after %v, at the new one after %v", last[0], last[1])
-				}
-				if n := addresses[0].open.Load(); n != 0 {
-					t.Errorf("%d connections to the old address are open", n)
-				}
-				p.Close()
-			})
+				go server.Serve(a)
+				defer server.Close()
+			}
+			var host atomic.Pointer[address]
+			host.Store(&addresses[0])
+			time.AfterFunc(maxAge/2, func() { host.Store(&addresses[1]) })
+			p := New("http://127.0.0.1", "", 4)
+			defer p.Close()
+			p.transport.Protocols = protocols
+			p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				client, server := net.Pipe()
+				host.Load().conns <- server
+				return client, nil
+			}
+			var posts sync.WaitGroup
+			for i := range 2 { // each begins in the middle of the other's posts
+				posts.Go(func() {
+					<-time.After(time.Duration(i) * work / 2)
+					for time.Since(began) < span {
+						if err := p.Handle(t.Context(), order("1")); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			posts.Wait()
+			synctest.Wait()
+			before, after := time.Duration(addresses[0].last.Load()), time.Duration(addresses[1].last.Load())
+			if before > maxAge+work || after < span-work {
+				t.Errorf("the last post at the old address began after %v, at the new one after %v", before, after)
+			}
+			if n := addresses[0].open.Load(); n != 0 || addresses[1].open.Load() == 0 {
+				t.Errorf("%d connections to the old address are open", n)
+			}
 		})
 	}
-}
-
-// pipeListener listens for connections within the test's bubble.
-type pipeListener struct {
-	conns chan net.Conn
-	open  atomic.Int64 // connections that the dialer has not closed
-	net.Listener
-	end    chan struct{}
-	closed sync.Once
-}
-
-func newPipeListener() *pipeListener {
-	return &pipeListener{conns: make(chan net.Conn), end: make(chan struct{})}
-}
-
-func (l *pipeListener) dial() (net.Conn, error) {
-	client, server := net.Pipe()
-	l.conns <- server
-	l.open.Add(1)
-	return &counted{Conn: client, open: &l.open}, nil
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case conn := <-l.conns:
-		return conn, nil
-	case <-l.end:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443} }
-
-func (l *pipeListener) Close() error {
-	l.closed.Do(func() { close(l.end) })
-	return nil
-}
-
-// counted is a connection that counts itself until it is closed.
-type counted struct {
-	net.Conn
-	open *atomic.Int64
-	once sync.Once
-}
-
-func (c *counted) Close() error {
-	c.once.Do(func() { c.open.Add(-1) })
-	return c.Conn.Close()
 }
