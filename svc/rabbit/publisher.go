@@ -56,7 +56,7 @@ func newPublisher(cfg Config) *publisher {
 	return &publisher{Config: cfg, letters: make(chan *letter),
 		outage: &outage.Log{
 			Logger: cfg.Log, Level: slog.LevelWarn,
-			Begins: "the dead queue is unreachable: dead letters wait unacknowledged", Ends: "the dead queue is reachable again",
+			Begins: "nothing can be published: dead letters, and events for the end of the queue, wait unacknowledged", Ends: "messages can be published again",
 		},
 		unmoved: &outage.Log{
 			Logger: cfg.Log, Level: slog.LevelWarn,

@@ -29,7 +29,7 @@ func TestAlarmEndsWithTheConnection(t *testing.T) {
 	if len(status) != 3 || status[1] == nil || !strings.Contains(status[1].Error(), "low on disk") || status[2] != nil {
 		t.Errorf("the status was told %v", status)
 	}
-	if !strings.Contains(log.String(), "reachable again") {
+	if !strings.Contains(log.String(), "can be published again") {
 		t.Errorf("the log does not say that the alarm is over:\n%s", log.String())
 	}
 }

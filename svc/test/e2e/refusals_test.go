@@ -74,7 +74,7 @@ func TestDeadLettersWithoutConnection(t *testing.T) {
 	e.publishBodies("poison", "poison", "poison")
 	ctl(t, "set_vhost_limits", "--vhost", vhost, `{"max-connections":1}`)
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitLog("the dead queue is unreachable", "connection limit (1) is reached", "hint=", "raise the limit")
+	s.waitLog("nothing can be published", "connection limit (1) is reached", "hint=", "raise the limit")
 	s.waitReady("dead_letters")
 	ctl(t, "clear_vhost_limits", "--vhost", vhost)
 	s.waitLogs(3, "msg=dead-lettered")

@@ -23,7 +23,7 @@ func alarm(t *testing.T) (end func()) {
 // While a large dead letter waits because the broker has stopped reading, the library can
 // send no heartbeats, and gives up the connection. The dead letter is sent again over new
 // connections until the broker reads. All the while the service is not ready, and the log
-// does not say that the dead queue is reachable. The dead letter is stored once. A stop
+// does not say that messages can be published. The dead letter is stored once. A stop
 // meanwhile is in time.
 func TestAlarmOutlastsConnection(t *testing.T) {
 	e := newBrokerEnv(t, newVhost(t), "orders")
@@ -33,14 +33,14 @@ func TestAlarmOutlastsConnection(t *testing.T) {
 	e.publishBodies(large)
 	endAlarm := alarm(t)
 	stopped := e.start("orders", "AMQP_URL="+e.directAMQP, "SHUTDOWN_TIMEOUT="+shutdown.String(), "HEALTH_ADDR=127.0.0.1:0")
-	stopped.waitLog("the dead queue is unreachable", "the broker takes no messages")
+	stopped.waitLog("nothing can be published", "the broker takes no messages")
 	stopped.waitReady("dead_letters")
 	<-time.After(time.Second) // until the socket's buffer is full
 	t.Log("stopped in", stopped.stopWithin(syscall.SIGTERM, shutdown).Round(time.Millisecond))
 	e.waitDepth("orders-queue", 1)
 
 	s := e.start("orders", "HEALTH_ADDR=127.0.0.1:0")
-	s.waitLog("the dead queue is unreachable", "the broker takes no messages")
+	s.waitLog("nothing can be published", "the broker takes no messages")
 	eventually(t, "two more connections for dead letters", func() error {
 		if relay.accepted.Load() < 4 {
 			return errNotYet
@@ -48,9 +48,9 @@ func TestAlarmOutlastsConnection(t *testing.T) {
 		return nil
 	})
 	s.waitReady("dead_letters")
-	s.wantLines(0, "reachable again")
+	s.wantLines(0, "can be published again")
 	endAlarm()
-	s.waitLog("the dead queue is reachable again")
+	s.waitLog("messages can be published again")
 	s.waitLog("msg=dead-lettered")
 	s.waitReady()
 	s.stop()
