@@ -118,11 +118,12 @@ func (s *Etcd) reload(ctx context.Context, reason error) error {
 	if err := s.Load(ctx); err != nil {
 		return err
 	}
-	level := slog.LevelInfo
+	level, hint := slog.LevelInfo, ""
 	if s.Remembered() < before {
-		level = slog.LevelWarn
+		level, hint = slog.LevelWarn, "if no window has ended meanwhile, etcd has lost data or was restored: forgotten ids are processed again"
 	}
-	s.o.Log.Log(ctx, level, "view read again", "reason", reason, "ids", s.Remembered(), "before", before, "took", time.Since(began).Round(time.Millisecond))
+	s.o.Log.Log(ctx, level, "view read again", "reason", reason, "ids", s.Remembered(), "before", before,
+		"took", time.Since(began).Round(time.Millisecond), "hint", hint)
 	return nil
 }
 

@@ -42,8 +42,9 @@ func (s *Etcd) checkWindows() {
 }
 
 // followWindows ends the oldest window early, for all processes of the role, when more than MaxIDs
-// ids are remembered. The newest window is never ended. It logs each window that ends early, also
-// one that another replica or an operator has ended.
+// ids are remembered. The newest window is never ended. It logs each oldest window that ends early,
+// also one that another replica or an operator has ended. (If etcd has lost its data, or was
+// restored, other windows go, too: reload logs that.)
 func (s *Etcd) followWindows(ctx context.Context) {
 	var known []window
 	early := make(map[string]time.Time) // by the window's name: until then its end is early; zero: not known
@@ -56,7 +57,7 @@ func (s *Etcd) followWindows(ctx context.Context) {
 		living := s.livingWindows()
 		for _, w := range known {
 			if !slices.ContainsFunc(living, func(other window) bool { return other.name == w.name }) {
-				if !passed(early[w.name]) {
+				if len(living) > 0 && w.created < living[0].created && !passed(early[w.name]) {
 					s.o.Log.Warn("the oldest ids are forgotten before DEDUP_WINDOW is over", "forgotten", w.ids, "memory_reach", s.MemoryReach(ctx),
 						"hint", "a replica remembered more ids than its CACHE_SIZE: raise CACHE_SIZE of all replicas, or lower DEDUP_WINDOW")
 				}

@@ -52,7 +52,7 @@ var scenes = []scene{
 		text:    "The work of orders is now a slow call to another server. We kill orders in the middle of it. Its claims expire, and then the restarted orders does the work.",
 		commands: []string{
 			"go build -o /tmp/svc ./svc",
-			"go run ./svc/receiver -delay 5s",
+			"go run ./svc/receiver -delay 5s    # in another terminal",
 			slowOrders,
 			plumber("126"),
 			"kill -9 $!",
@@ -65,7 +65,8 @@ var scenes = []scene{
 		promise: "repeated work has one effect, if its receiver checks the idempotency key",
 		text:    "orders is killed after the work and before the record, so the work is repeated. A receiver that stores the idempotency key detects that; a plain one has the effect twice.",
 		commands: []string{
-			"go run ./svc/receiver -delay 5s",
+			"go build -o /tmp/svc ./svc",
+			"go run ./svc/receiver -delay 5s    # in another terminal",
 			slowOrders,
 			plumber("127"),
 			"kill -9 $!                    # within 5 s",
@@ -79,8 +80,8 @@ var scenes = []scene{
 		promise: "two replicas, every event three times, processed once",
 		text:    "Two replicas of orders race for 1,000 events that are published three times each: 1,000 must be processed, 2,000 skipped.",
 		commands: []string{
-			"cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go",
-			"cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go",
+			"cd svc && ENABLE_ETCD=true SERVICE_NAME=orders go run *.go    # twice",
+			"cd svc && ENABLE_ETCD=true SERVICE_NAME=notify go run *.go",
 			plumber("1") + "    # ids 1 to 1000, each 3 times",
 		},
 		run: race,

@@ -160,7 +160,7 @@ func outage(s *script) {
 	s.killServer("RabbitMQ", s.servers.Rabbit.Server)
 	s.say("kill -9 of RabbitMQ. Nothing can be published or acknowledged.")
 	s.restartServer(s.servers.Rabbit.Server)
-	s.say("RabbitMQ is back. The publisher and the services connect again.")
+	s.say("RabbitMQ is back. The publisher and the services connect again, within five seconds.")
 	s.wait(2 * time.Second)
 
 	ids := stop()

@@ -207,7 +207,7 @@ func TestReadme(t *testing.T) {
 			continue
 		}
 		cmd := exec.Command("sh", "-c", line)
-		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "ETCD_ENDPOINTS="+f.etcd.Endpoint())
+		cmd.Dir, cmd.Env = "../..", append(os.Environ(), "id=123", "ETCD_ENDPOINTS="+f.etcd.Endpoint())
 		out, err := cmd.CombinedOutput()
 		if !regexp.MustCompile("^"+want[0]+"$").Match(out) || err != nil {
 			t.Errorf("%s prints %s (%v), want %s", line, out, err, want[0])

@@ -88,19 +88,24 @@ func metric(t testing.TB, m *stack.Etcd, name string) (value float64) {
 }
 
 // etcd is restored from a backup while replicas run, with revisions that go back or are
-// bumped. Ids in the backup are skipped. Ids that were recorded later are forgotten, and
+// bumped, or has lost all data. Ids in the backup are skipped. Ids that were recorded later are forgotten, and
 // done again when they are published again. New events are done.
 func TestEtcdRestored(t *testing.T) {
 	t.Parallel()
-	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000} {
+	for name, bump := range map[string]uint64{"revisions go back": 0, "revisions are bumped": 1_000_000_000, "nothing is left": 0} {
 		t.Run(name, func(t *testing.T) {
 			w := newFaultEnv(t)
 			ctx := deadline(t)
-			w.publishSteadily()
-			w.progress(200)
+			if name != "nothing is left" {
+				w.publishSteadily()
+				w.progress(200)
+			}
 			recorded := w.keys("orders").done()
 			saved, backup := time.Now(), filepath.Join(t.TempDir(), "backup")
 			w.must(w.etcdServer.Save(ctx, backup))
+			if name == "nothing is left" {
+				w.publishSteadily()
+			}
 			w.progress(200)
 
 			w.must(w.etcdServer.Kill())
@@ -113,7 +118,8 @@ func TestEtcdRestored(t *testing.T) {
 			w.tokensGoBack = bump == 0
 			w.allow("the backup lacks the record", saved, restored, w.fresh())
 			took := w.goneOn(restored)
-			w.replicas[0].waitLog("level=WARN", "view read again", "before=") // it knows fewer ids
+			w.replicas[0].waitLog("level=WARN", "view read again", "before=", "etcd has lost data or was restored")
+			w.replicas[0].wantLines(0, "the oldest ids are forgotten")
 			w.healthy()
 			both := time.Since(restored)
 			if both > 10*time.Second {
