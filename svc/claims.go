@@ -29,13 +29,15 @@ func openClaims(ctx, etcdCtx context.Context, cfg config.Config, revoke time.Dur
 		Window: cfg.DedupWindow, MaxIDs: cfg.CacheSize, CloseTimeout: revoke, Log: log,
 	})
 	running, stopRunning := context.WithCancel(etcdCtx)
-	var parts sync.WaitGroup
+	var run sync.WaitGroup
+	stopProbe := func() {}
 	if cfg.HealthAddr != "" {
-		parts.Go(func() { status.Probe(running, partEtcd, claims.Ping) })
+		stopProbe = status.Probe(partEtcd, claims.Ping)
 	}
 	closeClaims := func() {
 		stopRunning()
-		parts.Wait()
+		run.Wait()
+		stopProbe()
 		client.Close()
 	}
 	began := time.Now()
@@ -43,7 +45,7 @@ func openClaims(ctx, etcdCtx context.Context, cfg config.Config, revoke time.Dur
 		closeClaims()
 		return nil, nil, err
 	}
-	parts.Go(func() { claims.Run(running) })
+	run.Go(func() { claims.Run(running) })
 	status.Set(partCache, nil)
 	log.Info("cache warmed", "ids", claims.Remembered(), "took", time.Since(began).Round(time.Millisecond))
 	return claims, closeClaims, nil

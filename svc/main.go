@@ -56,6 +56,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/health"
 	"github.com/streamdal/gophercon2021/svc/metrics"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
 	"github.com/streamdal/gophercon2021/svc/webhook"
 	"google.golang.org/grpc/grpclog"
@@ -134,6 +135,9 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	status := health.NewStatus(parts...)
 	status.Set(rabbit.PartDeadLetters, nil) // until the broker takes no dead letters
+	if cfg.Webhook != "" {
+		status.Set(partWebhook, nil) // until nothing passes
+	}
 	stats := &stats{recorder: recorder, prefix: role.name + "_"}
 	if cfg.HealthAddr != "" {
 		stopServing, err := health.Serve(cfg.HealthAddr, status.Handler(stats.totals), log)
@@ -157,8 +161,10 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 	// The work is that of the role (roles.go), or a POST to WEBHOOK_URL.
 	handlers, inProcess := maps.Clone(role.handlers), cfg.Webhook == ""
+	work, hint := "work", ""
 	if !inProcess {
-		poster := webhook.New(cfg.Webhook, cfg.WebhookAuth, cfg.Concurrency, log)
+		work, hint = "webhook", "check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it"
+		poster := webhook.New(cfg.Webhook, cfg.WebhookAuth, cfg.Concurrency)
 		defer poster.Close()
 		for t := range handlers {
 			handlers[t] = poster.Handle
@@ -174,6 +180,13 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		Role: role.name, Handlers: handlers, Claims: claims, RequireID: cfg.Etcd, InProcess: inProcess,
 		Counter: recorder, Log: log, MaxAttempts: cfg.MaxAttempts, Timeout: cfg.HandlerTimeout,
 		Semaphore: slots,
+		Outage: &outage.Log{
+			Logger: log, Level: slog.LevelWarn, Hint: hint,
+			Begins: "the " + work + " is unavailable: events wait, claimed and unacknowledged", Ends: "the " + work + " is available again",
+		},
+	}
+	if !inProcess {
+		defer status.Probe(partWebhook, pipeline.Refused)()
 	}
 
 	// With etcd, warn of consumers that claim no ids, and of claims of other environments.
@@ -201,6 +214,7 @@ func run(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 
 // The parts that must be ready besides those of package rabbit.
 const (
-	partEtcd  = "etcd"
-	partCache = "cache"
+	partEtcd    = "etcd"
+	partCache   = "cache"
+	partWebhook = "webhook"
 )

@@ -24,20 +24,6 @@
 // Otherwise it belongs to the oldest claim that lists it, by CreateRevision, which is also the
 // fencing token: it grows with each new owner.
 //
-//	absent ──claim──▶ claimed ──record──▶ done ──window ends, or forgotten──▶ absent
-//	   ▲                 │
-//	   └──taken off the claim, or the session ends; the next oldest claim owns the id at that instant
-//
-// Each process reads all keys once and then follows the changes with a watch (state.go,
-// view.go), so all processes see the same states in the same order. A process writes with one
-// transaction at a time, on condition that its session lives and that this is its next
-// write (write.go). Therefore each write happens once and in order, however often it is
-// sent. Only a session's own writes take ids off its claims, so it cannot lose a claim
-// while it lives.
-//
-// What a process has written it knows from its view, and from nothing else. What it writes next
-// about an id is a function of what the view shows and of what its deliveries want (entry.go).
-//
 // # What a crash costs
 //
 //	before the claim is written        nothing: the event is delivered again
@@ -45,10 +31,8 @@
 //	after the work, before the record  the wait, and the work is done again
 //	after the record, before the ack   the event is delivered again and skipped
 //
-// A process that cannot reach etcd for CLAIM_TTL suspends its session: it stops
-// its handlers and begins nothing. If the lease still exists when etcd answers
-// again, the session resumes with the same claims. Otherwise a new session claims
-// the ids again, and records work that had finished without doing it again.
+// README.md, in this folder, shows in pictures the life of an id, one event, and a race of two
+// processes. It says what happens when etcd is unreachable, and in which order to read the files.
 package claim
 
 import (

@@ -3,9 +3,6 @@ package claim
 // entry is an id that deliveries of this process want, or that a claim of its session lists.
 // What the session writes about the id is a function of what the deliveries want and of what
 // the view shows: see [entry.next].
-//
-//	wanted ──list──▶ listed ──the oldest claim──▶ granted ──Complete──▶ finished ──record──▶ done
-//	                    └──────── withdrawn, released, or done by another ──take off──▶ dropped
 type entry struct {
 	id string
 

@@ -46,10 +46,11 @@ func Example() {
 		if err != nil {
 			panic(err)
 		}
-		// Do the work here. It must stop when c.Held ends, and it passes c.Token to
-		// the systems that it changes.
+		// Do the work here. It passes c.Token to the systems that it changes. It must stop when
+		// c.Held ends: then claims.Reclaim waits until the id may be worked on again, and
+		// claims.Release gives it up.
 		fmt.Println(id, "processed")
-		if err := claims.Complete(c); err != nil {
+		if err := claims.Complete(c); err != nil && !errors.Is(err, claim.ErrDone) { // ErrDone: another process was faster
 			panic(err)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
 // This example runs the pipeline of one role, without a broker and without etcd.
@@ -22,6 +23,7 @@ func Example() {
 		Claims:   claim.NoDedup{}, // *claim.Etcd processes each id once
 		Counter:  printCounter{}, Log: slog.New(slog.DiscardHandler),
 		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 32),
+		Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler)},
 	}
 	ctx := context.Background()
 	pipeline.Handle(ctx, ctx, message(`{"type":"new_order","id":"123"}`))
@@ -49,6 +51,7 @@ func (m message) Body() []byte            { return []byte(m) }
 func (m message) Headers() map[string]any { return nil }
 func (m message) Ack()                    { fmt.Println("acknowledged") }
 func (m message) Returns() int            { return 0 }
+func (m message) Held() int               { return 64 }
 
 func (m message) DeadLetter(_ context.Context, l consume.Failure) error {
 	fmt.Println("dead letter:", l.Reason)

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.uber.org/goleak"
 )
 
@@ -33,6 +34,7 @@ type process struct {
 	*journal
 	claims     *claims
 	handlerCtx context.Context
+	ids        int // of tenant a, see refusals_test.go
 }
 
 // newProcess returns a process that handles new_order with work. The end of the test
@@ -45,9 +47,10 @@ func newProcess(t *testing.T, work consume.Handler) *process {
 		p.add("work %s: attempt %d, token %d", job.ID, job.Attempt, job.Token)
 		return work(ctx, job)
 	}
+	log := slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal}))
 	p.Pipeline = &consume.Pipeline{
 		Role: "orders", Handlers: map[string]consume.Handler{"new_order": handler}, Claims: p.claims, RequireID: true, InProcess: true,
-		Counter: counter{p.journal}, Log: slog.New(slog.NewTextHandler(p.journal, &slog.HandlerOptions{ReplaceAttr: forJournal})),
+		Counter: counter{p.journal}, Log: log, Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler), Begins: "unavailable", Ends: "available"},
 		MaxAttempts: 3, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
 	}
 	return p
@@ -81,7 +84,7 @@ func (p *process) handle(ctx context.Context, d *delivery) (returned func() bool
 
 // order returns a delivery of a new_order event with that id.
 func (p *process) order(id string) *delivery {
-	return &delivery{journal: p.journal, body: fmt.Sprintf(`{"type":"new_order","id":%q}`, id)}
+	return &delivery{journal: p.journal, held: 100, body: fmt.Sprintf(`{"type":"new_order","id":%q}`, id)}
 }
 
 // pass advances the bubble's clock by d, and waits until every goroutine is blocked.
@@ -149,6 +152,7 @@ type delivery struct {
 	body    string
 	headers map[string]any
 	returns int
+	held    int
 	broken  bool // the broker does not accept dead letters
 	refused int  // how many copies the broker refuses
 }
@@ -157,6 +161,7 @@ func (d *delivery) Body() []byte            { return []byte(d.body) }
 func (d *delivery) Headers() map[string]any { return d.headers }
 func (d *delivery) Ack()                    { d.add("ack") }
 func (d *delivery) Returns() int            { return d.returns }
+func (d *delivery) Held() int               { return d.held }
 
 func (d *delivery) DeadLetter(ctx context.Context, l consume.Failure) error {
 	if d.broken {

@@ -68,10 +68,16 @@ func (e *permanentError) Unwrap() error   { return e.error }
 func (e *unknownError) Unwrap() error     { return e.error }
 func (e *unavailableError) Unwrap() error { return e.error }
 
-// work runs the handler until it is done or has failed for good. A suspended claim
-// is claimed again.
-func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, job Job, handler Handler) error {
-	wait := newBackoff(100*time.Millisecond, 3*time.Second)
+// errRequeued says that the event is at the end of the queue, and acknowledged.
+var errRequeued = errors.New("requeued")
+
+// work runs the handler until it is done or has failed for good, or the event is requeued
+// because its work is Unavailable. A suspended claim is claimed again.
+func (p *Pipeline) work(ctx, handlerCtx context.Context, d Delivery, c *claim.Claim, job Job, handler Handler) error {
+	deliveryCtx, wait := ctx, newBackoff(100*time.Millisecond, 3*time.Second)
+	outageWait := newBackoff(100*time.Millisecond, 20*time.Second) // 30 s at most, with the jitter
+	var refused *refusal
+	defer func() { p.refusals.leave(refused) }()
 	for attempt := 1; ; {
 		if c.Held.Err() != nil {
 			if err := p.Claims.Reclaim(ctx, c); err != nil {
@@ -80,6 +86,10 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, job Job
 		}
 		job.Token, job.Attempt = c.Token, attempt
 		err := p.attempt(ctx, handlerCtx, c, handler, job)
+		_, permanent := errors.AsType[*permanentError](err)
+		if err == nil || permanent {
+			p.pass(refused)
+		}
 		if err == nil {
 			return nil
 		}
@@ -95,10 +105,15 @@ func (p *Pipeline) work(ctx, handlerCtx context.Context, c *claim.Claim, job Job
 			continue // the suspension cancelled the attempt, which does not count
 		}
 		unavailable, outage := errors.AsType[*unavailableError](err)
-		_, permanent := errors.AsType[*permanentError](err)
 		switch {
 		case outage: // the attempt does not count
-			sleep(ctx, c.Held, max(wait.NextBackOff(), unavailable.wait))
+			if refused == nil {
+				refused = &refusal{ctx: deliveryCtx, delivery: d, event: job.Event}
+			}
+			p.refuse(refused, err)
+			if p.waitRefused(ctx, c.Held, refused, max(outageWait.NextBackOff(), unavailable.wait)) {
+				return errRequeued
+			}
 		case attempt == p.MaxAttempts || permanent:
 			// Only the owner dead-letters: another process may have done the work meanwhile.
 			// If the claim is lost while the broker is slow to confirm, the event is
@@ -126,13 +141,12 @@ func (p *Pipeline) attempt(ctx, handlerCtx context.Context, c *claim.Claim, hand
 		return context.Cause(c.Held)
 	}
 	// select chooses at random if a context has ended and a slot is free.
-	if err := cmp.Or(context.Cause(ctx), context.Cause(c.Held)); err != nil {
-		return err
+	if ctx.Err() != nil || c.Held.Err() != nil {
+		return cmp.Or(context.Cause(ctx), context.Cause(c.Held))
 	}
 
-	attempt, cancel := context.WithTimeout(handlerCtx, p.Timeout)
-	defer cancel()
-	defer context.AfterFunc(c.Held, cancel)()
+	attempt := &attemptContext{handlerCtx: handlerCtx, held: c.Held, deadline: time.Now().Add(p.Timeout)}
+	defer attempt.end()
 	defer func() {
 		if r := recover(); r != nil {
 			p.Log.Error("the handler panicked", "id", job.ID, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))

@@ -84,10 +84,11 @@ func TestPanicIsLogged(t *testing.T) {
 	})
 }
 
-// The pause between attempts grows from 100 ms to 3 s, with a jitter of up to half of it.
+// The pause between attempts grows from 100 ms to 3 s, in an outage to 20 s, with a jitter of up
+// to half of it.
 func TestPauseBetweenAttempts(t *testing.T) {
-	for name, err := range map[string]error{"failures": errBoom, "outage": consume.Unavailable(errBoom, 0)} {
-		t.Run(name, func(t *testing.T) {
+	for err, most := range map[error]time.Duration{errBoom: 3 * time.Second, consume.Unavailable(errBoom, 0): 20 * time.Second} {
+		t.Run(most.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var starts []time.Time
 				p := newProcess(t, func(context.Context, consume.Job) error {
@@ -102,7 +103,7 @@ func TestPauseBetweenAttempts(t *testing.T) {
 				jitter := false
 				for i := range len(starts) - 1 {
 					pause := starts[i+1].Sub(starts[i])
-					want := min(time.Duration(100*math.Pow(2, float64(i)))*time.Millisecond, 3*time.Second)
+					want := min(time.Duration(100*math.Pow(2, float64(i)))*time.Millisecond, most)
 					if pause < want/2 || pause > want*3/2 {
 						t.Errorf("pause %d is %v, want %v plus or minus a half", i, pause, want)
 					}

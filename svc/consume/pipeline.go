@@ -2,7 +2,8 @@
 // acknowledgement. It knows neither the broker nor etcd.
 //
 //	parse ─▶ claim ─▶ work ─▶ complete ─▶ acknowledge        new_order_ok
-//	  │        │        └ failed ─▶ dead-letter, acknowledge   new_order_failed
+//	  │        │        ├ failed ─▶ dead-letter, acknowledge   new_order_failed
+//	  │        │        └ unavailable ─▶ wait, or requeue, acknowledge
 //	  │        ├ came back too often ─▶ the same               new_order_failed
 //	  │        └ done ─▶ acknowledge                           new_order_skipped
 //	  ├ no handler for its type ─▶ acknowledge                 ignored
@@ -25,6 +26,7 @@ import (
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/event"
+	"github.com/streamdal/gophercon2021/svc/outage"
 )
 
 // Delivery is one message that waits for an acknowledgement. Ack, DeadLetter and Requeue
@@ -35,6 +37,8 @@ type Delivery interface {
 	// Returns is how often the message has come back unacknowledged, as far as its queue
 	// counts that.
 	Returns() int
+	// Held is how many deliveries the consumer holds at most.
+	Held() int
 	// Ack acknowledges the message. If the channel that brought it has closed, Ack
 	// does nothing, and the broker redelivers the message.
 	Ack()
@@ -105,7 +109,7 @@ func Counters(handlers map[string]Handler) []string {
 	return names
 }
 
-// Pipeline handles the deliveries of one role. All fields must be set.
+// Pipeline handles the deliveries of one role. All exported fields must be set.
 type Pipeline struct {
 	Role        string
 	Handlers    map[string]Handler // by type
@@ -117,6 +121,9 @@ type Pipeline struct {
 	MaxAttempts int
 	Timeout     time.Duration // of one attempt
 	Semaphore   Semaphore
+	Outage      *outage.Log // while the work of an event is Unavailable
+
+	refusals refusals
 }
 
 // Semaphore has a slot for each handler that may run at once.
@@ -157,7 +164,7 @@ func (p *Pipeline) process(ctx, handlerCtx context.Context, d Delivery, e event.
 		return p.notDone(ctx, d, c, e, crashed)
 	}
 	// A crash here: the event waits for CLAIM_TTL, then another process does the work.
-	if err := p.work(ctx, handlerCtx, c, Job{Event: e, Headers: d.Headers(), Role: p.Role}, handler); err != nil {
+	if err := p.work(ctx, handlerCtx, d, c, Job{Event: e, Headers: d.Headers(), Role: p.Role}, handler); err != nil {
 		return p.notDone(ctx, d, c, e, err)
 	}
 	// A crash here: the work is done again. By the idempotency key and the token the

@@ -74,24 +74,31 @@ const (
 	probeTimeout = time.Second
 )
 
-// Probe asks a server every second, until ctx ends, and sets its part: otherwise an
-// idle service would not notice that the server is unreachable.
-func (s *Status) Probe(ctx context.Context, name string, ask func(context.Context) error) {
-	tick := time.NewTicker(probeEvery)
-	defer tick.Stop()
-	for {
-		probe, cancel := context.WithTimeout(ctx, probeTimeout)
-		err := ask(probe)
+// Probe asks for the state of a part every second, until the returned function is called:
+// otherwise an idle service would not notice that a server is unreachable.
+func (s *Status) Probe(name string, ask func(context.Context) error) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var probe sync.WaitGroup
+	probe.Go(func() {
+		tick := time.NewTicker(probeEvery)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			asked, cancel := context.WithTimeout(ctx, probeTimeout)
+			err := ask(asked)
+			cancel()
+			if ctx.Err() != nil {
+				return
+			}
+			s.Set(name, err)
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	})
+	return func() {
 		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		s.Set(name, err)
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
+		probe.Wait()
 	}
 }
 

@@ -75,18 +75,13 @@ func TestReady(t *testing.T) {
 func TestProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewStatus("etcd")
-		ctx, cancel := context.WithCancel(t.Context())
 		var silent atomic.Bool
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			b.Probe(ctx, "etcd", func(ctx context.Context) error {
-				if silent.Load() {
-					<-ctx.Done()
-				}
-				return ctx.Err()
-			})
-		}()
+		stop := b.Probe("etcd", func(ctx context.Context) error {
+			if silent.Load() {
+				<-ctx.Done()
+			}
+			return ctx.Err()
+		})
 		for _, s := range []bool{false, true, false} {
 			silent.Store(s)
 			<-time.After(2 * time.Second)
@@ -95,8 +90,7 @@ func TestProbe(t *testing.T) {
 				t.Errorf("silent %v, ready %v", s, b.report().Ready)
 			}
 		}
-		cancel()
-		<-ended
+		stop()
 	})
 }
 

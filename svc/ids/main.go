@@ -87,8 +87,13 @@ func run(ctx context.Context, args, environ []string, timeout time.Duration, out
 		fmt.Fprintf(errOut, "%v\n%s\n", err, hint(err))
 		return 1
 	}
+	unknown := true
 	for _, a := range answers {
 		fmt.Fprintln(out, line(a))
+		unknown = unknown && a.State == lookup.Unknown
+	}
+	if unknown { // so that a mistake is not taken for an answer
+		fmt.Fprintf(errOut, "nothing is known of them under %s%s/: that is ETCD_PREFIX, or the virtual host of AMQP_URL, and -role\n", cfg.EtcdPrefix, *role)
 	}
 	return 0
 }

@@ -37,6 +37,9 @@ func (d *Delivery) Returns() int {
 	return int(n)
 }
 
+// Held is how many deliveries the consumer holds at most.
+func (d *Delivery) Held() int { return int(d.publisher.held.Load()) }
+
 // Ack has the delivery acknowledged on the channel that brought it.
 func (d *Delivery) Ack() { d.acker.finish(d.msg.DeliveryTag) }
 

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"io"
 	"log/slog"
@@ -16,6 +15,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/event"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	"go.uber.org/goleak"
 )
 
@@ -101,20 +101,12 @@ func (r *receiver) will(steps ...step) {
 	}
 }
 
-// poster returns a poster to r, and its log.
-func (r *receiver) poster(t *testing.T, maxIdle int) (p *Poster, log *bytes.Buffer) {
-	log = &bytes.Buffer{}
-	p = New("http://127.0.0.1", "", maxIdle, slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{
-		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "after" || a.Key == "error" {
-				return slog.Attr{}
-			}
-			return a
-		},
-	})))
+// poster returns a poster to r.
+func (r *receiver) poster(t *testing.T, maxIdle int) *Poster {
+	p := New("http://127.0.0.1", "", maxIdle)
 	p.transport.DialContext = r.dial
 	t.Cleanup(p.Close)
-	return p, log
+	return p
 }
 
 // What the pipeline makes of a handler's result.
@@ -140,6 +132,7 @@ func judge(t *testing.T, handle consume.Handler) verdict {
 	p := &consume.Pipeline{
 		Claims: claim.NoDedup{}, Counter: nothing{}, Log: slog.New(slog.DiscardHandler),
 		MaxAttempts: 2, Timeout: 30 * time.Second, Semaphore: make(consume.Semaphore, 1),
+		Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler)},
 	}
 	handler := func(ctx context.Context, job consume.Job) error {
 		if calls++; calls == 1 {
@@ -176,6 +169,7 @@ type nothing struct{}
 func (nothing) Body() []byte                                      { return []byte(`{"type":"new_order","id":"1"}`) }
 func (nothing) Headers() map[string]any                           { return nil }
 func (nothing) Returns() int                                      { return 0 }
+func (nothing) Held() int                                         { return 64 }
 func (nothing) Ack()                                              {}
 func (nothing) DeadLetter(context.Context, consume.Failure) error { return nil }
 func (nothing) Requeue(context.Context) error                     { return nil }

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -21,7 +20,7 @@ func posted(t *testing.T, user, authorization string, job consume.Job) (got *htt
 		got, body = r, string(text)
 	}))
 	defer server.Close()
-	p := New("http://"+user+server.Listener.Addr().String()+"/hook?a=b", authorization, 1, slog.New(slog.DiscardHandler))
+	p := New("http://"+user+server.Listener.Addr().String()+"/hook?a=b", authorization, 1)
 	defer p.Close()
 	if err := p.Handle(t.Context(), job); err != nil {
 		t.Fatal(err)
@@ -82,7 +81,7 @@ func TestHeaders(t *testing.T) {
 
 // The error of a post that fails shows no secret.
 func TestSecretsAreNotTold(t *testing.T) {
-	p := New("http://user:hunter2@127.0.0.1:1", "Bearer hunter2", 1, slog.New(slog.DiscardHandler))
+	p := New("http://user:hunter2@127.0.0.1:1", "Bearer hunter2", 1)
 	defer p.Close()
 	if err := p.Handle(t.Context(), order("1")); err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("the error is %v", err)

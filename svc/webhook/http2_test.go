@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"testing"
@@ -51,7 +50,7 @@ func TestHTTP2(t *testing.T) {
 	}
 	for name, tt := range tests {
 		bubble(t, name, func(t *testing.T) {
-			p := New("http://127.0.0.1", "", 1, slog.New(slog.DiscardHandler))
+			p := New("http://127.0.0.1", "", 1)
 			defer p.Close()
 			p.transport.Protocols = new(http.Protocols)
 			p.transport.Protocols.SetUnencryptedHTTP2(true)

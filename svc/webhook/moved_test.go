@@ -3,7 +3,6 @@ package webhook
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"sync"
@@ -68,7 +67,7 @@ func TestHostMoves(t *testing.T) {
 			var host atomic.Pointer[address]
 			host.Store(&addresses[0])
 			time.AfterFunc(maxAge/2, func() { host.Store(&addresses[1]) })
-			p := New("http://127.0.0.1", "", 4, slog.New(slog.DiscardHandler))
+			p := New("http://127.0.0.1", "", 4)
 			defer p.Close()
 			p.transport.Protocols = protocols
 			p.transport.DialContext = func(context.Context, string, string) (net.Conn, error) {

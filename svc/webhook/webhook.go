@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptrace"
 	"strconv"
@@ -16,7 +15,6 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
-	"github.com/streamdal/gophercon2021/svc/outage"
 	"golang.org/x/net/http/httpguts"
 )
 
@@ -39,7 +37,6 @@ const (
 type Poster struct {
 	url           string
 	authorization string // the header Authorization; "": none but that of a user in url
-	outages       *outage.Log
 
 	mu        sync.Mutex
 	transport *http.Transport // of the posts that begin now; not a Client, which would follow redirects
@@ -48,19 +45,12 @@ type Poster struct {
 
 // New returns a Poster. It keeps up to maxIdle idle connections:
 // pass how many posts run at once. Close it when no post runs.
-func New(url, authorization string, maxIdle int, log *slog.Logger) *Poster {
+func New(url, authorization string, maxIdle int) *Poster {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConns, transport.MaxIdleConnsPerHost = maxIdle, maxIdle
 	transport.MaxResponseHeaderBytes = maxAnswer
 	transport.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingTimeout, PingTimeout: pingTimeout}
-	return &Poster{
-		url: url, authorization: authorization, transport: transport, since: time.Now(),
-		outages: &outage.Log{
-			Logger: log, Level: slog.LevelWarn,
-			Begins: "the webhook is unreachable: events wait, claimed and unacknowledged", Ends: "the webhook is reachable again",
-			Hint: "check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it",
-		},
-	}
+	return &Poster{url: url, authorization: authorization, transport: transport, since: time.Now()}
 }
 
 // Close closes idle connections.
@@ -84,10 +74,9 @@ func (p *Poster) current() *http.Transport {
 func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	connected := false // after that the receiver may have read the request
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected = true }})
-	began := time.Now()
 	resp, err := p.post(ctx, job)
 	if err != nil {
-		return p.unanswered(ctx, job, began, connected, err)
+		return p.unanswered(ctx, job, connected, err)
 	}
 	defer resp.Body.Close()
 
@@ -95,19 +84,17 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	if resp.StatusCode != http.StatusSwitchingProtocols { // after that the body is the connection, without end or deadline
 		answer, _ = io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	}
-	err = fmt.Errorf("the webhook answered %d %s: %.200q", resp.StatusCode, http.StatusText(resp.StatusCode), answer)
-	switch code := resp.StatusCode; code {
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return p.unavailable(job, began, err, retryAfter(resp.Header))
-	case http.StatusBadGateway, http.StatusGatewayTimeout: // of a proxy that may have passed the request on
-		return p.unavailable(job, began, consume.Unknown(err), retryAfter(resp.Header))
-	}
-	p.outages.Answered(began)
-	switch code := resp.StatusCode; {
-	case code/100 == 2:
+	if resp.StatusCode/100 == 2 {
 		return nil
-	case code == http.StatusRequestTimeout || code == http.StatusInternalServerError:
+	}
+	err = fmt.Errorf("the webhook answered %d %s: %.200q", resp.StatusCode, http.StatusText(resp.StatusCode), answer)
+	switch resp.StatusCode {
+	case http.StatusRequestTimeout, http.StatusInternalServerError:
 		return err
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return consume.Unavailable(err, retryAfter(resp.Header))
+	case http.StatusBadGateway, http.StatusGatewayTimeout: // of a proxy that may have passed the request on
+		return consume.Unavailable(consume.Unknown(err), retryAfter(resp.Header))
 	}
 	// 409 and 412 are among these: the pipeline checks the claim before it dead-letters
 	// anything, so an event with a token that another owner has overtaken is claimed
@@ -117,7 +104,7 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 
 // unanswered returns what the lack of an answer means: a failed attempt if the
 // receiver was too slow, otherwise an outage.
-func (p *Poster) unanswered(ctx context.Context, job consume.Job, began time.Time, connected bool, err error) error {
+func (p *Poster) unanswered(ctx context.Context, job consume.Job, connected bool, err error) error {
 	err = fmt.Errorf("post event %q: %.500w", job.ID, err)
 	if errors.Is(ctx.Err(), context.Canceled) { // the service stops, or its claim is suspended
 		return err
@@ -130,13 +117,7 @@ func (p *Poster) unanswered(ctx context.Context, job consume.Job, began time.Tim
 			return err
 		}
 	}
-	return p.unavailable(job, began, err, 0)
-}
-
-// unavailable logs that an outage begins, with the event that noticed it.
-func (p *Poster) unavailable(job consume.Job, began time.Time, err error, wait time.Duration) error {
-	p.outages.Failed(began, err, "", "id", job.ID)
-	return consume.Unavailable(err, wait)
+	return consume.Unavailable(err, 0)
 }
 
 func (p *Poster) post(ctx context.Context, job consume.Job) (*http.Response, error) {

@@ -18,7 +18,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/streamdal/gophercon2021/svc/consume"
 )
 
@@ -37,7 +36,7 @@ func TestAnswer(t *testing.T) {
 					body = "" // these have none
 				}
 				r := newReceiver(step{answer: fmt.Sprintf("HTTP/1.1 %d \xff\r\nLocation: http://127.0.0.1/\r\nRetry-After: 12\r\n\r\n%s", code, body)})
-				p, _ := r.poster(t, 1)
+				p := r.poster(t, 1)
 				v := judge(t, p.Handle)
 				if v.what != want || r.posts.Load() != 1 {
 					t.Errorf("%s after %d posts, want %s after 1", v.what, r.posts.Load(), want)
@@ -123,7 +122,7 @@ func TestNoAnswer(t *testing.T) {
 			bubble(t, fmt.Sprint(name, ", on a reused connection ", reused), func(t *testing.T) {
 				r, posts := newReceiver(), int64(0)
 				r.refuse, r.silent = tt.refuse, tt.silent
-				p, _ := r.poster(t, 1)
+				p := r.poster(t, 1)
 				job := order("1")
 				job.Body = bytes.Repeat([]byte("x"), 1<<20)
 				if reused {
@@ -168,7 +167,7 @@ func TestConnections(t *testing.T) {
 	for name, fails := range map[string]step{"lost": {}, "too slow": {hang: true}} {
 		bubble(t, name, func(t *testing.T) {
 			r := newReceiver()
-			p, _ := r.poster(t, parallel)
+			p := r.poster(t, parallel)
 			post := func(want int64) {
 				t.Helper()
 				var posts sync.WaitGroup
@@ -206,54 +205,12 @@ func TestTLS(t *testing.T) {
 			server.StartTLS()
 			defer server.Close()
 			for want, roots := range map[string]*x509.CertPool{isOutage: nil, isDone: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs} {
-				p := New(server.URL, "", 1, slog.New(slog.DiscardHandler))
+				p := New(server.URL, "", 1)
 				defer p.Close()
 				p.transport.TLSClientConfig = &tls.Config{RootCAs: roots}
 				if v := judge(t, p.Handle); v.what != want {
 					t.Errorf("%s (%v), want %s", v.what, v.err, want)
 				}
-			}
-		})
-	}
-}
-
-// The log names an outage once, and its end. A post that is cancelled, by a stop or by a
-// suspended claim, is none.
-func TestLog(t *testing.T) {
-	const (
-		unreachable = `level=WARN msg="the webhook is unreachable: events wait, claimed and unacknowledged" id=1 hint="check that the receiver at WEBHOOK_URL is up; if other events are processed, this one may crash it"` + "\n"
-		back        = `level=INFO msg="the webhook is reachable again"` + "\n"
-	)
-	synctest.Test(t, func(t *testing.T) {
-		r := newReceiver()
-		p, log := r.poster(t, 1)
-		for _, tt := range []struct {
-			code int
-			want string
-		}{
-			{200, ""}, {500, ""}, {404, ""}, {503, unreachable}, {429, ""}, {0, ""}, {200, back},
-			{502, unreachable}, {404, back}, {504, unreachable}, {500, back}, {0, unreachable},
-		} {
-			if tt.code != 0 { // without a step the connection is cut
-				r.will(step{answer: fmt.Sprintf("HTTP/1.1 %d No\r\n\r\n", tt.code)})
-			}
-			p.Handle(t.Context(), order("1"))
-			if diff := cmp.Diff(tt.want, log.String()); diff != "" {
-				t.Errorf("log of %d (-want +got):\n%s", tt.code, diff)
-			}
-			log.Reset()
-			<-time.After(time.Second)
-		}
-	})
-	for _, silent := range []bool{false, true} {
-		synctest.Test(t, func(t *testing.T) {
-			r := newReceiver(step{hang: true})
-			r.silent = silent
-			p, log := r.poster(t, 1)
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(time.Second, cancel)
-			if err := p.Handle(ctx, order("1")); err == nil || log.Len() > 0 {
-				t.Errorf("a cancelled post: %v\n%s", err, log)
 			}
 		})
 	}

@@ -50,7 +50,7 @@ func (c *chaos) finishAndAccount() {
 		slices.SortFunc(entries, func(a, b work) int { return cmp.Compare(a.token, b.token) })
 		for i, w := range entries[:len(entries)-1] {
 			twice++
-			if !c.account(w) {
+			if !c.account(id, w) {
 				t.Errorf("%s was done with token %d from %s to %s and again with %d at %s, and no fault explains it",
 					id, w.token, clock(w.began), clock(w.ended), entries[i+1].token, clock(entries[i+1].began))
 			}
@@ -78,15 +78,18 @@ func (c *chaos) finishAndAccount() {
 
 // account attributes work that was done again to a window. It returns false if there is
 // none. Work whose answer was lost waits for its next attempt, which a webhook that answers
-// 503 may delay beyond the beginning of a window.
-func (c *chaos) account(w work) bool {
+// 503 may delay beyond the beginning of a window, or for its next delivery, if the event was
+// requeued.
+func (c *chaos) account(id string, w work) bool {
 	for i := range c.windows {
 		if f := &c.windows[i]; w.began.Before(f.to) && (w.ended.After(f.from) || !w.answered) {
 			f.used++
 			return true
 		}
 	}
-	return false
+	return !w.answered && slices.ContainsFunc(slices.Concat(c.ended, c.replicas), func(s *service) bool {
+		return strings.Contains(s.log.String(), "msg=requeued service=orders type=new_order id="+id+"\n")
+	})
 }
 
 type total struct{ used, most, times int }

@@ -54,6 +54,7 @@ func (c *chaos) replace(i int, reason string, end func(*service)) error {
 		"LOG_LEVEL=debug", fmt.Sprint("CLAIM_TTL=", chaosTTL), fmt.Sprint("PREFETCH=", chaosHeld), fmt.Sprint("CONCURRENCY=", chaosWorkers))
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.ended = append(c.ended, c.replicas[i])
 	c.replicas[i] = next
 	return nil
 }

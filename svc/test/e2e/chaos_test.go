@@ -77,6 +77,7 @@ type chaos struct {
 	faults      []fault
 	deck        []int       // shuffled indexes of the next faults, so that every fault occurs
 	webhookDown atomic.Bool // the webhook answers 503
+	ended       []*service  // the replicas before the present ones
 	silent      atomic.Bool // the webhook does the work and leaves some posts unanswered
 	drawn       map[string]int
 

@@ -43,7 +43,7 @@ func TestWebhookRefusesAnOlderToken(t *testing.T) {
 		}
 		return http.StatusOK
 	})
-	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "PREFETCH=1", "HANDLER_TIMEOUT=10s"}
+	vars := []string{"ENABLE_ETCD=true", "WEBHOOK_URL=" + receiver.URL, "CLAIM_TTL=60s", "PREFETCH=1", "CONCURRENCY=1", "HANDLER_TIMEOUT=10s"}
 	cutOff := b.start("orders", vars...)
 	cutOff.waitLog("msg=consuming")
 	b.publishBodies(orders("f", 1)...)

@@ -36,7 +36,7 @@ func TestLogForMachines(t *testing.T) {
 	s.waitLog("ignored")
 	unavailable.Store(true)
 	b.publishBodies(orders("later", 1)...)
-	s.waitLog("the webhook is unreachable")
+	s.waitLog("the webhook is unavailable")
 	unavailable.Store(false)
 	s.waitLog("processed", "later0")
 	b.toRabbit.cut()

@@ -40,7 +40,7 @@ func TestWebhookConnectionLost(t *testing.T) {
 	if lost, twice := receiver.accounts("lost", events); lost+twice > 0 {
 		t.Errorf("%d events were lost, %d done under two tokens", lost, twice)
 	}
-	if n := s.log.count("the webhook is unreachable"); n != 1 {
+	if n := s.log.count("the webhook is unavailable"); n != 1 {
 		t.Errorf("the outage is logged %d times", n)
 	}
 	b.waitCounts(map[string]int64{"orders_new_order_ok": events, "orders_new_order_failed": 0})
