@@ -36,10 +36,10 @@ func sums(ok, malformed, ignored int64) map[string]int64 {
 // wait waits until a sink has these counts.
 func wait(t *testing.T, sink *stack.Statsd, want map[string]int64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if err := sink.Wait(ctx, func(counts map[string]int64) bool { return maps.Equal(counts, want) }); err != nil {
-		t.Errorf("%v; %s has %v, want %v", err, sink.Addr(), sink.Counts(), want)
+		t.Fatalf("%v; %s has %v, want %v", err, sink.Addr(), sink.Counts(), want)
 	}
 }
 

@@ -61,7 +61,7 @@ func TestLog(t *testing.T) {
 			"", []call{refused, {after: time.Second}, {err: "timeout", took: time.Second, after: time.Millisecond}, {err: "refused", took: time.Second, after: time.Minute}},
 			refusedLine + up("1s") + refusedLine,
 		},
-		"with a hint":                 {"", []call{noSpace, noSpace, answered}, noSpaceLine + up("0s")},
+		"with a hint":                 {"", []call{noSpace, {err: "still no space", hint: "defrag"}, answered}, noSpaceLine + up("0s")},
 		"the Log's hint":              {"check its address", []call{refused, noSpace, refused}, "level=WARN msg=down error=refused hint=\"check its address\"\n" + noSpaceLine},
 		"a hint that comes later":     {"", []call{refused, noSpace, refused, noSpace}, refusedLine + noSpaceLine},
 		"another hint":                {"", []call{noSpace, {err: "denied", hint: "grant"}, {after: time.Second}}, noSpaceLine + "level=WARN msg=down error=denied hint=grant\n" + up("1s")},
