@@ -102,13 +102,11 @@ func (p *Poster) Handle(ctx context.Context, job consume.Job) error {
 	return consume.Permanent(err)
 }
 
-// unanswered returns what the lack of an answer means: a failed attempt if the
-// receiver was too slow, otherwise an outage.
+// unanswered returns what the lack of an answer means: a failed attempt if the receiver was too
+// slow, otherwise an outage. (A post that a stop or a suspended claim has cancelled counts as
+// neither: the pipeline asks first why it was cancelled.)
 func (p *Poster) unanswered(ctx context.Context, job consume.Job, connected bool, err error) error {
 	err = fmt.Errorf("post event %q: %.500w", job.ID, err)
-	if errors.Is(ctx.Err(), context.Canceled) { // the service stops, or its claim is suspended
-		return err
-	}
 	// Other connections may be dead, too: each would cost an attempt.
 	p.current().CloseIdleConnections()
 	if connected {
