@@ -12,7 +12,8 @@ import (
 // broker's reason and a hint.
 func TestRefusedForAWhile(t *testing.T) {
 	e, vhost := newBroker(t)
-	ctl(t, "eval", fmt.Sprintf(`rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
+	// RabbitMQ 4 starts virtual hosts that are down again, every 30 s, unless it is told not to.
+	ctl(t, "eval", fmt.Sprintf(`application:set_env(rabbit, vhost_process_reconciliation_enabled, false), rabbit_vhost_sup_sup:stop_and_delete_vhost(<<%q>>).`, vhost))
 	s := e.start("orders", "LOG_LEVEL=debug")
 	// A refusal for good would have ended the process after 5 in a row.
 	s.waitLog("not consuming", fmt.Sprintf(`virtual host \"%s\"`, vhost), "is down", "retry_in=", "hint=", "rabbitmqctl restart_vhost")
