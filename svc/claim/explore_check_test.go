@@ -1,9 +1,11 @@
 package claim
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -21,8 +23,7 @@ func (x *run) unreadable(err error) {
 
 // check checks the invariants that hold in every state.
 func (x *run) check() {
-	head := x.etcd.truth[x.etcd.revision]
-	for id, t := range head {
+	for id, t := range x.etcd.truth[x.etcd.revision] {
 		if n := x.etcd.recorded[id]; n > x.works[id]+x.expired[id] {
 			x.fail("%s became done %d times with its work done %d times", id, n, x.works[id])
 		}
@@ -36,8 +37,12 @@ func (x *run) check() {
 			x.fail("the work on %s was done %d times without a crash or a suspension", id, x.works[id])
 		}
 	}
-	for i, p := range x.processes {
-		x.checkView(i, p)
+	for _, p := range x.processes { // two processes at one revision agree
+		for id, want := range x.etcd.truth[p.view] {
+			if got := truthOf(p.c.view, id); got.String() != want.String() {
+				x.fail("%c sees %s %v at revision %d, want %v", p.name, id, got, p.view, want)
+			}
+		}
 	}
 }
 
@@ -53,21 +58,20 @@ func (x *run) workers(id string) (n int) {
 	return n
 }
 
-// checkView compares the state of a process with the rule at the revision that the
-// process has seen. Therefore two processes at one revision agree.
-func (x *run) checkView(i int, p *simProcess) {
-	for id, want := range x.etcd.truth[p.view] {
-		if got := p.c.view.Done(id); got != want.done {
-			x.fail("%c sees %s done: %v at revision %d, want %v", 'A'+i, id, got, p.view, want.done)
+// checkWrite checks that a write lists no id twice, and takes ids off each claim that it rewrites.
+func (x *run) checkWrite(w *write) {
+	for key, k := range x.etcd.keys {
+		if strings.HasPrefix(key, "claim/"+w.Session+"/") && slices.ContainsFunc(w.Claim, func(id string) bool { return slices.Contains(k.ids, id) }) {
+			x.fail("write %d of %s claims %q, and %s lists %q", w.N, w.Session, w.Claim, key, k.ids)
 		}
-		var owner claimKey
-		if claims := p.c.view.Claims(id); len(claims) > 0 && !want.done {
-			owner = *claims[0]
+	}
+	for _, left := range w.Left {
+		if key := x.etcd.paths.claimPath(w, left.N); len(left.IDs) >= len(x.etcd.keys[key].ids) && x.etcd.keys[key].version > 0 {
+			x.fail("write %d of %s takes nothing off %s", w.N, w.Session, key)
 		}
-		token := revisionOf(owner.token)
-		if owner.session != want.session || token != want.token || owner.session != "" && fmt.Sprintf("%016d", owner.write) != want.write {
-			x.fail("%c sees %s owned by %s/%d with token %d at revision %d, want %+v", 'A'+i, id, owner.session, owner.write, token, p.view, want)
-		}
+	}
+	if len(w.Claim)+len(w.Left)+len(w.checks) == 0 {
+		x.fail("write %d of %s is empty", w.N, w.Session)
 	}
 }
 
@@ -83,7 +87,7 @@ func (x *run) checkGrant(p *simProcess, d *simDelivery) {
 }
 
 // checkSkipped checks that the id of a skipped delivery was recorded.
-func (x *run) checkSkipped(p *simProcess, d *simDelivery) {
+func (x *run) checkSkipped(d *simDelivery) {
 	if x.etcd.recorded[d.id] == 0 {
 		x.fail("%s is skipped, and was never recorded", d.id)
 	}
@@ -94,7 +98,7 @@ func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
 	if err != nil && !errors.Is(err, ErrDone) {
 		x.fail("complete of %s: %v", d.id, err)
 	}
-	x.checkSkipped(p, d)
+	x.checkSkipped(d)
 	others := func(session string) bool { return !slices.Contains(p.names, session) }
 	if by := x.etcd.recordedBy[d.id]; err != nil && !slices.ContainsFunc(by, others) {
 		x.fail("complete of %s says that another process recorded it; the sessions that did are %q", d.id, by)
@@ -111,9 +115,14 @@ func (x *run) checkEnd() {
 			x.fail("in the end %s lists %q", key, k.ids)
 		}
 	}
-	for i, p := range x.processes {
+	for _, p := range x.processes {
 		if len(p.deliveries)+len(p.c.entries) > 0 {
-			x.fail("in the end %c has %d deliveries and %d entries", 'A'+i, len(p.deliveries), len(p.c.entries))
+			x.fail("in the end %c has %d deliveries and %d entries", p.name, len(p.deliveries), len(p.c.entries))
+		}
+	}
+	for _, c := range x.over {
+		if len(c.answer) > 0 {
+			x.fail("a delivery of %s got another answer after its end: %v", c.ID, <-c.answer)
 		}
 	}
 	for id := range x.etcd.truth[0] {
@@ -123,21 +132,39 @@ func (x *run) checkEnd() {
 	}
 }
 
-// revisionOf undoes the change that simEtcd.event makes to tokens in a broken variant.
-func revisionOf(token int64) int64 {
-	if token > 1<<39 {
-		return 1<<40 - token
-	}
-	return token
-}
-
 // truth is the state of an id according to the rule.
 type truth struct {
 	done    bool
-	records int // that count
-	session string
-	write   string
-	token   int64
+	records int        // that count
+	claims  []claimKey // that list the id, the oldest first
+}
+
+// owner returns the session that owns the id; "": none.
+func (t truth) owner() string {
+	if t.done || len(t.claims) == 0 {
+		return ""
+	}
+	return t.claims[0].session
+}
+
+func (t truth) String() string {
+	text := ""
+	if t.done {
+		text = "done "
+	}
+	for _, c := range t.claims {
+		text += fmt.Sprintf("%s/%d@%d ", c.session, c.write, c.token)
+	}
+	return strings.TrimSuffix(text, " ")
+}
+
+// truthOf returns what a view says of an id.
+func truthOf(s *roleState, id string) truth {
+	t := truth{done: s.Done(id)}
+	for _, c := range s.Claims(id) {
+		t.claims = append(t.claims, *c)
+	}
+	return t
 }
 
 // rule computes the state of each id from the keys. It follows the text of the design
@@ -150,21 +177,23 @@ func (e *simEtcd) rule() map[string]truth {
 			if !slices.Contains(k.ids, id) {
 				continue
 			}
-			parts := strings.Split(key, "/")
-			if parts[0] == "done" {
-				_, living := e.keys["window/"+parts[1]]
-				if living && !slices.Contains(e.keys["forget"+strings.TrimPrefix(key, "done")].ids, id) {
+			switch parts := strings.Split(key, "/"); parts[0] {
+			case "done":
+				if _, living := e.keys["window/"+parts[1]]; living && !e.forgotten(strings.TrimPrefix(key, "done/"), id) {
 					t.done = true
 					t.records++
 				}
-			} else if parts[0] == "claim" && (t.token == 0 || (k.created < t.token) != (e.broken == "the newest claim owns")) {
-				t.session, t.write, t.token = parts[1], parts[2], k.created
+			case "claim":
+				t.claims = append(t.claims, claimKey{session: parts[1], write: parseNumber(parts[2]), token: e.age(key, k)})
 			}
 		}
-		if t.done {
-			t = truth{done: true, records: t.records}
-		}
+		slices.SortFunc(t.claims, func(a, b claimKey) int { return cmp.Compare(a.token, b.token) })
 		all[id] = t
 	}
 	return all
+}
+
+func parseNumber(s string) int64 {
+	n, _ := strconv.ParseInt(s, 10, 64)
+	return n
 }

@@ -16,16 +16,16 @@ type simDelivery struct {
 type phase byte
 
 const (
-	waiting  phase = 'w'
-	working  phase = 'k'
-	checking phase = 'c' // the handler has failed: the claim is checked before the dead letter
-	finished phase = 'f' // the work is done: Complete waits
+	waiting phase = iota
+	working
+	checking // the handler has failed: the claim is checked before the dead letter
+	finished // the work is done: Complete waits
 )
 
 // deliver does the first part of claimer.Claim.
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
-	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
+	p.x.queue = slices.Delete(p.x.queue, message, message+1)
 	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.enqueue(id)})
 }
 
@@ -64,7 +64,7 @@ func (p *simProcess) takeAnswers() {
 
 func (p *simProcess) answered(d *simDelivery, err error) {
 	if err != nil { // ErrDone: the delivery is skipped
-		p.x.checkSkipped(p, d)
+		p.x.checkSkipped(d)
 		p.remove(d, true)
 		return
 	}
@@ -100,8 +100,7 @@ func (p *simProcess) release(d *simDelivery) {
 
 // loseChannel ends the delivery's context. A running handler continues.
 func (p *simProcess) loseChannel(d *simDelivery) {
-	p.x.queue = append(slices.Clone(p.x.queue), d.id)
-	slices.Sort(p.x.queue)
+	p.x.redeliver(d)
 	d.gone = true
 	if d.phase == waiting {
 		p.c.withdraw(d.claim) // no answer can have arrived since takeAnswers
@@ -114,19 +113,25 @@ func (p *simProcess) loseChannel(d *simDelivery) {
 
 func (p *simProcess) remove(d *simDelivery, ack bool) {
 	p.deliveries = slices.DeleteFunc(p.deliveries, func(other *simDelivery) bool { return other == d })
+	p.x.over = append(p.x.over, d.claim)
 	if ack && !d.gone {
 		p.x.acked++
 	}
 }
 
 // crash restarts the process: all state that is not in etcd is lost. Messages that
-// were not acknowledged are delivered again, to this process or to the other one.
+// were not acknowledged are delivered again.
 func (p *simProcess) crash() {
 	for _, d := range p.deliveries {
 		if !d.gone {
-			p.x.queue = append(slices.Clone(p.x.queue), d.id)
+			p.x.redeliver(d)
 		}
 	}
-	slices.Sort(p.x.queue)
 	p.start()
+}
+
+// redeliver makes the broker deliver a message again, to this process or to the other one.
+func (x *run) redeliver(d *simDelivery) {
+	x.queue = append(x.queue, d.id)
+	slices.Sort(x.queue)
 }

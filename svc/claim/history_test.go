@@ -13,7 +13,7 @@ import (
 // A state that follows the changes, a few revisions at a time, equals a state that is
 // read from the keys at the same revision, and both agree with the rule.
 func TestFollowingIsReading(t *testing.T) {
-	revisions, states := 0, statePool{ids: newHistory(0).ids}
+	revisions, views := 0, viewPool{ids: newHistory(0).ids}
 	for seed := range uint64(300) {
 		h := newHistory(seed)
 		follower, seen := newRoleState(""), int64(0)
@@ -29,8 +29,8 @@ func TestFollowingIsReading(t *testing.T) {
 			}
 			seen = h.revision
 			revisions++
-			states.reset()
-			reader := states.get("")
+			views.used = 0
+			reader := views.get("")
 			if err := reader.Apply(h.snapshot(), func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}
@@ -39,7 +39,7 @@ func TestFollowingIsReading(t *testing.T) {
 					seed, seen, follower.done.living, reader.done.living)
 			}
 			for id, want := range h.truth[seen] {
-				a, b, rule := owner(follower, id), owner(reader, id), want.String()
+				a, b, rule := truthOf(follower, id).String(), truthOf(reader, id).String(), want.String()
 				if a != rule || b != rule {
 					t.Fatalf("history %d, revision %d: %s is %q to the follower, %q to the reader, %q by the rule",
 						seed, seen, id, a, b, rule)
@@ -81,7 +81,7 @@ func (h *history) step() {
 	case n == 0 || len(h.sessions) == 0:
 		name := fmt.Sprintf("s%d", h.revision)
 		h.sessions = append(h.sessions, &write{Session: name, N: 1})
-		h.commit([]change{h.put("session/"+name, `{"types":["`+name+`"]}`, h.grant(true))})
+		h.commit(h.put("session/"+name, `{"types":["`+name+`"]}`, h.grant(true)))
 	case n == 1 || len(h.windows) == 0:
 		lease := h.grant(false)
 		h.windows = append(h.windows, recordWindow{Name: fmt.Sprint("w", lease), Lease: lease})
@@ -101,7 +101,7 @@ func (h *history) step() {
 func (h *history) write(last *write) {
 	w := &write{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
 	w.Claim = h.some(func(truth) bool { return true })
-	w.Done = h.some(func(t truth) bool { return t.session == w.Session })
+	w.Done = h.some(func(t truth) bool { return t.owner() == w.Session })
 	left := make(map[string][]string)
 	for _, key := range slices.Sorted(maps.Keys(h.keys)) {
 		if k := h.keys[key]; strings.HasPrefix(key, "claim/"+w.Session+"/") {
@@ -124,14 +124,4 @@ func (h *history) write(last *write) {
 	if a, _ := h.txn(&simCopy{write: *w}); a.version == w.N {
 		last.N = w.N
 	}
-}
-
-func (t truth) String() string {
-	switch {
-	case t.done:
-		return "done"
-	case t.session == "":
-		return "absent"
-	}
-	return fmt.Sprintf("%s/%d token %d", t.session, parseNumber(t.write), t.token)
 }
