@@ -99,6 +99,12 @@ func (x *run) checkRecorded(p *simProcess, d *simDelivery, err error) {
 		x.fail("complete of %s: %v", d.id, err)
 	}
 	x.checkSkipped(d)
+	if err == nil {
+		x.completed[d.id]++
+	}
+	if n := x.completed[d.id]; n > x.etcd.recorded[d.id] {
+		x.fail("%d deliveries have recorded %s, which became done %d times", n, d.id, x.etcd.recorded[d.id])
+	}
 	others := func(session string) bool { return !slices.Contains(p.names, session) }
 	if by := x.etcd.recordedBy[d.id]; err != nil && !slices.ContainsFunc(by, others) {
 		x.fail("complete of %s says that another process recorded it; the sessions that did are %q", d.id, by)

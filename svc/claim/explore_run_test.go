@@ -20,6 +20,7 @@ type run struct {
 
 	acked, dead int
 	works       map[string]int   // by id, how often its work has finished
+	completed   map[string]int   // by id, how often Complete has returned nil
 	ended       map[string]int   // by id, how often it was done and then not: its window had ended, or it was forgotten
 	expired     map[string]int   // by id, how many records that listed it have expired
 	tokens      map[string]grant // by id, the last grant
@@ -35,7 +36,8 @@ type grant struct {
 // newRun returns a run in the initial state.
 func newRun(s scenario, views *viewPool) *run {
 	x := &run{scenario: s, views: views, etcd: newSimEtcd(slices.Compact(slices.Sorted(slices.Values(s.messages))), s.broken), queue: slices.Clone(s.messages)}
-	x.works, x.ended, x.expired, x.tokens = make(map[string]int), make(map[string]int), make(map[string]int), make(map[string]grant)
+	x.works, x.completed, x.ended, x.expired = make(map[string]int), make(map[string]int), make(map[string]int), make(map[string]int)
+	x.tokens = make(map[string]grant)
 	for i := range x.processes {
 		p := &simProcess{x: x, name: 'A' + i}
 		x.processes[i] = p

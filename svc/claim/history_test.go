@@ -11,7 +11,8 @@ import (
 )
 
 // A state that follows the changes, a few revisions at a time, equals a state that is
-// read from the keys at the same revision, and both agree with the rule.
+// read from the keys at the same revision, and both agree with the rule. Apply names the ids whose claims
+// have changed, and those that records list.
 func TestFollowingIsReading(t *testing.T) {
 	revisions, views := 0, viewPool{ids: newHistory(0).ids}
 	for seed := range uint64(300) {
@@ -23,10 +24,11 @@ func TestFollowingIsReading(t *testing.T) {
 			if h.rand.IntN(3) == 0 {
 				continue // later changes arrive together with this one
 			}
-			events := slices.Concat(h.log[seen+1:]...)
-			if err := follower.Apply(events, func(string, *recordKey) {}); err != nil {
+			events, before, named := slices.Concat(h.log[seen+1:]...), h.truth[seen], make(map[string]bool)
+			if err := follower.Apply(events, func(id string, record *recordKey) { named[id] = record == nil || named[id] }); err != nil {
 				t.Fatal(err)
 			}
+			single, windowEnded := h.revision == seen+1, slices.ContainsFunc(events, func(ch change) bool { return ch.Deleted && strings.HasPrefix(ch.Key, "window/") })
 			seen = h.revision
 			revisions++
 			views.used = 0
@@ -34,9 +36,9 @@ func TestFollowingIsReading(t *testing.T) {
 			if err := reader.Apply(h.snapshot(), func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}
-			if follower.done.living != reader.done.living {
-				t.Fatalf("history %d, revision %d: %d ids are done to the follower, %d to the reader",
-					seed, seen, follower.done.living, reader.done.living)
+			if follower.done.living != reader.done.living || !reflect.DeepEqual(follower.sessions, reader.sessions) {
+				t.Fatalf("history %d, revision %d: %d ids are done to the follower, %d to the reader; the sessions are %v and %v",
+					seed, seen, follower.done.living, reader.done.living, follower.sessions, reader.sessions)
 			}
 			for id, want := range h.truth[seen] {
 				a, b, rule := truthOf(follower, id).String(), truthOf(reader, id).String(), want.String()
@@ -44,9 +46,10 @@ func TestFollowingIsReading(t *testing.T) {
 					t.Fatalf("history %d, revision %d: %s is %q to the follower, %q to the reader, %q by the rule",
 						seed, seen, id, a, b, rule)
 				}
-			}
-			if !reflect.DeepEqual(follower.sessions, reader.sessions) {
-				t.Fatalf("history %d: the sessions are %v to the follower, %v to the reader", seed, follower.sessions, reader.sessions)
+				claims, is := named[id]
+				if changed := rule != before[id].String(); changed && !is && !windowEnded || !changed && claims && single {
+					t.Fatalf("history %d, revision %d: %s is named: %t, it was %q and is %q", seed, seen, id, is, before[id], rule)
+				}
 			}
 		}
 	}
@@ -102,24 +105,20 @@ func (h *history) write(last *write) {
 	w := &write{Session: last.Session, N: last.N + 1, Window: h.windows[h.rand.IntN(len(h.windows))], NewWindow: true}
 	w.Claim = h.some(func(truth) bool { return true })
 	w.Done = h.some(func(t truth) bool { return t.owner() == w.Session })
-	left := make(map[string][]string)
 	for _, key := range slices.Sorted(maps.Keys(h.keys)) {
-		if k := h.keys[key]; strings.HasPrefix(key, "claim/"+w.Session+"/") {
-			left[key] = slices.DeleteFunc(slices.Clone(k.ids), func(id string) bool { return h.rand.IntN(4) == 0 || slices.Contains(w.Done, id) })
+		if name, isClaim := strings.CutPrefix(key, "claim/"+w.Session+"/"); isClaim {
+			left := slices.DeleteFunc(slices.Clone(h.keys[key].ids), func(id string) bool { return h.rand.IntN(4) == 0 || slices.Contains(w.Done, id) })
+			w.Left = append(w.Left, remainder{parseNumber(name), left})
 		}
 	}
-	records := "done/" + w.Window.Name + "/" + w.Session + "/"
 	w.Record = w.N
 	for n := int64(1); n < w.N && len(w.Done) > 0 && h.rand.IntN(2) == 0; n++ {
-		key := fmt.Sprintf("%s%016d", records, n)
-		again := func(id string) bool { return slices.Contains(h.keys["forget"+key[len("done"):]].ids, id) }
-		if k, ok := h.keys[key]; ok && !slices.ContainsFunc(w.Done, again) {
+		name := fmt.Sprintf("%s/%s/%016d", w.Window.Name, w.Session, n)
+		again := func(id string) bool { return h.forgotten(name, id) }
+		if k, ok := h.keys["done/"+name]; ok && !slices.ContainsFunc(w.Done, again) {
 			w.Record, w.Done = n, append(k.ids, w.Done...)
 			break
 		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(left)) {
-		w.Left = append(w.Left, remainder{parseNumber(key[strings.LastIndex(key, "/")+1:]), left[key]})
 	}
 	if a, _ := h.txn(&simCopy{write: *w}); a.version == w.N {
 		last.N = w.N
