@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,7 +20,7 @@ import (
 
 // run runs eight claimers and their deliveries.
 type run struct {
-	*history
+	history
 	t         *testing.T
 	role      string
 	links     [claimers][]*link
@@ -27,25 +28,21 @@ type run struct {
 	inspector *clientv3.Client
 	processes atomic.Int64
 
-	mu     sync.Mutex
-	ids    []string
-	enough map[string]int // by id, how many deliveries got ErrDone
-	made   int
+	mu    sync.Mutex
+	ids   []string
+	skips map[string]int // by id, how many deliveries got ErrDone
+	made  int
 
 	ending atomic.Bool
 	quiet  chan struct{} // closed when the last processes may stop
 }
 
-// newRun returns a run whose links cannot be broken.
-func newRun(t *testing.T, etcd []*stack.Etcd, role string) *run {
+// newRun returns a run of that many operations, whose links cannot be broken.
+func newRun(t *testing.T, etcd []*stack.Etcd, role string, wanted int) *run {
 	t.Helper()
-	client, err := etcd[0].Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
 	r := &run{
-		history: newHistory(), t: t, role: role, inspector: client, enough: make(map[string]int), quiet: make(chan struct{}),
+		history: history{began: time.Now(), enough: make(chan struct{}), wanted: wanted, ops: make(map[string][]operation), count: make(map[kind]int)},
+		t:       t, role: role, inspector: newClient(t, etcd[0]), skips: make(map[string]int), quiet: make(chan struct{}),
 	}
 	for i := range r.links {
 		for _, e := range etcd {
@@ -74,18 +71,16 @@ func (r *run) pick() string {
 func (r *run) skipped(id string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.enough[id]++
-	for i, live := range r.ids {
-		if live == id && r.enough[id] >= 5 {
-			r.ids[i] = r.newID()
-		}
+	r.skips[id]++
+	if i := slices.Index(r.ids, id); i >= 0 && r.skips[id] >= 5 {
+		r.ids[i] = r.newID()
 	}
 }
 
-// work runs the claimers until enough returns true, then ends all deliveries, waits
+// work runs the claimers until there are enough operations, then calls repair and ends all deliveries, waits
 // until no claim lists an id, and stops the claimers. It returns the claims that are
 // left after maxWait, or "".
-func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
+func (r *run) work(maxWait time.Duration, repair func()) (left string) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
 	var running sync.WaitGroup
@@ -102,12 +97,11 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 		})
 	}
 	running.Go(func() { r.forget(ctx) })
-	for !enough() && ctx.Err() == nil {
-		select {
-		case <-r.changed:
-		case <-ctx.Done():
-		}
+	select {
+	case <-r.enough:
+	case <-ctx.Done():
 	}
+	repair()
 	r.ending.Store(true)
 	cancel()
 	left = r.claimsLeft(maxWait)
@@ -152,6 +146,15 @@ func (r *run) claimsLeft(maxWait time.Duration) (left string) {
 	}
 }
 
+// store returns the claims of a process that has loaded them.
+func (r *run) store(ctx context.Context, client *etcd.Client, log *slog.Logger, types ...string) (*claim.Etcd, error) {
+	s := claim.NewEtcd(client, claim.Options{Role: r.role, Types: types, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log})
+	return s, s.Load(ctx)
+}
+
+// brokenType is a type of events that only the claimer whose client may be broken handles.
+const brokenType = "broken"
+
 // live runs one process. When ctx ends, no more events arrive, and the process stops
 // or crashes.
 func (r *run) live(ctx context.Context, claimer int) {
@@ -167,13 +170,13 @@ func (r *run) live(ctx context.Context, claimer int) {
 		return
 	}
 	defer client.Close()
+	var types []string
 	if r.wrap != nil && claimer == 0 {
+		types = []string{brokenType}
 		r.wrap(client.Raw)
 	}
-	store := claim.NewEtcd(client, claim.Options{
-		Role: r.role, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log,
-	})
-	if store.Load(ctx) != nil {
+	store, err := r.store(ctx, client, log, types...)
+	if err != nil { // ctx has ended
 		return
 	}
 	storeCtx, stop := context.WithCancel(context.Background())
@@ -205,10 +208,9 @@ func (r *run) live(ctx context.Context, claimer int) {
 func (r *run) askAgain() {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
-	store := claim.NewEtcd(etcd.New(r.inspector, slog.New(slog.DiscardHandler)), claim.Options{
-		Role: r.role, TTL: time.Minute, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
-	})
-	if err := store.Load(ctx); err != nil {
+	log := slog.New(slog.DiscardHandler)
+	store, err := r.store(ctx, etcd.New(r.inspector, log), log)
+	if err != nil {
 		r.t.Error(err)
 		return
 	}

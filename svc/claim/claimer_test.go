@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -83,6 +84,17 @@ func (x *pair) expect(c *Claim, want string) {
 	}
 	if got != want {
 		x.t.Errorf("the delivery of %s %s, want: %s", c.ID, got, want)
+	}
+}
+
+// An id that cannot be stored unchanged, or is too long to be stored, is refused at once.
+func TestInvalidID(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for id, want := range map[string]error{"\xff": ErrInvalidID, strings.Repeat("x", 10_001): ErrInvalidID, strings.Repeat("\x01", 10_000): context.Canceled} {
+		if _, err := newClaimer().Claim(ctx, id); !errors.Is(err, want) {
+			t.Errorf("claim of an id of %d bytes: %v", len(id), err)
+		}
 	}
 }
 
