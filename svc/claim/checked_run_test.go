@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -28,11 +27,6 @@ type run struct {
 	inspector *clientv3.Client
 	processes atomic.Int64
 
-	mu    sync.Mutex
-	ids   []string
-	skips map[string]int // by id, how many deliveries got ErrDone
-	made  int
-
 	ending atomic.Bool
 	quiet  chan struct{} // closed when the last processes may stop
 }
@@ -42,40 +36,28 @@ func newRun(t *testing.T, etcd []*stack.Etcd, role string, wanted int) *run {
 	t.Helper()
 	r := &run{
 		history: history{began: time.Now(), enough: make(chan struct{}), wanted: wanted, ops: make(map[string][]operation), count: make(map[kind]int)},
-		t:       t, role: role, inspector: newClient(t, etcd[0]), skips: make(map[string]int), quiet: make(chan struct{}),
+		t:       t, role: role, inspector: newClient(t, etcd[0]), quiet: make(chan struct{}),
 	}
 	for i := range r.links {
 		for _, e := range etcd {
 			r.links[i] = append(r.links[i], &link{address: e.Endpoint()})
 		}
 	}
-	for range liveIDs {
-		r.ids = append(r.ids, r.newID())
-	}
 	return r
 }
 
-func (r *run) newID() string {
-	r.made++
-	return fmt.Sprintf("%06d", r.made)
+// id returns the n-th id, from 0.
+func id(n int) string { return fmt.Sprintf("%06d", n) }
+
+// oldest returns the number of the oldest id that events arrive for: some five deliveries of each get ErrDone.
+func (r *run) oldest() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[skipped] / 5
 }
 
 // pick returns the id of the next event.
-func (r *run) pick() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ids[rand.IntN(len(r.ids))]
-}
-
-// skipped notes that a delivery got ErrDone. After five of them a new id replaces the id.
-func (r *run) skipped(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.skips[id]++
-	if i := slices.Index(r.ids, id); i >= 0 && r.skips[id] >= 5 {
-		r.ids[i] = r.newID()
-	}
-}
+func (r *run) pick() string { return id(r.oldest() + rand.IntN(liveIDs)) }
 
 // work runs the claimers until there are enough operations, then calls repair and ends all deliveries, waits
 // until no claim lists an id, and stops the claimers. It returns the claims that are
@@ -126,22 +108,16 @@ func (r *run) forget(ctx context.Context) {
 
 // claimsLeft waits until no claim lists an id. It returns the claims that are left
 // after maxWait, or "".
-func (r *run) claimsLeft(maxWait time.Duration) (left string) {
+func (r *run) claimsLeft(maxWait time.Duration) string {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
 	for {
 		resp, err := r.inspector.Get(ctx, "/service/"+r.role+"/claim/", clientv3.WithPrefix())
-		if err == nil {
-			left = ""
-			for _, kv := range resp.Kvs {
-				left += fmt.Sprintf("%s = %s\n", kv.Key, kv.Value)
-			}
-			if left == "" {
-				return ""
-			}
+		if err == nil && len(resp.Kvs) == 0 {
+			return ""
 		}
 		if !pause(ctx, 20*time.Millisecond) {
-			return fmt.Sprintf("claims are left (%v):\n%s", err, left)
+			return fmt.Sprintf("claims are left (%v): %v", err, resp)
 		}
 	}
 }
@@ -217,17 +193,16 @@ func (r *run) askAgain() {
 	storeCtx, stop := context.WithCancel(ctx)
 	var running, asking sync.WaitGroup
 	running.Go(func() { store.Run(storeCtx) })
-	for i := range r.made {
+	for i := range r.oldest() + liveIDs {
 		w := &worker{run: r, claims: store, process: int(r.processes.Load()) + 1, number: claimers*workers + i}
 		asking.Go(func() {
-			id := fmt.Sprintf("%06d", i+1)
 			call := r.now()
-			c, err := store.Claim(ctx, id)
-			if h := w.answered(id, call, c, err); h != nil {
+			c, err := store.Claim(ctx, id(i))
+			if h := w.answered(id(i), call, c, err); h != nil {
 				w.release(h)
 			}
 			if ctx.Err() != nil {
-				r.t.Errorf("id %s: %v", id, err)
+				r.t.Errorf("id %s: %v", id(i), err)
 			}
 		})
 	}

@@ -69,7 +69,6 @@ func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err err
 	if errors.Is(err, claim.ErrDone) {
 		o.kind = skipped
 		w.add(id, o)
-		w.skipped(id)
 	}
 	if err != nil {
 		return nil

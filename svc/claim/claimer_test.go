@@ -244,54 +244,47 @@ func TestClosed(t *testing.T) {
 	})
 }
 
-// A timer that fires as the session is renewed does not suspend it.
-func TestRenewedAsItExpires(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const ttl = 10 * time.Second
-		c := newClaimer()
-		c.beginSession("s", 1, time.Now().Add(ttl), func(error) {})
-		<-time.After(ttl)
-		c.renewed(time.Now().Add(ttl))
-		if c.suspendExpired() || !c.valid() {
-			t.Error("the session is suspended although it was renewed")
-		}
-		<-time.After(ttl)
-		if !c.suspendExpired() || c.valid() {
-			t.Error("the session is not suspended although it has expired")
-		}
-		if c.renewed(time.Now()) || c.held.Err() == nil {
-			t.Error("it is resumed by an answer that came too late")
-		}
-	})
-}
-
-// A machine that slept for longer than CLAIM_TTL: the monotonic clock, and with it the timer, stood
-// still. The session is suspended all the same, by the next delivery and by the next look at it.
-func TestSlept(t *testing.T) {
+// The session is suspended when its time is over, and not by a timer that fires as it is renewed. While a
+// machine sleeps the monotonic clock, and with it the timer, stands still: the session is suspended all the
+// same, by the next delivery and by the next look at it.
+func TestTimeIsOver(t *testing.T) {
 	defer func(clock func() time.Time) { wallClock = clock }(wallClock)
-	x := newPair(t)
-	x.a.c.renewed(time.Now().Add(10 * time.Second))
-	working := x.grant(x.a, "1")
-	awake := wallClock
-	wallClock = func() time.Time { return awake().Add(9 * time.Second) }
-	if !x.a.c.valid() || x.a.c.suspendExpired() {
-		t.Error("the session ends too early")
+	for _, sleeps := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			const ttl = 10 * time.Second
+			asleep := time.Duration(0)
+			wallClock = func() time.Time { return time.Now().Round(0).Add(asleep) }
+			pass := func(d time.Duration) {
+				if sleeps {
+					asleep += d
+				} else {
+					<-time.After(d)
+				}
+			}
+			x := newPair(t)
+			renewed := func(left time.Duration) bool { return x.a.c.renewed(time.Now().Add(asleep + left)) }
+			renewed(ttl)
+			working := x.grant(x.a, "1")
+			if pass(ttl - 1); x.a.c.suspendExpired() || !x.a.c.valid() {
+				t.Error("the session is suspended too early")
+			}
+			pass(1)
+			late := x.a.c.enqueue("2")
+			x.runUntilIdle()
+			x.expect(late, "waits")
+			if renewed(ttl) || x.a.c.suspendExpired() {
+				t.Error("the session is suspended although it was renewed")
+			}
+			x.runUntilIdle()
+			x.expect(late, "granted")
+			if pass(ttl); renewed(0) || !x.a.c.suspendExpired() || working.Held.Err() == nil || renewed(0) {
+				t.Error("the session is not suspended, or is resumed by an answer that came too late")
+			}
+			if !renewed(ttl) || !x.a.c.valid() {
+				t.Error("the session does not resume after a renewal")
+			}
+		})
 	}
-	wallClock = func() time.Time { return awake().Add(time.Hour) }
-	late := x.a.c.enqueue("2")
-	x.runUntilIdle()
-	x.expect(late, "waits")
-	if x.a.c.renewed(time.Now().Add(10 * time.Second)) {
-		t.Error("an answer to a renewal that was sent before resumes the session")
-	}
-	if !x.a.c.suspendExpired() || working.Held.Err() == nil {
-		t.Error("the session is not suspended")
-	}
-	if !x.a.c.renewed(time.Now().Add(2 * time.Hour)) {
-		t.Error("the session does not resume after a renewal")
-	}
-	x.runUntilIdle()
-	x.expect(late, "granted")
 }
 
 func TestIsOver(t *testing.T) {

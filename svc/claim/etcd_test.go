@@ -150,15 +150,17 @@ func TestMaxIDs(t *testing.T) {
 	}
 }
 
-// A process that starts where more than twice MaxIDs ids are remembered, without those that are for
-// ever, reads no further and forgets nothing.
-func TestMaxIDsAtTheStart(t *testing.T) {
+// Without a window no id is forgotten, and one warning is logged. A process that starts where more than
+// twice MaxIDs ids are remembered, without those that are for ever, reads no further and forgets nothing.
+// One that may start forgets ids in windows as usual.
+func TestMaxIDsForEver(t *testing.T) {
 	e := sharedEtcd(t)
-	p, forever := start(t, e, claim.Options{Window: time.Hour}), start(t, e, claim.Options{})
+	p, forever := start(t, e, claim.Options{Window: time.Hour}), start(t, e, claim.Options{MaxIDs: 10})
 	for i := range 30 {
 		p.mustComplete(fmt.Sprint(i))
 		forever.mustComplete(fmt.Sprint("ever", i))
 	}
+	forever.log.await("level=WARN", "CACHE_SIZE", "hint=")
 	for most, want := range map[int]error{14: claim.ErrCacheSize, 15: nil} {
 		log := slog.New(slog.DiscardHandler)
 		err := claim.NewEtcd(etcd.New(newClient(t, e), log), claim.Options{Role: roleOf(t), Window: time.Hour, MaxIDs: most, Log: log}).Load(t.Context())
@@ -169,26 +171,10 @@ func TestMaxIDsAtTheStart(t *testing.T) {
 			t.Errorf("the error is %q with the hint %q", err, claim.Hint(err))
 		}
 	}
-	if n := p.Remembered(); n != 60 {
-		t.Errorf("%d ids are remembered, want 60", n)
+	if n, warnings := p.Remembered(), forever.log.find("level=WARN", "CACHE_SIZE"); n != 60 || len(warnings) != 1 {
+		t.Errorf("%d ids are remembered, want 60; warnings: %q", n, warnings)
 	}
-}
-
-// Without a window no id is forgotten, and one warning is logged. Ids that are later
-// recorded in a window that ends are forgotten as usual.
-func TestMaxIDsForEver(t *testing.T) {
-	p := start(t, sharedEtcd(t), claim.Options{MaxIDs: 10})
-	for i := range 30 {
-		p.mustComplete(fmt.Sprint(i))
-	}
-	p.log.await("level=WARN", "CACHE_SIZE", "hint=")
-	for i := range 30 {
-		p.mustBeDone(fmt.Sprint(i))
-	}
-	if n := len(p.log.find("level=WARN", "CACHE_SIZE")); n != 1 {
-		t.Errorf("%d warnings", n)
-	}
-	later := start(t, sharedEtcd(t), claim.Options{Window: time.Hour, MaxIDs: 40})
+	later := start(t, e, claim.Options{Window: time.Hour, MaxIDs: 40})
 	for i := range 100 {
 		later.mustComplete(fmt.Sprint("later", i))
 	}
@@ -199,7 +185,7 @@ func TestMaxIDsForEver(t *testing.T) {
 		return nil
 	})
 	later.mustBeDone("later99")
-	later.mustBeDone("0")
+	later.mustBeDone("ever0")
 }
 
 // A clean stop frees at once all claims that wait or were released. A claim that is

@@ -24,7 +24,7 @@ func (x *run) unreadable(err error) {
 // check checks the invariants that hold in every state.
 func (x *run) check() {
 	for id, t := range x.etcd.truth[x.etcd.revision] {
-		if n := x.etcd.recorded[id]; n > x.works[id]+x.expired[id] {
+		if n := x.etcd.recorded[id]; n > x.works[id]+x.etcd.expired[id] {
 			x.fail("%s became done %d times with its work done %d times", id, n, x.works[id])
 		}
 		if t.records > 1 {
@@ -33,7 +33,7 @@ func (x *run) check() {
 		if n := x.workers(id); n > 1 {
 			x.fail("%d deliveries work on %s at once", n, id)
 		}
-		if x.works[id] > 1+x.ended[id] && !x.hurt {
+		if x.works[id] > 1+x.etcd.ended[id] && !x.hurt {
 			x.fail("the work on %s was done %d times without a crash or a suspension", id, x.works[id])
 		}
 	}

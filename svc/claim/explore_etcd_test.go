@@ -19,6 +19,8 @@ type simEtcd struct {
 	past       []map[string]simKey // by revision, all keys
 	truth      []map[string]truth  // by revision, of each id: the rule, computed from the keys
 	recorded   map[string]int      // by id, how often it became done
+	ended      map[string]int      // by id, how often it was done and then not: its window had ended, or it was forgotten
+	expired    map[string]int      // by id, how many records that listed it have expired
 	recordedBy map[string][]string // by id, the sessions that recorded it
 	ids        []string
 	paths      Etcd // for the names of the keys
@@ -34,7 +36,8 @@ type simKey struct {
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
-	e := &simEtcd{broken: broken, revision: -1, keys: make(map[string]simKey), recorded: make(map[string]int), recordedBy: make(map[string][]string), ids: ids}
+	e := &simEtcd{broken: broken, ids: ids, revision: -1, keys: make(map[string]simKey)}
+	e.recorded, e.ended, e.expired, e.recordedBy = make(map[string]int), make(map[string]int), make(map[string]int), make(map[string][]string)
 	e.commit()
 	return e
 }
@@ -55,7 +58,12 @@ func (e *simEtcd) end(lease int64) {
 	e.leases[lease-1].living = false
 	var events []change
 	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
-		if e.keys[key].lease == lease {
+		if k := e.keys[key]; k.lease == lease {
+			if strings.HasPrefix(key, "done/") { // whether it counted or was forgotten
+				for _, id := range k.ids {
+					e.expired[id]++
+				}
+			}
 			events = append(events, e.delete(key))
 		}
 	}
@@ -110,8 +118,11 @@ func (e *simEtcd) commit(events ...change) {
 	e.past = append(e.past, maps.Clone(e.keys))
 	e.truth = append(e.truth, e.rule())
 	for id, t := range e.truth[e.revision] {
-		if t.done && !e.truth[e.revision-1][id].done {
+		switch before := e.revision > 0 && e.truth[e.revision-1][id].done; {
+		case t.done && !before:
 			e.recorded[id]++
+		case before && !t.done:
+			e.ended[id]++
 		}
 	}
 }

@@ -122,7 +122,7 @@ func (h *hasher) addRun(x *run, processes []*simProcess) {
 	h.addBools(x.hurt)
 	h.addIDs(x.queue)
 	for _, id := range x.etcd.ids {
-		h.add(min(x.works[id], 2+x.ended[id]), x.ended[id], x.expired[id], x.etcd.recorded[id]-x.completed[id], x.completed[id])
+		h.add(min(x.works[id], 2+x.etcd.ended[id]), x.etcd.ended[id], x.etcd.expired[id], x.etcd.recorded[id]-x.completed[id], x.completed[id])
 	}
 	// A view is a function of the keys at its revision: run.check compares the two.
 	h.last = make(map[string]int64)

@@ -3,7 +3,6 @@ package claim
 import (
 	"fmt"
 	"slices"
-	"strings"
 )
 
 // run is one run of the exploration with two processes, an etcd and a broker.
@@ -21,8 +20,6 @@ type run struct {
 	acked, dead int
 	works       map[string]int   // by id, how often its work has finished
 	completed   map[string]int   // by id, how often Complete has returned nil
-	ended       map[string]int   // by id, how often it was done and then not: its window had ended, or it was forgotten
-	expired     map[string]int   // by id, how many records that listed it have expired
 	tokens      map[string]grant // by id, the last grant
 	hurt        bool             // a crash or a suspension has happened
 	over        []*Claim         // of the deliveries that have ended
@@ -36,8 +33,7 @@ type grant struct {
 // newRun returns a run in the initial state.
 func newRun(s scenario, views *viewPool) *run {
 	x := &run{scenario: s, views: views, etcd: newSimEtcd(slices.Compact(slices.Sorted(slices.Values(s.messages))), s.broken), queue: slices.Clone(s.messages)}
-	x.works, x.completed, x.ended, x.expired = make(map[string]int), make(map[string]int), make(map[string]int), make(map[string]int)
-	x.tokens = make(map[string]grant)
+	x.works, x.completed, x.tokens = make(map[string]int), make(map[string]int), make(map[string]grant)
 	for i := range x.processes {
 		p := &simProcess{x: x, name: 'A' + i}
 		x.processes[i] = p
@@ -145,7 +141,7 @@ func (x *run) faults() (faults []step) {
 	}
 	for i, lease := range x.etcd.leases {
 		if lease.living && !lease.session {
-			add("WINDOW ENDS", func() { x.endWindow(int64(i + 1)) })
+			add("WINDOW ENDS", func() { x.etcd.end(int64(i + 1)) })
 		}
 	}
 	add("LEADER CHANGES", func() { // writes that were forwarded to the old leader may be late, and watches end without a leader
@@ -158,10 +154,7 @@ func (x *run) faults() (faults []step) {
 	})
 	for _, id := range x.etcd.ids {
 		if x.etcd.truth[x.etcd.revision][id].done {
-			add("FORGOTTEN", func() {
-				x.etcd.forget(id)
-				x.ended[id]++
-			})
+			add("FORGOTTEN", func() { x.etcd.forget(id) })
 		}
 	}
 	return faults
@@ -176,22 +169,4 @@ func (x *run) execute(w *simCopy) (answer simAnswer, current bool) {
 	}
 	x.net = slices.DeleteFunc(x.net, func(other *simCopy) bool { return other == w })
 	return answer, w.current()
-}
-
-// endWindow ends a window with its records, whether they count or were forgotten.
-func (x *run) endWindow(lease int64) {
-	before := x.etcd.truth[x.etcd.revision]
-	for key, k := range x.etcd.keys {
-		if k.lease == lease && strings.HasPrefix(key, "done/") {
-			for _, id := range k.ids {
-				x.expired[id]++
-			}
-		}
-	}
-	x.etcd.end(lease)
-	for id, t := range x.etcd.truth[x.etcd.revision] {
-		if before[id].done && !t.done {
-			x.ended[id]++
-		}
-	}
 }
