@@ -2,6 +2,7 @@ package claim_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -122,12 +123,6 @@ func (r *run) claimsLeft(maxWait time.Duration) string {
 	}
 }
 
-// store returns the claims of a process that has loaded them.
-func (r *run) store(ctx context.Context, client *etcd.Client, log *slog.Logger, types ...string) (*claim.Etcd, error) {
-	s := claim.NewEtcd(client, claim.Options{Role: r.role, Types: types, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log})
-	return s, s.Load(ctx)
-}
-
 // brokenType is a type of events that only the claimer whose client may be broken handles.
 const brokenType = "broken"
 
@@ -151,8 +146,8 @@ func (r *run) live(ctx context.Context, claimer int) {
 		types = []string{brokenType}
 		r.wrap(client.Raw)
 	}
-	store, err := r.store(ctx, client, log, types...)
-	if err != nil { // ctx has ended
+	store := claim.NewEtcd(client, claim.Options{Role: r.role, Types: types, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log})
+	if store.Load(ctx) != nil {
 		return
 	}
 	storeCtx, stop := context.WithCancel(context.Background())
@@ -181,32 +176,16 @@ func (r *run) live(ctx context.Context, claimer int) {
 }
 
 // askAgain claims each id once more in a process that has just started.
-func (r *run) askAgain() {
-	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
-	defer cancel()
-	log := slog.New(slog.DiscardHandler)
-	store, err := r.store(ctx, etcd.New(r.inspector, log), log)
-	if err != nil {
-		r.t.Error(err)
-		return
-	}
-	storeCtx, stop := context.WithCancel(ctx)
-	var running, asking sync.WaitGroup
-	running.Go(func() { store.Run(storeCtx) })
+func (r *run) askAgain(etcd *stack.Etcd) {
+	p := start(r.t, etcd, claim.Options{Role: r.role, Window: time.Hour})
+	w := &worker{run: r, claims: p.Etcd, process: int(r.processes.Load()) + 1, number: claimers * workers}
 	for i := range r.oldest() + liveIDs {
-		w := &worker{run: r, claims: store, process: int(r.processes.Load()) + 1, number: claimers*workers + i}
-		asking.Go(func() {
-			call := r.now()
-			c, err := store.Claim(ctx, id(i))
-			if h := w.answered(id(i), call, c, err); h != nil {
-				w.release(h)
-			}
-			if ctx.Err() != nil {
-				r.t.Errorf("id %s: %v", id(i), err)
-			}
-		})
+		call := r.now()
+		c, err := p.claim(id(i))
+		if h := w.answered(id(i), call, c, err); h != nil {
+			w.release(h)
+		} else if !errors.Is(err, claim.ErrDone) {
+			r.t.Errorf("id %s: %v", id(i), err)
+		}
 	}
-	asking.Wait()
-	stop()
-	running.Wait()
 }

@@ -34,7 +34,7 @@ func TestCheckedHistories(t *testing.T) {
 			if left := r.work(maxWait, breakThings(t, etcd, r.links)); left != "" {
 				t.Error(left)
 			}
-			r.askAgain()
+			r.askAgain(etcd[0])
 			if wrong := r.wrong(); wrong != "" {
 				t.Error(wrong)
 			}

@@ -65,25 +65,23 @@ func (w *worker) deliver(ctx context.Context, id string) {
 // answered adds the result of Claim or Reclaim to the history. It returns nil if the
 // claim was not granted. A delivery that has ended while it waited has no part in the history.
 func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err error) *hold {
-	o := operation{kind: granted, process: w.process, worker: w.number, call: call, returns: w.now()}
 	if errors.Is(err, claim.ErrDone) {
-		o.kind = skipped
-		w.add(id, o)
+		w.note(id, operation{kind: skipped, call: call})
 	}
 	if err != nil {
 		return nil
 	}
 	h := &hold{Claim: c, number: w.newHold()}
-	o.hold, o.token = h.number, c.Token
-	w.add(id, o)
+	w.note(id, operation{kind: granted, hold: h.number, token: c.Token, call: call})
 	h.alive.Store(int64(call))
 	context.AfterFunc(c.Held, func() { w.end(h, suspended, 0) })
 	return h
 }
 
-// note adds an operation under a claim that was called at since and returns now.
-func (w *worker) note(h *hold, k kind, since time.Duration) {
-	w.add(h.ID, operation{kind: k, process: w.process, worker: w.number, hold: h.number, call: since, returns: w.now()})
+// note adds an operation of the worker to the history. It returns now, unless its outcome is unknown.
+func (w *worker) note(id string, o operation) {
+	o.process, o.worker, o.returns = w.process, w.number, max(o.returns, w.now())
+	w.add(id, o)
 }
 
 // end adds the end of a hold to the history, unless it is there already: the end of Held, if that has
@@ -94,7 +92,7 @@ func (w *worker) end(h *hold, k kind, since time.Duration) {
 			k, since = suspended, time.Duration(h.alive.Load())
 		}
 		if k != recorded {
-			w.note(h, k, since)
+			w.note(h.ID, operation{kind: k, hold: h.number, call: since})
 		}
 	})
 }
@@ -115,20 +113,18 @@ func (w *worker) handle(ctx context.Context, h *hold) {
 	if rand.IntN(10) == 0 {
 		since := w.now()
 		if w.claims.Check(ctx, h.Claim) == nil {
-			w.note(h, checked, since)
+			w.note(h.ID, operation{kind: checked, hold: h.number, call: since})
 			h.alive.Store(int64(since))
 		}
 	}
 }
 
 func (w *worker) complete(h *hold) {
-	o := operation{kind: recorded, process: w.process, worker: w.number, hold: h.number, call: w.now()}
+	o, end := operation{kind: recorded, hold: h.number, call: w.now()}, recorded
 	if h.Held.Err() == nil {
 		h.alive.Store(int64(o.call))
 	}
 	err := w.claims.Complete(h.Claim)
-	o.returns = w.now()
-	end := recorded
 	switch {
 	case errors.Is(err, claim.ErrDone):
 		o.kind = twice
@@ -137,7 +133,7 @@ func (w *worker) complete(h *hold) {
 	case err != nil:
 		w.t.Errorf("complete id %s: %v", h.ID, err)
 	}
-	w.add(h.ID, o)
+	w.note(h.ID, o)
 	w.end(h, end, o.call)
 }
 

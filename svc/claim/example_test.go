@@ -15,14 +15,10 @@ import (
 // This example processes ids in a loop, without a broker. However many processes run
 // it, each id is processed once.
 func Example() {
-	server, err := shared()
-	if err != nil {
-		panic(err)
-	}
 	ctx, stop := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 
-	client, err := etcd.Dial(ctx, etcd.Server{Endpoints: []string{server.Endpoint()}}, log)
+	client, err := etcd.Dial(ctx, etcd.Server{Endpoints: []string{shared.Endpoint()}}, log)
 	if err != nil {
 		panic(err)
 	}

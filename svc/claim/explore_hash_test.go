@@ -20,7 +20,6 @@ import (
 // numbers of writes by their ranks, and changes that both views have seen are left
 // out. A state and the same state with its processes exchanged have the same form.
 type hasher struct {
-	seeds [2]maphash.Seed
 	items []item
 	last  map[string]int64 // the version of each session's key, also of those that have ended
 }
@@ -33,10 +32,6 @@ type item struct {
 	ranked bool // n is the number of a write, or a revision
 }
 
-func newHasher() hasher {
-	return hasher{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
-}
-
 func (h *hasher) hash(x *run) (sum [16]byte) {
 	var first []byte
 	for i := range x.processes {
@@ -46,7 +41,7 @@ func (h *hasher) hash(x *run) (sum [16]byte) {
 			first = form
 		}
 	}
-	for i, seed := range h.seeds {
+	for i, seed := range viewSeeds {
 		binary.LittleEndian.PutUint64(sum[8*i:], maphash.Bytes(seed, first))
 	}
 	return sum
@@ -212,24 +207,19 @@ func (h *hasher) addProcess(p *simProcess, ids []string) {
 			h.add(0)
 		}
 	}
-	deliveries := make([]int, len(p.deliveries))
-	for i, d := range p.deliveries {
-		e := c.entries[d.id]
-		place := 0 // among the deliveries of the id
-		switch {
-		case e == nil:
-		case e.holder == d.claim:
-			place = 1
-		default:
-			place = 3 + slices.Index(e.waiting, d.claim)
+	var deliveries []int
+	for _, d := range p.deliveries {
+		e, place := c.entries[d.id], 0 // among the deliveries of the id
+		if e != nil && e.holder != d.claim {
+			place = 2 + slices.Index(e.waiting, d.claim)
 		}
-		deliveries[i] = int(d.id[0]-'a')<<6 | int(d.phase)<<4 | place
-		for _, bit := range []bool{d.gone, d.granted && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check)} {
-			deliveries[i] *= 2
-			if bit {
-				deliveries[i]++
+		form := int(d.id[0]-'a')<<4 | int(d.phase)<<2 | place
+		for _, bit := range []bool{e != nil, d.gone, d.granted && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check)} {
+			if form *= 2; bit {
+				form++
 			}
 		}
+		deliveries = append(deliveries, form)
 	}
 	slices.Sort(deliveries)
 	h.add(deliveries...)
@@ -249,34 +239,24 @@ func TestHashKnowsTheFields(t *testing.T) {
 	}
 }
 
-// viewPool reuses views, because a new one allocates a thousand maps.
-type viewPool struct {
-	ids  []string
-	all  []*roleState
-	used int
-}
-
-func (p *viewPool) get(session string) *roleState {
-	if p.used == len(p.all) {
-		p.all = append(p.all, newRoleState(""))
+// newView is newRoleState with one map in place of a thousand, which take long to make.
+func newView(session string) *roleState {
+	done := &doneSet{seeds: viewSeeds, windows: make(map[uint32]*window), numbers: make(map[string]uint32)}
+	one := make(map[hash]uint32)
+	for i := range done.shards {
+		done.shards[i] = one
 	}
-	s := p.all[p.used]
-	p.used++
-	for _, id := range p.ids {
-		hash, shard := s.done.hash(id)
-		delete(shard, hash)
-	}
-	*s.done = doneSet{seeds: s.done.seeds, shards: s.done.shards, windows: make(map[uint32]*window), numbers: make(map[string]uint32)}
-	*s = roleState{
+	return &roleState{
 		sessions: make(map[string]sessionKey), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
-		done: s.done, forgotten: make(map[recordName][]string), session: session,
+		done: done, forgotten: make(map[recordName][]string), session: session,
 	}
-	return s
 }
 
-// newClaimerOf is newClaimer with a view from the pool.
-func newClaimerOf(view *roleState) *claimer {
-	c := &claimer{wake: make(chan struct{}, 1), view: view, entries: make(map[string]*entry)}
+var viewSeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// newSimClaimer is newClaimer with such a view.
+func newSimClaimer() *claimer {
+	c := &claimer{wake: make(chan struct{}, 1), view: newView(""), entries: make(map[string]*entry)}
 	c.held, c.suspend = context.WithCancelCause(context.Background())
 	c.suspend(ErrSuspended)
 	return c

@@ -38,14 +38,14 @@ func (w *simCopy) current() bool { return w.c == w.from.c && w.call == w.from.ca
 
 // start simulates NewEtcd, Load and the first part of Run.
 func (p *simProcess) start() {
-	*p = simProcess{x: p.x, name: p.name, c: newClaimerOf(p.x.views.get(""))}
+	*p = simProcess{x: p.x, name: p.name, c: newSimClaimer()}
 	p.load()
 	p.open()
 }
 
 // load simulates Etcd.Load.
 func (p *simProcess) load() {
-	view := p.x.views.get(p.c.view.session)
+	view := newView(p.c.view.session)
 	p.x.unreadable(view.Apply(p.x.etcd.snapshot(), func(string, *recordKey) {}))
 	p.view = p.x.etcd.revision
 	p.c.rebuild(view, p.view, p.c.seen())

@@ -8,7 +8,6 @@ import (
 // run is one run of the exploration with two processes, an etcd and a broker.
 type run struct {
 	scenario
-	views     *viewPool
 	etcd      *simEtcd
 	processes [2]*simProcess
 	net       []*simCopy
@@ -31,8 +30,8 @@ type grant struct {
 }
 
 // newRun returns a run in the initial state.
-func newRun(s scenario, views *viewPool) *run {
-	x := &run{scenario: s, views: views, etcd: newSimEtcd(slices.Compact(slices.Sorted(slices.Values(s.messages))), s.broken), queue: slices.Clone(s.messages)}
+func newRun(s scenario) *run {
+	x := &run{scenario: s, etcd: newSimEtcd(slices.Compact(slices.Sorted(slices.Values(s.messages))), s.broken), queue: slices.Clone(s.messages)}
 	x.works, x.completed, x.tokens = make(map[string]int), make(map[string]int), make(map[string]grant)
 	for i := range x.processes {
 		p := &simProcess{x: x, name: 'A' + i}

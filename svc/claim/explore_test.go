@@ -85,7 +85,6 @@ func TestExploreNotices(t *testing.T) {
 type explorer struct {
 	scenario
 	hasher
-	views     viewPool
 	seen      map[[16]byte]struct{}
 	states    []branch // how each was reached first
 	todo      []branch // to be followed
@@ -104,7 +103,7 @@ type branch struct {
 
 func explore(s scenario) *explorer {
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
-	x := &explorer{scenario: s, views: viewPool{ids: s.messages}, hasher: newHasher(), seen: make(map[[16]byte]struct{}), todo: []branch{{from: -1}}}
+	x := &explorer{scenario: s, seen: make(map[[16]byte]struct{}), todo: []branch{{from: -1}}}
 	for level := 0; level <= s.faults; level++ {
 		var faults []branch
 		for len(x.todo) > 0 && x.violation == "" {
@@ -170,8 +169,7 @@ func (x *explorer) replay(b branch) *run {
 	for ; b.from >= 0; b = x.states[b.from] {
 		way = append(way, b)
 	}
-	x.views.used = 0
-	r := newRun(x.scenario, &x.views)
+	r := newRun(x.scenario)
 	for _, b := range slices.Backward(way) {
 		if b.fault {
 			r.take(r.faults()[b.n])

@@ -14,7 +14,7 @@ import (
 // read from the keys at the same revision, and both agree with the rule. Apply names the ids whose claims
 // have changed, and those that records list.
 func TestFollowingIsReading(t *testing.T) {
-	revisions, views := 0, viewPool{ids: newHistory(0).ids}
+	revisions := 0
 	for seed := range uint64(300) {
 		h := newHistory(seed)
 		follower, seen := newRoleState(""), int64(0)
@@ -31,8 +31,7 @@ func TestFollowingIsReading(t *testing.T) {
 			single, windowEnded := h.revision == seen+1, slices.ContainsFunc(events, func(ch change) bool { return ch.Deleted && strings.HasPrefix(ch.Key, "window/") })
 			seen = h.revision
 			revisions++
-			views.used = 0
-			reader := views.get("")
+			reader := newView("")
 			if err := reader.Apply(h.snapshot(), func(string, *recordKey) {}); err != nil {
 				t.Fatal(err)
 			}

@@ -18,41 +18,27 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// shared starts the etcd of all tests that break only their own connections.
-var (
-	shared     = sync.OnceValues(startShared)
-	stopShared = func() {}
-)
-
-func startShared() (*stack.Etcd, error) {
-	dir, err := os.MkdirTemp("", "claim")
-	if err != nil {
-		return nil, err
-	}
-	e, err := stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
-	stopShared = func() {
-		if err == nil {
-			e.Close()
-		}
-		os.RemoveAll(dir)
-	}
-	return e, err
-}
+// shared is the etcd of all tests that break only their own connections.
+var shared *stack.Etcd
 
 func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "claim")
+	if err == nil {
+		shared, err = stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
+	}
+	if err != nil {
+		panic(err)
+	}
 	code := m.Run()
-	stopShared()
+	shared.Close()
+	os.RemoveAll(dir)
 	os.Exit(code)
 }
 
 func sharedEtcd(t testing.TB) *stack.Etcd {
 	t.Helper()
 	notShort(t)
-	e, err := shared()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return e
+	return shared
 }
 
 // notShort skips a test that starts servers.
