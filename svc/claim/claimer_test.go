@@ -1,7 +1,6 @@
 package claim
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"strings"
@@ -131,23 +130,20 @@ func TestWithdrawn(t *testing.T) {
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t)
 	claimed := x.grant(x.a, "1")
-	first, second := x.a.c.requestWrite(), chan struct{}(nil)
-	for n, check := range []*chan struct{}{&first, &second} {
-		if n == 1 {
-			second = x.a.c.requestWrite()
-			x.a.nextSession()
-		}
-		x.runUntilIdle()
-		select {
-		case <-*check:
-			if n == 1 {
-				t.Error("a later session answers the check")
-			}
-		default:
-			if n == 0 {
-				t.Error("the write does not answer the check")
-			}
-		}
+	first := x.a.c.requestWrite()
+	x.runUntilIdle()
+	select {
+	case <-first:
+	default:
+		t.Error("the write does not answer the check")
+	}
+	second := x.a.c.requestWrite()
+	x.a.nextSession()
+	x.runUntilIdle()
+	select {
+	case <-second:
+		t.Error("a later session answers the check")
+	default:
 	}
 	if err := x.a.c.Check(t.Context(), claimed); !errors.Is(err, ErrSuspended) {
 		t.Errorf("the check of a lost claim: %v", err)
@@ -310,30 +306,25 @@ func TestIsOver(t *testing.T) {
 func TestLags(t *testing.T) {
 	tests := map[string]struct {
 		answered, opened time.Duration // after the sending; answered 0: not
-		want             time.Duration // after the sending; 0: never
+		want             time.Duration // after the sending; if it is not answered, never
 	}{
 		"answered at once":         {time.Millisecond, -time.Hour, 2 * time.Second},
 		"answered late":            {3 * time.Second, -time.Hour, 3500 * time.Millisecond},
-		"unanswered":               {0, -time.Hour, 0},
+		"unanswered":               {0, -time.Hour, time.Hour},
 		"the watch is opened then": {time.Millisecond, 4 * time.Second, 5 * time.Second},
 	}
 	for name, tt := range tests {
 		synctest.Test(t, func(t *testing.T) {
 			c, sent := newClaimer(), time.Now()
-			w := &write{N: 2, sent: sent}
-			c.pending = w
+			c.pending = &write{N: 2, sent: sent}
 			if tt.answered > 0 {
-				w.answered = sent.Add(tt.answered)
+				c.pending.answered = sent.Add(tt.answered)
 			}
-			lagsAfter := func(d time.Duration) bool {
-				<-time.After(time.Until(sent.Add(d)))
-				return c.lags(sent.Add(tt.opened))
-			}
-			if before := lagsAfter(cmp.Or(tt.want, time.Hour)); before {
-				t.Errorf("%s: it lags too early", name)
-			}
-			if after := lagsAfter(cmp.Or(tt.want, time.Hour) + time.Millisecond); after != (tt.want > 0) {
-				t.Errorf("%s: it lags: %t", name, after)
+			for _, late := range []time.Duration{0, time.Millisecond} {
+				<-time.After(time.Until(sent.Add(tt.want + late)))
+				if got := c.lags(sent.Add(tt.opened)); got != (late > 0 && tt.answered > 0) {
+					t.Errorf("%s: after %v it lags: %t", name, tt.want+late, got)
+				}
 			}
 		})
 	}

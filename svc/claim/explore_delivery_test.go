@@ -32,18 +32,10 @@ func (p *simProcess) deliver(message int) {
 // takeAnswers gives the deliveries the answers that have arrived.
 func (p *simProcess) takeAnswers() {
 	for _, d := range slices.Clone(p.deliveries) {
-		switch d.phase {
-		case waiting:
-			select {
-			case err := <-d.claim.answer:
-				p.answered(d, err)
-			default:
-			}
-		case checking: // claimer.Check
-			if d.claim.Held.Err() != nil {
-				p.cancelled(d)
-				continue
-			}
+		switch {
+		case d.phase == checking && d.claim.Held.Err() != nil: // see claimer.Check
+			p.cancelled(d)
+		case d.phase == checking:
 			select {
 			case <-d.check: // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
 				p.x.dead++
@@ -51,25 +43,18 @@ func (p *simProcess) takeAnswers() {
 				p.remove(d, true)
 			default:
 			}
-		case finished:
-			select {
-			case err := <-d.claim.answer:
-				p.x.checkRecorded(p, d, err)
-				p.remove(d, true)
-			default:
-			}
+		case len(d.claim.answer) == 0:
+		case d.phase == finished:
+			p.x.checkRecorded(p, d, <-d.claim.answer)
+			p.remove(d, true)
+		case <-d.claim.answer == nil:
+			d.phase, d.granted = working, true
+			p.x.checkGrant(p, d)
+		default: // ErrDone: the delivery is skipped
+			p.x.checkSkipped(d)
+			p.remove(d, true)
 		}
 	}
-}
-
-func (p *simProcess) answered(d *simDelivery, err error) {
-	if err != nil { // ErrDone: the delivery is skipped
-		p.x.checkSkipped(d)
-		p.remove(d, true)
-		return
-	}
-	d.phase, d.granted = working, true
-	p.x.checkGrant(p, d)
 }
 
 // finish ends the work and does the first part of claimer.Complete.

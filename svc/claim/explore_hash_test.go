@@ -82,15 +82,16 @@ func (h *hasher) add(values ...int) {
 	}
 }
 
-func (h *hasher) addBools(values ...bool) {
-	bits := 0
+func (h *hasher) addBools(values ...bool) { h.add(bits(values...)) }
+
+// bits returns a number with a bit for each value.
+func bits(values ...bool) (n int) {
 	for _, v := range values {
-		bits *= 2
-		if v {
-			bits++
+		if n *= 2; v {
+			n++
 		}
 	}
-	h.add(bits)
+	return n
 }
 
 func (h *hasher) addName(name string)              { h.items = append(h.items, item{name: name}) }
@@ -213,13 +214,8 @@ func (h *hasher) addProcess(p *simProcess, ids []string) {
 		if e != nil && e.holder != d.claim {
 			place = 2 + slices.Index(e.waiting, d.claim)
 		}
-		form := int(d.id[0]-'a')<<4 | int(d.phase)<<2 | place
-		for _, bit := range []bool{e != nil, d.gone, d.granted && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check)} {
-			if form *= 2; bit {
-				form++
-			}
-		}
-		deliveries = append(deliveries, form)
+		flags := bits(e != nil, d.gone, d.granted && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check))
+		deliveries = append(deliveries, int(d.id[0]-'a')<<8|int(d.phase)<<6|place<<4|flags)
 	}
 	slices.Sort(deliveries)
 	h.add(deliveries...)

@@ -181,37 +181,40 @@ func TestSnapshotInPages(t *testing.T) {
 	for i := range ids {
 		put(fmt.Sprintf("%sdone/forever/%016d/%016d", prefix, i%7, i), fmt.Sprintf("[%q]", fmt.Sprint(i)))
 	}
-	kv := &compacting{compact: func() {
-		if _, err := client.Compact(context.Background(), put("other", "")); err != nil {
-			t.Error(err)
-		}
-	}}
-	p := start(t, e, claim.Options{}, func(c *clientv3.Client) { kv.KV, c.KV = c.KV, kv })
+	var reads, failed atomic.Int64
+	p := start(t, e, claim.Options{}, func(c *clientv3.Client) {
+		c.KV = reader{c.KV, func(read func() error) { // etcd is compacted before two of the pages are read
+			if n := reads.Add(1); n == 3 || n == 6 {
+				if _, err := client.Compact(context.Background(), put("other", "")); err != nil {
+					t.Error(err)
+				}
+			}
+			if read() != nil {
+				failed.Add(1)
+			}
+		}}
+	})
 	if n := p.Remembered(); n != ids {
 		t.Errorf("%d ids are remembered, want %d", n, ids)
 	}
-	if kv.failed.Load() == 0 || kv.gets.Load() < 9 {
-		t.Errorf("%d reads, of which %d failed: no page was compacted away", kv.gets.Load(), kv.failed.Load())
+	if failed.Load() == 0 || reads.Load() < 9 {
+		t.Errorf("%d reads, of which %d failed: no page was compacted away", reads.Load(), failed.Load())
 	}
 	for i := range ids {
 		p.mustBeDone(fmt.Sprint(i))
 	}
 }
 
-// compacting compacts etcd before two of the pages of a snapshot are read.
-type compacting struct {
+// reader calls get for each read.
+type reader struct {
 	clientv3.KV
-	gets, failed atomic.Int64
-	compact      func()
+	get func(read func() error)
 }
 
-func (c *compacting) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	if n := c.gets.Add(1); n == 3 || n == 6 {
-		c.compact()
-	}
-	resp, err := c.KV.Get(ctx, key, opts...)
-	if err != nil {
-		c.failed.Add(1)
-	}
+func (r reader) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (resp *clientv3.GetResponse, err error) {
+	r.get(func() error {
+		resp, err = r.KV.Get(ctx, key, opts...)
+		return err
+	})
 	return resp, err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -213,19 +214,12 @@ func (j *journal) Write(line []byte) (int, error) {
 }
 
 // find returns the lines that contain all of what.
-func (j *journal) find(what ...string) (found []string) {
+func (j *journal) find(what ...string) []string {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	for _, line := range j.lines {
-		missing := false
-		for _, w := range what {
-			missing = missing || !strings.Contains(line, w)
-		}
-		if !missing {
-			found = append(found, line)
-		}
-	}
-	return found
+	return slices.DeleteFunc(slices.Clone(j.lines), func(line string) bool {
+		return slices.ContainsFunc(what, func(w string) bool { return !strings.Contains(line, w) })
+	})
 }
 
 // await waits for a line that contains all of what.
