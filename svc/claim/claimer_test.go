@@ -97,6 +97,25 @@ func TestInvalidID(t *testing.T) {
 	}
 }
 
+// A process knows how many processes of the role live, and which types the others handle. A session
+// of an earlier version handles none.
+func TestSessions(t *testing.T) {
+	x := newPair(t)
+	x.etcd.commit(x.etcd.put("session/old", "vm 17285", x.etcd.grant(true)))
+	x.runUntilIdle()
+	if n := x.a.c.Sessions(); n != 3 || !x.a.c.HandledElsewhere("B") || x.a.c.HandledElsewhere("A") || x.a.c.HandledElsewhere("vm 17285") {
+		t.Errorf("%d of 3 sessions are seen: %v", n, x.a.c.view.sessions)
+	}
+	x.etcd.end(x.b.lease)
+	x.see(x.a)
+	if n := x.a.c.Sessions(); n != 2 || x.a.c.HandledElsewhere("B") {
+		t.Errorf("%d of 2 sessions are seen: %v", n, x.a.c.view.sessions)
+	}
+	if x.a.c.suspend(ErrSuspended); x.a.c.Sessions() != 0 {
+		t.Error("sessions are counted by one that is suspended")
+	}
+}
+
 // A session with entries writes when it has been quiet, and one without does not.
 func TestProbe(t *testing.T) {
 	x := newPair(t)

@@ -48,32 +48,6 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// A process knows how many processes of the role live, and which types the others handle. A session
-// of an earlier version handles none.
-func TestSessions(t *testing.T) {
-	a := start(t, sharedEtcd(t), claim.Options{Window: time.Hour, Types: []string{"new_order"}})
-	mustKnow := func(sessions int, newOrder, refund bool) {
-		t.Helper()
-		eventually(t, func() error {
-			if n, o, r := a.Sessions(), a.HandledElsewhere("new_order"), a.HandledElsewhere("refund"); n != sessions || o != newOrder || r != refund {
-				return fmt.Errorf("%d sessions; new_order is handled elsewhere: %t, refund: %t; want %d, %t, %t", n, o, r, sessions, newOrder, refund)
-			}
-			return nil
-		})
-	}
-	mustKnow(1, false, false)
-	b := start(t, sharedEtcd(t), claim.Options{Window: time.Hour, Types: []string{"new_order", "refund"}})
-	mustKnow(2, true, true)
-	b.Close()
-	mustKnow(1, false, false)
-	a.put("session/1", "vm 17285")
-	a.put("session/2", "refund")
-	mustKnow(3, false, false)
-	if warnings := a.log.find("level=WARN"); len(warnings) > 0 {
-		t.Errorf("warnings: %q", warnings)
-	}
-}
-
 // Records expire after DEDUP_WINDOW and not before, for all processes. With a window of
 // 0 they never expire.
 func TestDedupWindow(t *testing.T) {

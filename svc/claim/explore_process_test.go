@@ -1,6 +1,8 @@
 package claim
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -64,8 +66,8 @@ var farFuture = time.Now().Add(1000 * time.Hour)
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
 	p.x.sessions++
-	name := "s" + string(rune('0'+p.x.sessions))
-	p.x.etcd.commit(p.x.etcd.put("session/"+name, "host 1", p.lease))
+	name := fmt.Sprintf("s%d", p.x.sessions)
+	p.x.etcd.commit(p.x.etcd.put("session/"+name, fmt.Sprintf(`{"types":["%c"]}`, p.name), p.lease))
 	p.over = false
 	p.names = append(p.names, name)
 	p.c.beginSession(name, p.x.etcd.revision, farFuture, func(error) {
@@ -156,7 +158,7 @@ func (p *simProcess) steps(steps []step) []step {
 	add(behind > 0, "watches", func() { p.watch(1) })
 	add(behind > 1, "catches up", func() { p.watch(behind) }) // an answer of the watch may have several revisions
 	for i, id := range p.x.queue {
-		add(len(p.deliveries) < 2 && (i == 0 || p.x.queue[i-1] != id), "delivers "+id, func() { p.deliver(i) })
+		add(len(p.deliveries) < cmp.Or(p.x.held, 2) && (i == 0 || p.x.queue[i-1] != id), "delivers "+id, func() { p.deliver(i) })
 	}
 	for _, d := range p.deliveries {
 		if d.phase == working {

@@ -15,6 +15,7 @@ var exploreFaults = flag.Int("explore.faults", -1, "faults in a run of TestExplo
 type scenario struct {
 	messages []string // ids
 	first    string   // the process that each message is delivered to first; empty: any
+	held     int      // deliveries of a process at once; 0: two
 	faults   int      // maximum in a run
 	short    int      // faults with -short
 	mild     bool     // no crashes, suspensions or lost channels, which lead to the most states
