@@ -58,32 +58,40 @@ func (x *run) workers(id string) (n int) {
 	return n
 }
 
-// checkWrite checks that a write lists no id twice, and takes ids off each claim that it rewrites.
-func (x *run) checkWrite(w *write) {
+// checkWrite checks that a process lists no id twice, and none while it is suspended, that it takes ids off
+// each claim that it rewrites, and that it records what is finished or was in the record that it replaces.
+func (x *run) checkWrite(p *simProcess, w *write) {
 	for key, k := range x.etcd.keys {
 		if strings.HasPrefix(key, "claim/"+w.Session+"/") && slices.ContainsFunc(w.Claim, func(id string) bool { return slices.Contains(k.ids, id) }) {
-			x.fail("write %d of %s claims %q, and %s lists %q", w.N, w.Session, w.Claim, key, k.ids)
+			x.fail("%+v claims ids that %s lists: %q", w, key, k.ids)
 		}
 	}
 	for _, left := range w.Left {
 		if key := x.etcd.paths.claimPath(w, left.N); len(left.IDs) >= len(x.etcd.keys[key].ids) && x.etcd.keys[key].version > 0 {
-			x.fail("write %d of %s takes nothing off %s", w.N, w.Session, key)
+			x.fail("%+v takes nothing off %s", w, key)
 		}
 	}
-	if len(w.Claim)+len(w.Left)+len(w.checks) == 0 {
-		x.fail("write %d of %s is empty", w.N, w.Session)
+	record := x.etcd.past[p.view][x.etcd.paths.recordPath(w)].ids
+	unfinished := func(id string) bool {
+		return !slices.Contains(record, id) && (p.c.entries[id] == nil || !p.c.entries[id].finished)
+	}
+	if len(w.Done) > 0 && x.etcd.lives(w.Window.Lease) && slices.ContainsFunc(w.Done, unfinished) {
+		x.fail("%+v records ids that are not finished, to %q", w, record)
+	}
+	if suspended := len(w.Claim) > 0 && p.suspended(); suspended || len(w.Claim)+len(w.Left)+len(w.checks) == 0 {
+		x.fail("%+v is empty, or claims ids while suspended: %t", w, suspended)
 	}
 }
 
 // checkGrant checks that the token grows with each new owner, and that a claim keeps
-// its token.
+// its token while its session lives.
 func (x *run) checkGrant(p *simProcess, d *simDelivery) {
 	now := grant{revisionOf(d.claim.Token), p.c.view.session}
 	last := x.tokens[d.id]
-	if now.token < last.token || now.token == last.token && now.session != last.session {
-		x.fail("%s was granted with %+v after %+v", d.id, now, last)
+	if now.token < last.token || now.token == last.token && now.session != last.session || d.last.session == now.session && d.last != now {
+		x.fail("%s was granted with %+v after %+v, to this delivery %+v", d.id, now, last, d.last)
 	}
-	x.tokens[d.id] = now
+	x.tokens[d.id], d.last = now, now
 }
 
 // checkSkipped checks that the id of a skipped delivery was recorded.
@@ -143,14 +151,6 @@ type truth struct {
 	done    bool
 	records int        // that count
 	claims  []claimKey // that list the id, the oldest first
-}
-
-// owner returns the session that owns the id; "": none.
-func (t truth) owner() string {
-	if t.done || len(t.claims) == 0 {
-		return ""
-	}
-	return t.claims[0].session
 }
 
 func (t truth) String() string {

@@ -5,12 +5,12 @@ import "slices"
 // simDelivery is one delivery of a message. It uses its claim as Pipeline.process in
 // svc/consume does.
 type simDelivery struct {
-	id      string
-	phase   phase
-	claim   *Claim
-	granted bool
-	check   chan struct{} // in the phase checking
-	gone    bool          // its channel has closed: the message is delivered again
+	id    string
+	phase phase
+	claim *Claim
+	last  grant
+	check chan struct{} // in the phase checking
+	gone  bool          // its channel has closed: the message is delivered again
 }
 
 type phase byte
@@ -48,7 +48,7 @@ func (p *simProcess) takeAnswers() {
 			p.x.checkRecorded(p, d, <-d.claim.answer)
 			p.remove(d, true)
 		case <-d.claim.answer == nil:
-			d.phase, d.granted = working, true
+			d.phase = working
 			p.x.checkGrant(p, d)
 		default: // ErrDone: the delivery is skipped
 			p.x.checkSkipped(d)
@@ -89,7 +89,7 @@ func (p *simProcess) loseChannel(d *simDelivery) {
 	d.gone = true
 	if d.phase == waiting {
 		p.c.withdraw(d.claim) // no answer can have arrived since takeAnswers
-		if d.granted {
+		if d.last.token > 0 {
 			p.c.Release(d.claim) // as after an error of Reclaim
 		}
 		p.remove(d, false)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
 	"maps"
@@ -32,7 +33,7 @@ type item struct {
 	ranked bool // n is the number of a write, or a revision
 }
 
-func (h *hasher) hash(x *run) (sum [16]byte) {
+func (h *hasher) hash(x *run) [sha256.Size]byte {
 	var first []byte
 	for i := range x.processes {
 		h.items = h.items[:0]
@@ -41,10 +42,7 @@ func (h *hasher) hash(x *run) (sum [16]byte) {
 			first = form
 		}
 	}
-	for i, seed := range viewSeeds {
-		binary.LittleEndian.PutUint64(sum[8*i:], maphash.Bytes(seed, first))
-	}
-	return sum
+	return sha256.Sum256(first)
 }
 
 // form replaces names and ranked numbers.
@@ -214,7 +212,7 @@ func (h *hasher) addProcess(p *simProcess, ids []string) {
 		if e != nil && e.holder != d.claim {
 			place = 2 + slices.Index(e.waiting, d.claim)
 		}
-		flags := bits(e != nil, d.gone, d.granted && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check))
+		flags := bits(e != nil, d.gone, d.last.token > 0 && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check))
 		deliveries = append(deliveries, int(d.id[0]-'a')<<8|int(d.phase)<<6|place<<4|flags)
 	}
 	slices.Sort(deliveries)

@@ -115,7 +115,7 @@ func (p *simProcess) write() {
 		p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 	}
 	if p.sending = p.c.compose(); p.sending != nil {
-		p.x.checkWrite(p.sending)
+		p.x.checkWrite(p, p.sending)
 		p.call++
 		p.resend()
 	}

@@ -52,28 +52,6 @@ func TestSmallRecords(t *testing.T) {
 	}
 }
 
-// Ids are not added to the record of another window. A write that is refused because its
-// window has ended is composed anew, with its own ids alone, in the next window.
-func TestWindowEnds(t *testing.T) {
-	x := newPair(t)
-	x.process(x.a, "0")
-	x.a.c.finish(x.grant(x.a, "last"))
-	x.a.write()
-	sent := x.a.sending
-	if !slices.Equal(sent.Done, []string{"0", "last"}) || sent.Record == sent.N || sent.NewWindow {
-		t.Fatalf("the write is %+v", sent)
-	}
-	x.etcd.end(sent.Window.Lease)
-	x.write(x.a)
-	if sent := x.write(x.a); !slices.Equal(sent.Done, []string{"last"}) || sent.Record != sent.N || !sent.NewWindow {
-		t.Errorf("the write is now %+v", sent)
-	}
-	x.see(x.b)
-	if !x.b.c.view.Done("last") || x.b.c.view.Done("0") {
-		t.Errorf("last is done: %t; 0, of the ended window, is done: %t", x.b.c.view.Done("last"), x.b.c.view.Done("0"))
-	}
-}
-
 // A window takes ids until its time is over or it has no room left.
 func TestNeedsWindow(t *testing.T) {
 	now := time.Now()
