@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,13 +98,13 @@ func (o operation) String() string {
 type history struct {
 	began  time.Time
 	enough chan struct{} // closed when there are as many as wanted
+	holds  atomic.Int64  // how many claims were granted
 
 	mu     sync.Mutex
 	ops    map[string][]operation
 	wanted int
 	total  int
 	count  map[kind]int
-	holds  int
 }
 
 func (h *history) now() time.Duration { return time.Since(h.began) }
@@ -116,14 +117,6 @@ func (h *history) add(id string, o operation) {
 	if h.total++; h.total == h.wanted {
 		close(h.enough)
 	}
-}
-
-// newHold returns the number of a new grant.
-func (h *history) newHold() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.holds++
-	return h.holds
 }
 
 // maxCheck bounds the check of one id, which usually takes milliseconds.

@@ -33,11 +33,11 @@ type run struct {
 }
 
 // newRun returns a run of that many operations, whose links cannot be broken.
-func newRun(t *testing.T, etcd []*stack.Etcd, role string, wanted int) *run {
+func newRun(t *testing.T, etcd []*stack.Etcd, wanted int) *run {
 	t.Helper()
 	r := &run{
 		history: history{began: time.Now(), enough: make(chan struct{}), wanted: wanted, ops: make(map[string][]operation), count: make(map[kind]int)},
-		t:       t, role: role, inspector: newClient(t, etcd[0]), quiet: make(chan struct{}),
+		t:       t, role: newRole(), inspector: newClient(t, etcd[0]), quiet: make(chan struct{}),
 	}
 	for i := range r.links {
 		for _, e := range etcd {

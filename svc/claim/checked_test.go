@@ -29,7 +29,7 @@ func TestCheckedHistories(t *testing.T) {
 		t.Run(fmt.Sprintf("members=%d", members), func(t *testing.T) {
 			t.Parallel()
 			etcd := startEtcd(t, members, stack.EtcdOptions{})
-			r := newRun(t, etcd, "checked", *checkedOps)
+			r := newRun(t, etcd, *checkedOps)
 			r.links = newLinks(t, etcd)
 			if left := r.work(maxWait, breakThings(t, etcd, r.links)); left != "" {
 				t.Error(left)
@@ -66,7 +66,7 @@ func TestCheckedHistoriesNotice(t *testing.T) {
 				rounds = 2
 			}
 			for round := 0; round < rounds && noticed == ""; round++ {
-				r := newRun(t, etcd, strings.ReplaceAll(test.name, " ", "-")+fmt.Sprint(round), 1000)
+				r := newRun(t, etcd, 1000)
 				r.wrap = test.wrap
 				noticed = r.work(2*ttl, func() {}) + r.wrong()
 				t.Logf("after %d operations: %s", r.total, noticed)

@@ -71,7 +71,7 @@ func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err err
 	if err != nil {
 		return nil
 	}
-	h := &hold{Claim: c, number: w.newHold()}
+	h := &hold{Claim: c, number: int(w.holds.Add(1))}
 	w.note(id, operation{kind: granted, hold: h.number, token: c.Token, call: call})
 	h.alive.Store(int64(call))
 	context.AfterFunc(c.Held, func() { w.end(h, suspended, 0) })

@@ -254,7 +254,9 @@ func TestForeignKeys(t *testing.T) {
 		t.Errorf("%d lines with %d bytes are logged", len(lines), len(strings.Join(lines, "")))
 	}
 	for _, id := range []string{"122", "123"} {
-		p.put("claim/by-hand/1", "123")
+		if _, err := p.client.Put(t.Context(), p.prefix+"claim/by-hand/1", "123"); err != nil {
+			t.Fatal(err)
+		}
 		p.log.await("level=WARN", "claim/by-hand/1", "hint=")
 		p.mustComplete(id) // after the process has seen the key
 	}

@@ -130,8 +130,8 @@ func (x *run) checkEnd() {
 		}
 	}
 	for _, p := range x.processes {
-		if len(p.deliveries)+len(p.c.entries) > 0 {
-			x.fail("in the end %c has %d deliveries and %d entries", p.name, len(p.deliveries), len(p.c.entries))
+		if d, e, due := len(p.deliveries), len(p.c.entries), len(p.c.due); d+e+due > 0 {
+			x.fail("in the end %c has %d deliveries and %d entries, and %d to be written", p.name, d, e, due)
 		}
 	}
 	for _, c := range x.over {
@@ -190,16 +190,12 @@ func (e *simEtcd) rule() map[string]truth {
 					t.records++
 				}
 			case "claim":
-				t.claims = append(t.claims, claimKey{session: parts[1], write: parseNumber(parts[2]), token: e.age(key, k)})
+				write, _ := strconv.ParseInt(parts[2], 10, 64)
+				t.claims = append(t.claims, claimKey{session: parts[1], write: write, token: e.age(key, k)})
 			}
 		}
 		slices.SortFunc(t.claims, func(a, b claimKey) int { return cmp.Compare(a.token, b.token) })
 		all[id] = t
 	}
 	return all
-}
-
-func parseNumber(s string) int64 {
-	n, _ := strconv.ParseInt(s, 10, 64)
-	return n
 }

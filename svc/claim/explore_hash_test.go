@@ -131,16 +131,17 @@ func (h *hasher) addRun(x *run, processes []*simProcess) {
 	for _, p := range processes {
 		h.addProcess(p, x.etcd.ids)
 	}
-	for i, lease := range x.etcd.leases {
-		if lease.living && !lease.session {
-			h.addName(leaseName(clientv3.LeaseID(i + 1)))
-		}
-	}
+	h.add(len(x.net))
 	for _, w := range slices.SortedFunc(slices.Values(x.net), func(a, b *simCopy) int {
 		return cmp.Or(slices.Index(processes, a.from)-slices.Index(processes, b.from), cmp.Compare(a.Session, b.Session), cmp.Compare(a.N, b.N), a.call-b.call)
 	}) {
 		h.addBools(w.current(), w.half)
 		h.addContent(&w.write)
+	}
+	for i, lease := range x.etcd.leases {
+		if lease.living && !lease.session {
+			h.addName(leaseName(clientv3.LeaseID(i + 1)))
+		}
 	}
 }
 
@@ -173,6 +174,7 @@ func (h *hasher) addRecord(r recordName) {
 func (h *hasher) addContent(w *write) {
 	h.addVersion(w.Session, w.N)
 	h.addIDs(w.Claim)
+	h.add(len(w.Left))
 	for _, left := range slices.SortedFunc(slices.Values(w.Left), func(a, b remainder) int { return cmp.Compare(a.N, b.N) }) {
 		h.addWrite(w.Session, left.N)
 		h.addIDs(left.IDs)
@@ -194,10 +196,8 @@ func (h *hasher) addProcess(p *simProcess, ids []string) {
 		h.addContent(c.pending)
 		h.add(len(c.pending.checks))
 	}
-	if r := c.view.record; len(r.ids) > 0 {
-		h.addRecord(r.recordName)
-		h.addIDs(r.ids)
-	}
+	h.addRecord(c.view.record.recordName)
+	h.addIDs(c.view.record.ids)
 	for _, id := range ids {
 		if e := c.entries[id]; e != nil {
 			h.add(1 + len(e.waiting))
@@ -216,6 +216,7 @@ func (h *hasher) addProcess(p *simProcess, ids []string) {
 		deliveries = append(deliveries, int(d.id[0]-'a')<<8|int(d.phase)<<6|place<<4|flags)
 	}
 	slices.Sort(deliveries)
+	h.add(len(deliveries))
 	h.add(deliveries...)
 }
 

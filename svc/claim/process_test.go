@@ -1,6 +1,7 @@
 package claim_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,14 +75,16 @@ func newClient(t testing.TB, e *stack.Etcd) *clientv3.Client {
 	return client
 }
 
-var roles struct {
-	sync.Map // by test
-	made     atomic.Int64
-}
+var (
+	rolesMade   atomic.Int64
+	rolesOfTest sync.Map // by test
+)
 
-// roleOf returns a role that no other test uses.
+// newRole returns a role that is not used yet, and roleOf that of a test.
+func newRole() string { return fmt.Sprint("role", rolesMade.Add(1)) }
+
 func roleOf(t testing.TB) string {
-	role, _ := roles.LoadOrStore(t, fmt.Sprint("test", roles.made.Add(1)))
+	role, _ := rolesOfTest.LoadOrStore(t, newRole())
 	return role.(string)
 }
 
@@ -101,15 +104,7 @@ type process struct {
 // They end with the test. The processes of a test share a role, unless the options name one.
 func start(t testing.TB, e *stack.Etcd, o claim.Options, wrap ...func(*clientv3.Client)) *process {
 	t.Helper()
-	if o.Role == "" {
-		o.Role = roleOf(t)
-	}
-	if o.TTL == 0 {
-		o.TTL = 2 * time.Second
-	}
-	if o.MaxIDs == 0 {
-		o.MaxIDs = 1_000_000
-	}
+	o.Role, o.TTL, o.MaxIDs = cmp.Or(o.Role, roleOf(t)), cmp.Or(o.TTL, 2*time.Second), cmp.Or(o.MaxIDs, 1_000_000)
 	o.CloseTimeout = 5 * time.Second
 	p := &process{t: t, client: newClient(t, e), prefix: "/service/" + o.Role + "/", log: &journal{t: t}}
 	for _, w := range wrap {
@@ -162,14 +157,6 @@ func (p *process) mustBeDone(id string) {
 	p.t.Helper()
 	if c, err := p.claim(id); !errors.Is(err, claim.ErrDone) {
 		p.t.Errorf("claim of %s: %+v, %v, want ErrDone", id, c, err)
-	}
-}
-
-// put puts a key of the role.
-func (p *process) put(key, value string) {
-	p.t.Helper()
-	if _, err := p.client.Put(p.t.Context(), p.prefix+key, value); err != nil {
-		p.t.Fatal(err)
 	}
 }
 

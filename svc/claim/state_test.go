@@ -26,12 +26,9 @@ func TestRule(t *testing.T) {
 			{[]change{put(2, "claim/a/2", "x", "y")}, "a/2@2"},
 			{[]change{put(2, "claim/a/2", "y")}, ""},
 		},
-		"a record without a window says nothing": {
+		"a record without a window says nothing, nor does its end alone": {
 			{[]change{put(2, "done/w/a/2", "x")}, ""},
 			{[]change{window}, "done"},
-		},
-		"the end of a record alone says nothing": {
-			{[]change{window, put(2, "done/w/a/2", "x")}, "done"},
 			{[]change{gone("done/w/a/2")}, "done"},
 		},
 		"a forgotten id is forgotten once, and in one record": {

@@ -10,13 +10,6 @@ import (
 	"unicode/utf8"
 )
 
-// process claims, works on and records one id, alone.
-func (x *pair) process(p *simProcess, id string) {
-	x.t.Helper()
-	p.c.finish(x.grant(p, id))
-	x.runUntilIdle()
-}
-
 // records returns how many ids each record in etcd lists, in the order of their keys, and how many each
 // window.
 func (x *pair) records() (sizes []int, windows map[string]int) {
@@ -42,7 +35,8 @@ func TestSmallRecords(t *testing.T) {
 		case i%10 == 9:
 			x.a.load()
 		}
-		x.process(x.a, fmt.Sprint(i))
+		x.a.c.finish(x.grant(x.a, fmt.Sprint(i)))
+		x.runUntilIdle()
 	}
 	if sizes, _ := x.records(); !slices.Equal(sizes, []int{1, 8, 16, 16}) {
 		t.Errorf("the records list %v ids", sizes)
