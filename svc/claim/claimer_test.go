@@ -136,27 +136,34 @@ func TestWithdrawn(t *testing.T) {
 	}
 }
 
-// A check is answered by a write of its session, and not by one of a later session.
+// A check is answered by the next write of its session, also after one that is undone, and not by one of a
+// later session.
 func TestCheckIsAWrite(t *testing.T) {
 	x := newPair(t)
 	claimed := x.grant(x.a, "1")
 	first := x.a.c.requestWrite()
-	x.runUntilIdle()
-	select {
-	case <-first:
-	default:
-		t.Error("the write does not answer the check")
+	x.a.write()
+	x.a.c.undo(x.a.sending)
+	x.a.sending, x.net = nil, nil
+	if n := len(x.runUntilIdle()); n != 1 || !isClosed(first) {
+		t.Errorf("after %d writes the check is answered: %t", n, isClosed(first))
 	}
 	second := x.a.c.requestWrite()
 	x.a.nextSession()
-	x.runUntilIdle()
-	select {
-	case <-second:
+	if x.runUntilIdle(); isClosed(second) {
 		t.Error("a later session answers the check")
-	default:
 	}
 	if err := x.a.c.Check(t.Context(), claimed); !errors.Is(err, ErrSuspended) {
 		t.Errorf("the check of a lost claim: %v", err)
+	}
+}
+
+func isClosed(c chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -35,14 +35,10 @@ func (p *simProcess) takeAnswers() {
 		switch {
 		case d.phase == checking && d.claim.Held.Err() != nil: // see claimer.Check
 			p.cancelled(d)
-		case d.phase == checking:
-			select {
-			case <-d.check: // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
-				p.x.dead++
-				p.c.Release(d.claim)
-				p.remove(d, true)
-			default:
-			}
+		case d.phase == checking && isClosed(d.check): // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
+			p.x.dead++
+			p.c.Release(d.claim)
+			p.remove(d, true)
 		case len(d.claim.answer) == 0:
 		case d.phase == finished:
 			p.x.checkRecorded(p, d, <-d.claim.answer)

@@ -118,13 +118,16 @@ func (h *hasher) addRun(x *run, processes []*simProcess) {
 	for _, id := range x.etcd.ids {
 		h.add(min(x.works[id], 2+x.etcd.ended[id]), x.etcd.ended[id], x.etcd.expired[id], x.etcd.recorded[id]-x.completed[id], x.completed[id])
 	}
+	owner := func(key string) int { // of the two, or another
+		return slices.IndexFunc(processes, func(p *simProcess) bool { return strings.Contains(key+"/", "/"+p.c.view.session+"/") })
+	}
 	// A view is a function of the keys at its revision: run.check compares the two.
 	h.last = make(map[string]int64)
 	for r := min(processes[0].view, processes[1].view); r <= x.etcd.revision; r++ {
 		for _, p := range processes {
 			h.addBools(p.view == r)
 		}
-		for _, name := range slices.Sorted(maps.Keys(x.etcd.past[r])) {
+		for _, name := range slices.SortedFunc(maps.Keys(x.etcd.past[r]), func(a, b string) int { return cmp.Or(owner(a)-owner(b), cmp.Compare(a, b)) }) {
 			h.addKey(name, x.etcd.past[r][name])
 		}
 	}
