@@ -59,7 +59,8 @@ func (x *run) workers(id string) (n int) {
 }
 
 // checkWrite checks that a process lists no id twice, and none while it is suspended, that it takes ids off
-// each claim that it rewrites, and that it records what is finished or was in the record that it replaces.
+// each claim that it rewrites, that it puts a window once, and records what is finished or was in the record
+// that it replaces.
 func (x *run) checkWrite(p *simProcess, w *write) {
 	for key, k := range x.etcd.keys {
 		if strings.HasPrefix(key, "claim/"+w.Session+"/") && slices.ContainsFunc(w.Claim, func(id string) bool { return slices.Contains(k.ids, id) }) {
@@ -75,8 +76,9 @@ func (x *run) checkWrite(p *simProcess, w *write) {
 	unfinished := func(id string) bool {
 		return !slices.Contains(record, id) && (p.c.entries[id] == nil || !p.c.entries[id].finished)
 	}
-	if len(w.Done) > 0 && x.etcd.lives(w.Window.Lease) && slices.ContainsFunc(w.Done, unfinished) {
-		x.fail("%+v records ids that are not finished, to %q", w, record)
+	_, window := x.etcd.past[p.view]["window/"+w.Window.Name]
+	if len(w.Done) > 0 && x.etcd.lives(w.Window.Lease) && (window == w.NewWindow || slices.ContainsFunc(w.Done, unfinished)) {
+		x.fail("%+v puts a window that it sees, or records ids that are not finished, to %q", w, record)
 	}
 	if suspended := len(w.Claim) > 0 && p.suspended(); suspended || len(w.Claim)+len(w.Left)+len(w.checks) == 0 {
 		x.fail("%+v is empty, or claims ids while suspended: %t", w, suspended)

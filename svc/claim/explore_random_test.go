@@ -13,7 +13,7 @@ import (
 // whose claims have changed, and those that records list.
 func TestRandomRuns(t *testing.T) {
 	revisions := 0
-	for seed := range uint64(400) {
+	for seed := range uint64(1000) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		s := scenario{held: 6}
 		for range 14 {
@@ -30,10 +30,11 @@ func TestRandomRuns(t *testing.T) {
 				t.Fatalf("run %d: %s\nafter %q", seed, x.violation, x.trace)
 			}
 		}
-		for n := 0; ; n++ {
+		for n, faults := 0, seed%20; ; n++ {
 			steps := x.steps()
-			if n < 150 && (len(steps) == 0 || random.IntN(8) == 0) {
+			if faults > 0 && (len(steps) == 0 || random.IntN(8) == 0) {
 				steps = x.faults()
+				faults--
 			}
 			if len(steps) == 0 {
 				break

@@ -33,8 +33,8 @@ type scenario struct {
 // explored before. States are compared in a canonical form, see hasher. Every state is
 // checked against the invariants of explore_check_test.go.
 //
-// With two faults of any kind (-explore.faults=2) two messages of one id have four million
-// states, and two ids in one batch many more.
+// With two faults of any kind (-explore.faults=2) two messages of one id have millions of
+// states, and two ids in one batch many more. TestRandomRuns takes more ids and faults, in a sample of orders.
 //
 // Three restrictions keep the number of states small. The answer to a write arrives at
 // once, or when the view has seen everything up to the write, or not at all. A process
