@@ -48,24 +48,21 @@ func TestCheckedHistoriesNotice(t *testing.T) {
 	t.Parallel()
 	etcd := startEtcd(t, 1, stack.EtcdOptions{})
 	for _, test := range []struct {
-		name string
-		wrap func(*clientv3.Client)
-		want string // part of the report; empty: none
+		name   string
+		rounds int // at most
+		wrap   func(*clientv3.Client)
+		want   string // part of the report; empty: none
 	}{
-		{"nothing", func(*clientv3.Client) {}, ""},
-		{"claims of others are not seen", ignoreClaims, "illegal"},
-		{"records are lost", splitting(withoutRecords), "illegal"},
-		{"ids are taken off before they are recorded", splitting(recordsLater), "illegal"},
-		{"copies of writes without a condition", splitting(copied), "are left"},
+		{"nothing", 2, func(*clientv3.Client) {}, ""},
+		{"claims of others are not seen", 10, ignoreClaims, "illegal"},
+		{"records are lost", 10, splitting(withoutRecords), "illegal"},
+		{"ids are taken off before they are recorded", 10, splitting(recordsLater), "illegal"},
+		{"copies of writes without a condition", 10, splitting(copied), "are left"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			noticed := ""
-			rounds := 10
-			if test.want == "" {
-				rounds = 2
-			}
-			for round := 0; round < rounds && noticed == ""; round++ {
+			for round := 0; round < test.rounds && noticed == ""; round++ {
 				r := newRun(t, etcd, 1000)
 				r.wrap = test.wrap
 				noticed = r.work(2*ttl, func() {}) + r.wrong()

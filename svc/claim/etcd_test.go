@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,32 +86,24 @@ func TestMaxIDs(t *testing.T) {
 	a := start(t, sharedEtcd(t), claim.Options{Window: time.Hour, MaxIDs: most})
 	b := start(t, sharedEtcd(t), claim.Options{Window: time.Hour}) // whose memory would reach further
 	var working sync.WaitGroup
+	var completed atomic.Int64
 	for from := range workers {
 		working.Go(func() {
 			for n := from; n < ids; n += workers {
 				a.mustComplete(fmt.Sprint(n))
+				completed.Add(1)
 			}
 		})
 	}
-	done := make(chan struct{})
-	go func() {
-		working.Wait()
-		close(done)
-	}()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for full, running := false, true; running; {
+	for full := false; completed.Load() < ids && !t.Failed(); <-tick.C {
 		n := a.Remembered()
 		if full = full || n > most; full && n < most-most/8 {
 			t.Errorf("only %d ids are remembered of %d", n, most)
-			full = false
-		}
-		select {
-		case <-done:
-			running = false
-		case <-tick.C:
 		}
 	}
+	working.Wait()
 	eventually(t, func() error {
 		if n, m := a.Remembered(), b.Remembered(); n > most || n != m {
 			return fmt.Errorf("%d and %d ids are remembered", n, m)

@@ -96,7 +96,8 @@ func (x *run) steps() (steps []step) {
 		}
 	}
 	for i, lease := range x.etcd.leases {
-		if lease.living && lease.session && x.canExpire(int64(i+1)) {
+		renewed := func(p *simProcess) bool { return p.lease == int64(i+1) && !p.over && !p.suspended() }
+		if lease.living && lease.session && !slices.ContainsFunc(x.processes[:], renewed) {
 			steps = append(steps, step{'-', "a session expires", func() { x.etcd.end(int64(i + 1)) }})
 		}
 	}
@@ -110,13 +111,6 @@ func (x *run) isLocal(p *simProcess, steps []step) bool {
 	return p.view < x.etcd.revision &&
 		!slices.ContainsFunc(steps, func(s step) bool { return s.kind != "watches" && s.kind != "catches up" && s.kind != "writes" }) &&
 		!slices.ContainsFunc(x.net, func(w *simCopy) bool { return w.from == p && w.current() })
-}
-
-// canExpire reports whether the lease's process has crashed or has suspended the session.
-func (x *run) canExpire(lease int64) bool {
-	return !slices.ContainsFunc(x.processes[:], func(p *simProcess) bool {
-		return p.lease == lease && !p.over && !p.suspended()
-	})
 }
 
 // faults lists the faults that can happen next.
