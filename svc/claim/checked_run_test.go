@@ -50,11 +50,11 @@ func newRun(t *testing.T, etcd []*stack.Etcd, wanted int) *run {
 // id returns the n-th id, from 0.
 func id(n int) string { return fmt.Sprintf("%06d", n) }
 
-// oldest returns the number of the oldest id that events arrive for: some five deliveries of each get ErrDone.
+// oldest returns the number of the oldest id that events arrive for: some six deliveries of each get ErrDone.
 func (r *run) oldest() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.count[skipped] / 5
+	return r.count[skipped] / 6
 }
 
 // pick returns the id of the next event.
