@@ -2,7 +2,6 @@ package claim_test
 
 import (
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -15,21 +14,6 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
-
-func startEtcd(t *testing.T, members int) []*stack.Etcd {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
-	defer cancel()
-	notShort(t)
-	etcd, err := stack.StartEtcdCluster(ctx, t.TempDir(), members, stack.EtcdOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range etcd {
-		t.Cleanup(func() { e.Close() })
-	}
-	return etcd
-}
 
 // link is the network between a claimer and a member.
 type link struct {
@@ -75,6 +59,15 @@ func (l *link) open(t *testing.T) {
 	}
 }
 
+// networkFaults are the toxics of each fault of a link; nil: it is cut.
+var networkFaults = [][]string{
+	nil,
+	{`"type":"latency","stream":"downstream","attributes":{"latency":500,"jitter":490}`}, // answers arrive up to a second late
+	{`"type":"timeout","stream":"upstream"`},
+	{`"type":"timeout","stream":"downstream"`}, // requests take effect, but their answers are lost
+	{`"type":"timeout","stream":"upstream"`, `"type":"timeout","stream":"downstream"`},
+}
+
 // breakNetwork cuts, silences or delays links, one after the other, until ctx ends.
 func breakNetwork(ctx context.Context, t *testing.T, claimers [][]*link) {
 	for pause(ctx, between(0, ttl/2)) {
@@ -82,39 +75,23 @@ func breakNetwork(ctx context.Context, t *testing.T, claimers [][]*link) {
 		if rand.IntN(3) == 0 { // only the link to one member
 			links = links[rand.IntN(len(links)):][:1]
 		}
-		fault := rand.IntN(5)
+		toxics := networkFaults[rand.IntN(len(networkFaults))]
 		for _, l := range links {
-			l.faults.Add(1)
-			switch fault {
-			case 0:
+			if l.faults.Add(1); toxics == nil {
 				l.proxy.Stop()
-			case 1: // answers arrive up to a second late
-				l.toxic(t, "latency", "downstream", fmt.Sprintf(`"latency":%d`, 10+rand.IntN(1000)))
-			case 2:
-				l.toxic(t, "timeout", "upstream", `"timeout":0`)
-			case 3: // requests take effect, but their answers are lost
-				l.toxic(t, "timeout", "downstream", `"timeout":0`)
-			case 4:
-				l.toxic(t, "timeout", "upstream", `"timeout":0`)
-				l.toxic(t, "timeout", "downstream", `"timeout":0`)
+			}
+			for _, toxic := range toxics {
+				if _, err := l.proxy.Toxics.AddToxicJson(strings.NewReader("{" + toxic + "}")); err != nil {
+					t.Error(err)
+				}
 			}
 		}
 		pause(ctx, briefOrLong())
 		for _, l := range links {
-			if fault > 0 {
-				l.proxy.Stop()
-			}
+			l.proxy.Stop()
 			l.open(t)
 			l.faults.Add(-1)
 		}
-	}
-}
-
-func (l *link) toxic(t *testing.T, kind, stream, attributes string) {
-	_, err := l.proxy.Toxics.AddToxicJson(strings.NewReader(
-		fmt.Sprintf(`{"name":"%s-%s","type":%q,"stream":%q,"attributes":{%s}}`, kind, stream, kind, stream, attributes)))
-	if err != nil {
-		t.Error(err)
 	}
 }
 

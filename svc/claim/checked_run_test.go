@@ -2,6 +2,7 @@ package claim_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -19,7 +20,7 @@ import (
 
 // run runs eight claimers and their deliveries.
 type run struct {
-	*history
+	history
 	t         *testing.T
 	role      string
 	links     [claimers][]*link
@@ -27,65 +28,42 @@ type run struct {
 	inspector *clientv3.Client
 	processes atomic.Int64
 
-	mu     sync.Mutex
-	ids    []string
-	enough map[string]int // by id, how many deliveries got ErrDone
-	made   int
-
 	ending atomic.Bool
 	quiet  chan struct{} // closed when the last processes may stop
 }
 
-// newRun returns a run whose links cannot be broken.
-func newRun(t *testing.T, etcd []*stack.Etcd, role string) *run {
+// newRun returns a run of that many operations, whose links cannot be broken.
+func newRun(t *testing.T, etcd []*stack.Etcd, wanted int) *run {
 	t.Helper()
-	client, err := etcd[0].Client()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
 	r := &run{
-		history: newHistory(), t: t, role: role, inspector: client, enough: make(map[string]int), quiet: make(chan struct{}),
+		history: history{began: time.Now(), enough: make(chan struct{}), wanted: wanted, ops: make(map[string][]operation), count: make(map[kind]int)},
+		t:       t, role: newRole(), inspector: newClient(t, etcd[0]), quiet: make(chan struct{}),
 	}
 	for i := range r.links {
 		for _, e := range etcd {
 			r.links[i] = append(r.links[i], &link{address: e.Endpoint()})
 		}
 	}
-	for range liveIDs {
-		r.ids = append(r.ids, r.newID())
-	}
 	return r
 }
 
-func (r *run) newID() string {
-	r.made++
-	return fmt.Sprintf("%06d", r.made)
+// id returns the n-th id, from 0.
+func id(n int) string { return fmt.Sprintf("%06d", n) }
+
+// oldest returns the number of the oldest id that events arrive for: some six deliveries of each get ErrDone.
+func (r *run) oldest() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.count[skipped] / 6
 }
 
 // pick returns the id of the next event.
-func (r *run) pick() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.ids[rand.IntN(len(r.ids))]
-}
+func (r *run) pick() string { return id(r.oldest() + rand.IntN(liveIDs)) }
 
-// skipped notes that a delivery got ErrDone. After five of them a new id replaces the id.
-func (r *run) skipped(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.enough[id]++
-	for i, live := range r.ids {
-		if live == id && r.enough[id] >= 5 {
-			r.ids[i] = r.newID()
-		}
-	}
-}
-
-// work runs the claimers until enough returns true, then ends all deliveries, waits
+// work runs the claimers until there are enough operations, then calls repair and ends all deliveries, waits
 // until no claim lists an id, and stops the claimers. It returns the claims that are
 // left after maxWait, or "".
-func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
+func (r *run) work(maxWait time.Duration, repair func()) (left string) {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	defer cancel()
 	var running sync.WaitGroup
@@ -102,12 +80,11 @@ func (r *run) work(maxWait time.Duration, enough func() bool) (left string) {
 		})
 	}
 	running.Go(func() { r.forget(ctx) })
-	for !enough() && ctx.Err() == nil {
-		select {
-		case <-r.changed:
-		case <-ctx.Done():
-		}
+	select {
+	case <-r.enough:
+	case <-ctx.Done():
 	}
+	repair()
 	r.ending.Store(true)
 	cancel()
 	left = r.claimsLeft(maxWait)
@@ -132,25 +109,22 @@ func (r *run) forget(ctx context.Context) {
 
 // claimsLeft waits until no claim lists an id. It returns the claims that are left
 // after maxWait, or "".
-func (r *run) claimsLeft(maxWait time.Duration) (left string) {
+func (r *run) claimsLeft(maxWait time.Duration) string {
 	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
 	defer cancel()
 	for {
 		resp, err := r.inspector.Get(ctx, "/service/"+r.role+"/claim/", clientv3.WithPrefix())
-		if err == nil {
-			left = ""
-			for _, kv := range resp.Kvs {
-				left += fmt.Sprintf("%s = %s\n", kv.Key, kv.Value)
-			}
-			if left == "" {
-				return ""
-			}
+		if err == nil && len(resp.Kvs) == 0 {
+			return ""
 		}
 		if !pause(ctx, 20*time.Millisecond) {
-			return fmt.Sprintf("claims are left (%v):\n%s", err, left)
+			return fmt.Sprintf("claims are left (%v): %v", err, resp)
 		}
 	}
 }
+
+// brokenType is a type of events that only the claimer whose client may be broken handles.
+const brokenType = "broken"
 
 // live runs one process. When ctx ends, no more events arrive, and the process stops
 // or crashes.
@@ -167,12 +141,12 @@ func (r *run) live(ctx context.Context, claimer int) {
 		return
 	}
 	defer client.Close()
+	var types []string
 	if r.wrap != nil && claimer == 0 {
+		types = []string{brokenType}
 		r.wrap(client.Raw)
 	}
-	store := claim.NewEtcd(client, claim.Options{
-		Role: r.role, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log,
-	})
+	store := claim.NewEtcd(client, claim.Options{Role: r.role, Types: types, TTL: ttl, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: log})
 	if store.Load(ctx) != nil {
 		return
 	}
@@ -202,34 +176,16 @@ func (r *run) live(ctx context.Context, claimer int) {
 }
 
 // askAgain claims each id once more in a process that has just started.
-func (r *run) askAgain() {
-	ctx, cancel := context.WithTimeout(r.t.Context(), maxWait)
-	defer cancel()
-	store := claim.NewEtcd(etcd.New(r.inspector, slog.New(slog.DiscardHandler)), claim.Options{
-		Role: r.role, TTL: time.Minute, Window: time.Hour, MaxIDs: 1 << 20, CloseTimeout: time.Second, Log: slog.New(slog.DiscardHandler),
-	})
-	if err := store.Load(ctx); err != nil {
-		r.t.Error(err)
-		return
+func (r *run) askAgain(etcd *stack.Etcd) {
+	p := start(r.t, etcd, claim.Options{Role: r.role, Window: time.Hour})
+	w := &worker{run: r, claims: p.Etcd, process: int(r.processes.Load()) + 1, number: claimers * workers}
+	for i := range r.oldest() + liveIDs {
+		call := r.now()
+		c, err := p.claim(id(i))
+		if h := w.answered(id(i), call, c, err); h != nil {
+			w.release(h)
+		} else if !errors.Is(err, claim.ErrDone) {
+			r.t.Errorf("id %s: %v", id(i), err)
+		}
 	}
-	storeCtx, stop := context.WithCancel(ctx)
-	var running, asking sync.WaitGroup
-	running.Go(func() { store.Run(storeCtx) })
-	for i := range r.made {
-		w := &worker{run: r, claims: store, process: int(r.processes.Load()) + 1, number: claimers*workers + i}
-		asking.Go(func() {
-			id := fmt.Sprintf("%06d", i+1)
-			call := r.now()
-			c, err := store.Claim(ctx, id)
-			if h := w.answered(id, call, c, err); h != nil {
-				w.release(h)
-			}
-			if ctx.Err() != nil {
-				r.t.Errorf("id %s: %v", id, err)
-			}
-		})
-	}
-	asking.Wait()
-	stop()
-	running.Wait()
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/streamdal/gophercon2021/svc/test/stack"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -27,22 +28,14 @@ func TestCheckedHistories(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprintf("members=%d", members), func(t *testing.T) {
 			t.Parallel()
-			etcd := startEtcd(t, members)
-			r := newRun(t, etcd, "checked")
+			etcd := startEtcd(t, members, stack.EtcdOptions{})
+			r := newRun(t, etcd, *checkedOps)
 			r.links = newLinks(t, etcd)
-			stop := breakThings(t, etcd, r.links)
-			left := r.work(maxWait, func() bool {
-				if r.length() < *checkedOps {
-					return false
-				}
-				stop()
-				return true
-			})
-			if left != "" {
+			if left := r.work(maxWait, breakThings(t, etcd, r.links)); left != "" {
 				t.Error(left)
 			}
-			r.askAgain()
-			if wrong := r.wrong(true); wrong != "" {
+			r.askAgain(etcd[0])
+			if wrong := r.wrong(); wrong != "" {
 				t.Error(wrong)
 			}
 			t.Logf("%d operations on %d ids in %d processes: %v", r.total, len(r.ops), r.processes.Load(), r.count)
@@ -53,33 +46,27 @@ func TestCheckedHistories(t *testing.T) {
 // The check detects a broken claimer among seven others.
 func TestCheckedHistoriesNotice(t *testing.T) {
 	t.Parallel()
-	etcd := startEtcd(t, 1)
+	etcd := startEtcd(t, 1, stack.EtcdOptions{})
 	for _, test := range []struct {
-		name string
-		wrap func(*clientv3.Client)
-		want string // part of the report; empty: none
+		name   string
+		rounds int // at most
+		wrap   func(*clientv3.Client)
+		want   string // part of the report; empty: none
 	}{
-		{"nothing", func(*clientv3.Client) {}, ""},
-		{"claims of others are not seen", ignoreClaims, "illegal"},
-		{"records are lost", loseRecords, "illegal"},
-		{"ids are taken off before they are recorded", recordLate, "illegal"},
-		{"copies of writes without a condition", copyWithoutCondition, "are left"},
+		{"nothing", 2, func(*clientv3.Client) {}, ""},
+		{"claims of others are not seen", 10, ignoreClaims, "illegal"},
+		{"records are lost", 10, splitting(withoutRecords), "illegal"},
+		{"ids are taken off before they are recorded", 10, splitting(recordsLater), "illegal"},
+		{"copies of writes without a condition", 10, splitting(copied), "are left"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			noticed := ""
-			rounds := 10
-			if test.want == "" {
-				rounds = 2
-			}
-			for round := range rounds {
-				r := newRun(t, etcd, strings.ReplaceAll(test.name, " ", "-")+fmt.Sprint(round))
+			for round := 0; round < test.rounds && noticed == ""; round++ {
+				r := newRun(t, etcd, 1000)
 				r.wrap = test.wrap
-				noticed = r.work(2*ttl, func() bool { return r.length() >= 1000 }) + r.wrong(false)
-				t.Logf("after %d operations: %s", r.length(), noticed)
-				if noticed != "" {
-					break
-				}
+				noticed = r.work(2*ttl, func() {}) + r.wrong()
+				t.Logf("after %d operations: %s", r.total, noticed)
 			}
 			if (noticed == "") != (test.want == "") || !strings.Contains(noticed, test.want) {
 				t.Errorf("noticed: %q, want %q", noticed, test.want)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -24,8 +25,7 @@ type hold struct {
 	*claim.Claim
 	number int
 	alive  atomic.Int64 // the last time at which Held had not ended
-	unhook func() bool
-	over   chan struct{} // closed after the end of Held was added to the history
+	over   sync.Once    // its end is in the history
 }
 
 // deliver claims an id, works, and completes, releases or abandons the claim.
@@ -46,10 +46,10 @@ func (w *worker) deliver(ctx context.Context, id string) {
 		w.handle(ctx, h)
 		switch next := rand.IntN(100); {
 		case ctx.Err() != nil && !w.ending.Load() && next < 50:
-			w.abandon(h)
+			w.end(h, abandoned, time.Duration(h.alive.Load())) // in the way a crash of the process does
 			return
 		case h.Held.Err() != nil && next < 50:
-			w.suspended(h)
+			w.end(h, suspended, 0)
 			call = w.now()
 			err = w.claims.Reclaim(waitCtx, c)
 		case next > 80:
@@ -63,49 +63,38 @@ func (w *worker) deliver(ctx context.Context, id string) {
 }
 
 // answered adds the result of Claim or Reclaim to the history. It returns nil if the
-// claim was not granted.
+// claim was not granted. A delivery that has ended while it waited has no part in the history.
 func (w *worker) answered(id string, call time.Duration, c *claim.Claim, err error) *hold {
-	o := operation{kind: granted, process: w.process, worker: w.number, call: call, returns: w.now()}
-	switch {
-	case errors.Is(err, claim.ErrDone):
-		o.kind = skipped
-		w.skipped(id)
-	case err != nil:
-		o.kind = withdrawn
-	default:
-		o.hold, o.token = w.newHold(), c.Token
+	if errors.Is(err, claim.ErrDone) {
+		w.note(id, operation{kind: skipped, call: call})
 	}
-	w.add(id, o)
 	if err != nil {
 		return nil
 	}
-	h := &hold{Claim: c, number: o.hold, over: make(chan struct{})}
+	h := &hold{Claim: c, number: int(w.holds.Add(1))}
+	w.note(id, operation{kind: granted, hold: h.number, token: c.Token, call: call})
 	h.alive.Store(int64(call))
-	h.unhook = context.AfterFunc(c.Held, func() {
-		w.note(h, suspended, time.Duration(h.alive.Load()))
-		close(h.over)
-	})
+	context.AfterFunc(c.Held, func() { w.end(h, suspended, 0) })
 	return h
 }
 
-// note adds an operation under a claim that was called at since and returns now.
-func (w *worker) note(h *hold, k kind, since time.Duration) {
-	w.add(h.ID, operation{kind: k, process: w.process, worker: w.number, hold: h.number, call: since, returns: w.now()})
+// note adds an operation of the worker to the history. It returns now, unless its outcome is unknown.
+func (w *worker) note(id string, o operation) {
+	o.process, o.worker, o.returns = w.process, w.number, max(o.returns, w.now())
+	w.add(id, o)
 }
 
-// suspended reports whether Held has ended. If so, the end is in the history; if not,
-// it is not added later.
-func (w *worker) suspended(h *hold) bool {
-	if !h.unhook() {
-		<-h.over
-		return true
-	}
-	if h.Held.Err() == nil {
-		return false
-	}
-	// Held has ended, but unhook has kept its function from running.
-	w.note(h, suspended, time.Duration(h.alive.Load()))
-	return true
+// end adds the end of a hold to the history, unless it is there already: the end of Held, if that has
+// ended, or else k, since then. With recorded it adds nothing else.
+func (w *worker) end(h *hold, k kind, since time.Duration) {
+	h.over.Do(func() {
+		if h.Held.Err() != nil {
+			k, since = suspended, time.Duration(h.alive.Load())
+		}
+		if k != recorded {
+			w.note(h.ID, operation{kind: k, hold: h.number, call: since})
+		}
+	})
 }
 
 // handle does the work. It is slow now and then, and lasts while the claimer is cut off.
@@ -124,45 +113,32 @@ func (w *worker) handle(ctx context.Context, h *hold) {
 	if rand.IntN(10) == 0 {
 		since := w.now()
 		if w.claims.Check(ctx, h.Claim) == nil {
-			w.note(h, checked, since)
+			w.note(h.ID, operation{kind: checked, hold: h.number, call: since})
 			h.alive.Store(int64(since))
 		}
 	}
 }
 
 func (w *worker) complete(h *hold) {
-	o := operation{kind: recorded, process: w.process, worker: w.number, hold: h.number, call: w.now()}
+	o, end := operation{kind: recorded, hold: h.number, call: w.now()}, recorded
 	if h.Held.Err() == nil {
 		h.alive.Store(int64(o.call))
 	}
 	err := w.claims.Complete(h.Claim)
-	o.returns = w.now()
 	switch {
 	case errors.Is(err, claim.ErrDone):
 		o.kind = twice
 	case errors.Is(err, claim.ErrClosed):
-		o.kind, o.returns = lost, unknown
+		o.kind, o.returns, end = lost, unknown, abandoned
 	case err != nil:
 		w.t.Errorf("complete id %s: %v", h.ID, err)
 	}
-	w.add(h.ID, o)
-	if !w.suspended(h) && o.kind == lost {
-		w.note(h, abandoned, o.call)
-	}
+	w.note(h.ID, o)
+	w.end(h, end, o.call)
 }
 
 func (w *worker) release(h *hold) {
 	since := w.now()
-	over := w.suspended(h)
 	w.claims.Release(h.Claim)
-	if !over {
-		w.note(h, released, since)
-	}
-}
-
-// abandon ends the work in the way a crash of the process does.
-func (w *worker) abandon(h *hold) {
-	if !w.suspended(h) {
-		w.note(h, abandoned, time.Duration(h.alive.Load()))
-	}
+	w.end(h, released, since)
 }

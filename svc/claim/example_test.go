@@ -5,24 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/etcd"
-	"github.com/streamdal/gophercon2021/svc/test/stack"
 )
 
 // This example processes ids in a loop, without a broker. However many processes run
 // it, each id is processed once.
 func Example() {
-	endpoint, stopEtcd := startExampleEtcd()
-	defer stopEtcd()
 	ctx, stop := context.WithCancel(context.Background())
 	log := slog.New(slog.DiscardHandler)
 
-	client, err := etcd.Dial(ctx, etcd.Server{Endpoints: []string{endpoint}}, log)
+	client, err := etcd.Dial(ctx, etcd.Server{Endpoints: []string{shared.Endpoint()}}, log)
 	if err != nil {
 		panic(err)
 	}
@@ -61,19 +57,4 @@ func Example() {
 	// a processed
 	// b processed
 	// a skipped
-}
-
-func startExampleEtcd() (endpoint string, stop func()) {
-	dir, err := os.MkdirTemp("", "example")
-	if err != nil {
-		panic(err)
-	}
-	server, err := stack.StartEtcd(context.Background(), dir, stack.EtcdOptions{})
-	if err != nil {
-		panic(err)
-	}
-	return server.Endpoint(), func() {
-		server.Close()
-		os.RemoveAll(dir)
-	}
 }

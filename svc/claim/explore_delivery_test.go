@@ -5,71 +5,52 @@ import "slices"
 // simDelivery is one delivery of a message. It uses its claim as Pipeline.process in
 // svc/consume does.
 type simDelivery struct {
-	id      string
-	phase   phase
-	claim   *Claim
-	granted bool
-	check   chan struct{} // in the phase checking
-	gone    bool          // its channel has closed: the message is delivered again
+	id    string
+	phase phase
+	claim *Claim
+	last  grant
+	check chan struct{} // in the phase checking
+	gone  bool          // its channel has closed: the message is delivered again
 }
 
 type phase byte
 
 const (
-	waiting  phase = 'w'
-	working  phase = 'k'
-	checking phase = 'c' // the handler has failed: the claim is checked before the dead letter
-	finished phase = 'f' // the work is done: Complete waits
+	waiting phase = iota
+	working
+	checking // the handler has failed: the claim is checked before the dead letter
+	finished // the work is done: Complete waits
 )
 
 // deliver does the first part of claimer.Claim.
 func (p *simProcess) deliver(message int) {
 	id := p.x.queue[message]
-	p.x.queue = slices.Delete(slices.Clone(p.x.queue), message, message+1)
+	p.x.queue = slices.Delete(p.x.queue, message, message+1)
 	p.deliveries = append(p.deliveries, &simDelivery{id: id, phase: waiting, claim: p.c.enqueue(id)})
 }
 
 // takeAnswers gives the deliveries the answers that have arrived.
 func (p *simProcess) takeAnswers() {
 	for _, d := range slices.Clone(p.deliveries) {
-		switch d.phase {
-		case waiting:
-			select {
-			case err := <-d.claim.answer:
-				p.answered(d, err)
-			default:
-			}
-		case checking: // claimer.Check
-			if d.claim.Held.Err() != nil {
-				p.cancelled(d)
-				continue
-			}
-			select {
-			case <-d.check: // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
-				p.x.dead++
-				p.c.Release(d.claim)
-				p.remove(d, true)
-			default:
-			}
-		case finished:
-			select {
-			case err := <-d.claim.answer:
-				p.x.checkRecorded(p, d, err)
-				p.remove(d, true)
-			default:
-			}
+		switch {
+		case d.phase == checking && d.claim.Held.Err() != nil: // see claimer.Check
+			p.cancelled(d)
+		case d.phase == checking && isClosed(d.check): // as in Pipeline.notDone: without a dead letter, the message would be retried for ever
+			p.x.dead++
+			p.c.Release(d.claim)
+			p.remove(d, true)
+		case len(d.claim.answer) == 0:
+		case d.phase == finished:
+			p.x.checkRecorded(p, d, <-d.claim.answer)
+			p.remove(d, true)
+		case <-d.claim.answer == nil:
+			d.phase = working
+			p.x.checkGrant(p, d)
+		default: // ErrDone: the delivery is skipped
+			p.x.checkSkipped(d)
+			p.remove(d, true)
 		}
 	}
-}
-
-func (p *simProcess) answered(d *simDelivery, err error) {
-	if err != nil { // ErrDone: the delivery is skipped
-		p.x.checkSkipped(p, d)
-		p.remove(d, true)
-		return
-	}
-	d.phase, d.granted = working, true
-	p.x.checkGrant(p, d)
 }
 
 // finish ends the work and does the first part of claimer.Complete.
@@ -100,12 +81,11 @@ func (p *simProcess) release(d *simDelivery) {
 
 // loseChannel ends the delivery's context. A running handler continues.
 func (p *simProcess) loseChannel(d *simDelivery) {
-	p.x.queue = append(slices.Clone(p.x.queue), d.id)
-	slices.Sort(p.x.queue)
+	p.x.redeliver(d)
 	d.gone = true
 	if d.phase == waiting {
 		p.c.withdraw(d.claim) // no answer can have arrived since takeAnswers
-		if d.granted {
+		if d.last.token > 0 {
 			p.c.Release(d.claim) // as after an error of Reclaim
 		}
 		p.remove(d, false)
@@ -114,19 +94,25 @@ func (p *simProcess) loseChannel(d *simDelivery) {
 
 func (p *simProcess) remove(d *simDelivery, ack bool) {
 	p.deliveries = slices.DeleteFunc(p.deliveries, func(other *simDelivery) bool { return other == d })
+	p.x.over = append(p.x.over, d.claim)
 	if ack && !d.gone {
 		p.x.acked++
 	}
 }
 
 // crash restarts the process: all state that is not in etcd is lost. Messages that
-// were not acknowledged are delivered again, to this process or to the other one.
+// were not acknowledged are delivered again.
 func (p *simProcess) crash() {
 	for _, d := range p.deliveries {
 		if !d.gone {
-			p.x.queue = append(slices.Clone(p.x.queue), d.id)
+			p.x.redeliver(d)
 		}
 	}
-	slices.Sort(p.x.queue)
 	p.start()
+}
+
+// redeliver makes the broker deliver a message again, to this process or to the other one.
+func (x *run) redeliver(d *simDelivery) {
+	x.queue = append(x.queue, d.id)
+	slices.Sort(x.queue)
 }

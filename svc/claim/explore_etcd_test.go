@@ -1,7 +1,7 @@
 package claim
 
 import (
-	"fmt"
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -16,8 +16,11 @@ type simEtcd struct {
 	keys       map[string]simKey
 	leases     []simLease          // lease n is leases[n-1]
 	log        [][]change          // by revision
+	past       []map[string]simKey // by revision, all keys
 	truth      []map[string]truth  // by revision, of each id: the rule, computed from the keys
 	recorded   map[string]int      // by id, how often it became done
+	ended      map[string]int      // by id, how often it was done and then not: its window had ended, or it was forgotten
+	expired    map[string]int      // by id, how many records that listed it have expired
 	recordedBy map[string][]string // by id, the sessions that recorded it
 	ids        []string
 	paths      Etcd // for the names of the keys
@@ -33,8 +36,9 @@ type simKey struct {
 }
 
 func newSimEtcd(ids []string, broken string) *simEtcd {
-	e := &simEtcd{broken: broken, keys: make(map[string]simKey), recorded: make(map[string]int), recordedBy: make(map[string][]string), ids: ids, log: [][]change{nil}}
-	e.truth = append(e.truth, e.rule())
+	e := &simEtcd{broken: broken, ids: ids, revision: -1, keys: make(map[string]simKey)}
+	e.recorded, e.ended, e.expired, e.recordedBy = make(map[string]int), make(map[string]int), make(map[string]int), make(map[string][]string)
+	e.commit()
 	return e
 }
 
@@ -54,20 +58,25 @@ func (e *simEtcd) end(lease int64) {
 	e.leases[lease-1].living = false
 	var events []change
 	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
-		if e.keys[key].lease == lease {
+		if k := e.keys[key]; k.lease == lease {
+			if strings.HasPrefix(key, "done/") { // whether it counted or was forgotten
+				for _, id := range k.ids {
+					e.expired[id]++
+				}
+			}
 			events = append(events, e.delete(key))
 		}
 	}
-	e.commit(events)
+	if len(events) > 0 {
+		e.commit(events...)
+	}
 }
 
 func (e *simEtcd) put(key string, value string, lease int64) change {
 	k := e.keys[key]
-	if k.created == 0 {
-		k.created = e.revision + 1
-	}
-	k.version++
+	k.created = cmp.Or(k.created, e.revision+1)
 	k.modified = e.revision + 1
+	k.version++
 	k.value, k.lease = []byte(value), lease
 	if value[0] == '[' {
 		k.ids, _ = parseIDs(k.value)
@@ -83,24 +92,37 @@ func (e *simEtcd) delete(key string) change {
 
 func (e *simEtcd) event(key string) change {
 	k := e.keys[key]
-	created := k.created
+	return change{Key: key, Value: k.value, Created: e.age(key, k), Version: k.version}
+}
+
+// age is the CreateRevision of a key, which in a broken variant makes views take the newest claim for
+// the oldest. revisionOf undoes that.
+func (e *simEtcd) age(key string, k simKey) int64 {
 	if e.broken == "the newest claim owns" && strings.HasPrefix(key, "claim/") {
-		created = 1<<40 - created // roleState takes the newest claim for the oldest
+		return 1<<40 - k.created
 	}
-	return change{Key: key, Value: k.value, Created: created, Version: k.version}
+	return k.created
+}
+
+func revisionOf(token int64) int64 {
+	if token > 1<<39 {
+		return 1<<40 - token
+	}
+	return token
 }
 
 // commit makes events the next revision.
-func (e *simEtcd) commit(events []change) {
-	if len(events) == 0 {
-		return
-	}
+func (e *simEtcd) commit(events ...change) {
 	e.revision++
 	e.log = append(e.log, events)
+	e.past = append(e.past, maps.Clone(e.keys))
 	e.truth = append(e.truth, e.rule())
 	for id, t := range e.truth[e.revision] {
-		if t.done && !e.truth[e.revision-1][id].done {
+		switch before := e.revision > 0 && e.truth[e.revision-1][id].done; {
+		case t.done && !before:
 			e.recorded[id]++
+		case before && !t.done:
+			e.ended[id]++
 		}
 	}
 }
@@ -109,13 +131,16 @@ func (e *simEtcd) commit(events []change) {
 func (e *simEtcd) forget(id string) {
 	var events []change
 	for _, key := range slices.Sorted(maps.Keys(e.keys)) {
-		forget := "forget" + strings.TrimPrefix(key, "done")
-		k, before := e.keys[key], e.keys[forget].ids
-		if forget != "forget"+key && slices.Contains(k.ids, id) && !slices.Contains(before, id) {
-			events = append(events, e.put(forget, listJSON(append(slices.Clone(before), id)), k.lease))
+		if name, isRecord := strings.CutPrefix(key, "done/"); isRecord && slices.Contains(e.keys[key].ids, id) && !e.forgotten(name, id) {
+			ids := append(slices.Clone(e.keys["forget/"+name].ids), id)
+			events = append(events, e.put("forget/"+name, listJSON(ids), e.keys[key].lease))
 		}
 	}
-	e.commit(events)
+	e.commit(events...)
+}
+
+func (e *simEtcd) forgotten(record, id string) bool {
+	return slices.Contains(e.keys["forget/"+record].ids, id)
 }
 
 // snapshot returns all keys in the order of Etcd.readAll.
@@ -138,24 +163,23 @@ type simAnswer struct {
 	revision  int64 // at which it was put
 }
 
-// txn carries out one copy of a write, as etcd does for Etcd.send in commit.go.
-func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
+// txn carries out one copy of a write, as etcd does for Etcd.send. It reports whether the copy was
+// carried out as a whole.
+func (e *simEtcd) txn(w *simCopy) (answer simAnswer, whole bool) {
 	session := "session/" + w.Session
-	version := e.keys[session].version
-	if version != w.N-1 && !(e.broken == "no condition on the version" && version > 0) {
-		return simAnswer{version: version, revision: e.keys[session].modified}, nil
+	k := e.keys[session]
+	if k.version != w.N-1 && !(e.broken == "no condition on the version" && k.version > 0) {
+		return simAnswer{version: k.version, revision: k.modified}, true
 	}
 	if len(w.Done) > 0 && !e.lives(w.Window.Lease) {
-		return simAnswer{leaseGone: true}, nil
+		return simAnswer{leaseGone: true}, true
 	}
-	lease := e.keys[session].lease
-	var events []change
 	if e.broken == "ids are taken off before the record" && len(w.Done) > 0 && !w.half {
 		w.half = true
-		e.commit(e.rewrite(w, lease))
-		return simAnswer{}, errHalf
+		e.commit(e.takeOff(w, k.lease)...)
+		return simAnswer{}, false
 	}
-	events = append(events, e.put(session, string(e.keys[session].value), lease))
+	events := []change{e.put(session, string(k.value), k.lease)}
 	if len(w.Done) > 0 {
 		if w.NewWindow {
 			events = append(events, e.put("window/"+w.Window.Name, "24h", w.Window.Lease))
@@ -166,18 +190,16 @@ func (e *simEtcd) txn(w *simCopy) (simAnswer, error) {
 		events = append(events, e.put(e.paths.recordPath(&w.write), listJSON(w.Done), w.Window.Lease))
 	}
 	if !w.half {
-		events = append(events, e.rewrite(w, lease)...)
+		events = append(events, e.takeOff(w, k.lease)...)
 	}
 	if len(w.Claim) > 0 {
-		events = append(events, e.put(e.paths.claimPath(&w.write, w.N), listJSON(w.Claim), lease))
+		events = append(events, e.put(e.paths.claimPath(&w.write, w.N), listJSON(w.Claim), k.lease))
 	}
-	e.commit(events)
-	return simAnswer{version: w.N, revision: e.revision}, nil
+	e.commit(events...)
+	return simAnswer{version: w.N, revision: e.revision}, true
 }
 
-var errHalf = fmt.Errorf("carried out by half")
-
-func (e *simEtcd) rewrite(w *simCopy, lease int64) (events []change) {
+func (e *simEtcd) takeOff(w *simCopy, lease int64) (events []change) {
 	for _, left := range w.Left {
 		key := e.paths.claimPath(&w.write, left.N)
 		if _, exists := e.keys[key]; len(left.IDs) > 0 {

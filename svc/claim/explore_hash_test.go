@@ -2,211 +2,260 @@ package claim
 
 import (
 	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"hash/maphash"
 	"maps"
+	"reflect"
 	"slices"
-	"strconv"
 	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // hasher hashes the canonical form of a state. In that form the names of sessions and
 // windows are replaced by numbers in the order of their appearance, revisions and the
 // numbers of writes by their ranks, and changes that both views have seen are left
-// out. A state and the same state with its processes exchanged have the same form. So
-// has the state with the ids a and b exchanged, if the scenario treats both alike.
+// out. A state and the same state with its processes exchanged have the same form.
 type hasher struct {
-	seeds [2]maphash.Seed
-
-	x        *run
-	b        []byte
-	swapped  bool // a stands for b, and b for a
-	sessions []string
-	windows  []string
-	tokens   []int64
-	numbers  map[string][]int64 // numbers of writes, by session
+	items []item
+	last  map[string]int64 // the version of each session's key, also of those that have ended
 }
 
-func newHasher() hasher {
-	return hasher{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+// item is a part of the form: the name of a session or window, the number of a write of that session, a
+// revision, or another number.
+type item struct {
+	name   string // "": none
+	n      int64
+	ranked bool // n is the number of a write, or a revision
 }
 
-func (h *hasher) hash(x *run) (sum [16]byte) {
-	h.x = x
-	h.rank()
+func (h *hasher) hash(x *run) [sha256.Size]byte {
 	var first []byte
-	for _, h.swapped = range []bool{false, true}[:x.symmetries()] {
-		for process := range x.processes {
-			if form := h.encode(process); first == nil || bytes.Compare(form, first) < 0 {
-				first = bytes.Clone(form)
+	for i := range x.processes {
+		h.items = h.items[:0]
+		h.addRun(x, []*simProcess{x.processes[i], x.processes[1-i]})
+		if form := h.form(); first == nil || bytes.Compare(form, first) < 0 {
+			first = form
+		}
+	}
+	return sha256.Sum256(first)
+}
+
+// form replaces names and ranked numbers.
+func (h *hasher) form() []byte {
+	form, ranks := make([]byte, 0, 2*len(h.items)), make(map[string][]int64)
+	for _, it := range h.items {
+		if it.ranked {
+			if i, known := slices.BinarySearch(ranks[it.name], it.n); !known {
+				ranks[it.name] = slices.Insert(ranks[it.name], i, it.n)
 			}
 		}
 	}
-	for i, seed := range h.seeds {
-		binary.LittleEndian.PutUint64(sum[8*i:], maphash.Bytes(seed, first))
-	}
-	return sum
-}
-
-// rank collects the revisions and the numbers of writes that occur in the state.
-func (h *hasher) rank() {
-	h.tokens, h.numbers = h.tokens[:0], make(map[string][]int64)
-	key := func(name string, created int64) {
-		if parts := strings.Split(name, "/"); parts[0] == "claim" {
-			h.tokens = append(h.tokens, created)
-			h.number(parts[1], parseNumber(parts[2]))
-		} else if parts[0] == "done" || parts[0] == "forget" {
-			h.number(parts[2], parseNumber(parts[3]))
+	var names []string
+	for _, it := range h.items {
+		if it.name != "" {
+			i := slices.Index(names, it.name)
+			if i < 0 {
+				i = len(names)
+				names = append(names, it.name)
+			}
+			form = binary.AppendVarint(form, int64(i))
 		}
-	}
-	for name, k := range h.x.etcd.keys {
-		key(name, k.created)
-	}
-	low := h.x.etcd.revision
-	for _, p := range h.x.processes {
-		low = min(low, p.view)
-		for name, r := range p.c.view.claims {
-			key(name, r.token)
+		if it.ranked {
+			rank, _ := slices.BinarySearch(ranks[it.name], it.n)
+			it.n = int64(rank)
 		}
-		h.number(p.c.view.session, p.c.sent)
-		h.number(p.c.view.session, p.c.view.record.write)
-		if p.c.pending != nil {
-			h.write(p.c.pending)
-		}
+		form = binary.AppendVarint(form, it.n)
 	}
-	for _, w := range h.x.net {
-		h.write(&w.write)
-	}
-	for _, events := range h.x.etcd.log[low+1:] {
-		for _, e := range events {
-			key(e.Key, e.Created)
-		}
-	}
-	slices.Sort(h.tokens)
-	h.tokens = slices.Compact(h.tokens)
-	for s, all := range h.numbers {
-		slices.Sort(all)
-		h.numbers[s] = slices.Compact(all)
-	}
-}
-
-func parseNumber(s string) int64 {
-	n, _ := strconv.ParseInt(s, 10, 64)
-	return n
-}
-
-func (h *hasher) number(session string, n int64) { h.numbers[session] = append(h.numbers[session], n) }
-
-func (h *hasher) write(w *write) {
-	h.number(w.Session, w.N)
-	for _, left := range w.Left {
-		h.number(w.Session, left.N)
-	}
-	if w.Record > 0 {
-		h.number(w.Session, w.Record)
-	}
+	return form
 }
 
 func (h *hasher) add(values ...int) {
 	for _, v := range values {
-		h.b = append(h.b, byte(v))
+		h.items = append(h.items, item{n: int64(v)})
 	}
 }
 
-func (h *hasher) addBools(values ...bool) {
+func (h *hasher) addBools(values ...bool) { h.add(bits(values...)) }
+
+// bits returns a number with a bit for each value.
+func bits(values ...bool) (n int) {
 	for _, v := range values {
-		if v {
-			h.add(1)
-		} else {
-			h.add(0)
+		if n *= 2; v {
+			n++
 		}
 	}
+	return n
 }
 
-func index(all *[]string, name string) int {
-	i := slices.Index(*all, name)
-	if i < 0 {
-		i = len(*all)
-		*all = append(*all, name)
-	}
-	return i
-}
+func (h *hasher) addName(name string)              { h.items = append(h.items, item{name: name}) }
+func (h *hasher) addWrite(session string, n int64) { h.items = append(h.items, item{session, n, true}) }
+func (h *hasher) addRevision(n int64)              { h.items = append(h.items, item{n: n, ranked: true}) }
 
-func (h *hasher) addWrite(session string, n int64) {
-	rank, _ := slices.BinarySearch(h.numbers[session], n)
-	h.add(index(&h.sessions, session), rank)
-}
-
-func (h *hasher) addToken(token int64) {
-	rank, _ := slices.BinarySearch(h.tokens, token)
-	h.add(rank)
+// addVersion adds a version of a session's key, or the number of a write that is to be sent.
+func (h *hasher) addVersion(session string, n int64) {
+	h.addWrite(session, n)
+	h.add(int(n - h.last[session]))
 }
 
 // addIDs adds ids, whose order does not matter. Ids differ in their first byte.
 func (h *hasher) addIDs(ids []string) {
-	h.add(len(ids))
-	from := len(h.b)
+	set := 0
 	for _, id := range ids {
-		h.addID(id)
+		set |= 1 << (id[0] - 'a')
 	}
-	slices.Sort(h.b[from:])
+	h.add(len(ids), set)
 }
 
-func (h *hasher) addID(id string) { h.b = append(h.b, h.renamed(id)[0]) }
-
-// renamed returns the id that id stands for.
-func (h *hasher) renamed(id string) string {
-	switch {
-	case h.swapped && id == "a":
-		return "b"
-	case h.swapped && id == "b":
-		return "a"
-	}
-	return id
-}
-
-func (h *hasher) addKey(name string, ids []string, created int64) {
-	parts := strings.Split(name, "/")
-	h.b = append(h.b, parts[0][0])
-	switch parts[0] {
-	case "session":
-		h.add(index(&h.sessions, parts[1]))
-	case "window":
-		h.add(index(&h.windows, parts[1]))
-	case "claim":
-		h.addWrite(parts[1], parseNumber(parts[2]))
-		h.addToken(created)
-	case "done", "forget":
-		h.add(index(&h.windows, parts[1]))
-		h.addWrite(parts[2], parseNumber(parts[3]))
-	}
-	h.addIDs(ids)
-}
-
-func (h *hasher) encode(first int) []byte {
-	x := h.x
-	h.b, h.sessions, h.windows = h.b[:0], h.sessions[:0], h.windows[:0]
-	h.add(x.acked, x.dead, len(x.queue))
-	h.addIDs(x.queue)
+func (h *hasher) addRun(x *run, processes []*simProcess) {
+	h.add(x.acked, x.dead)
 	h.addBools(x.hurt)
+	h.addIDs(x.queue)
 	for _, id := range x.etcd.ids {
-		id = h.renamed(id)
-		h.add(min(x.works[id], 2+x.ended[id]), x.ended[id], x.expired[id], x.etcd.recorded[id])
+		h.add(min(x.works[id], 2+x.etcd.ended[id]), x.etcd.ended[id], x.etcd.expired[id], x.etcd.recorded[id]-x.completed[id], x.completed[id])
 	}
-	for i := range x.processes {
-		h.addProcess(x.processes[(i+first)%2])
+	owner := func(key string) int { // of the two, or another
+		return slices.IndexFunc(processes, func(p *simProcess) bool { return strings.Contains(key+"/", "/"+p.c.view.session+"/") })
 	}
-	for _, name := range slices.Sorted(maps.Keys(x.etcd.keys)) {
-		k := x.etcd.keys[name]
-		h.addKey(name, k.ids, k.created)
+	// A view is a function of the keys at its revision: run.check compares the two.
+	h.last = make(map[string]int64)
+	for r := min(processes[0].view, processes[1].view); r <= x.etcd.revision; r++ {
+		for _, p := range processes {
+			h.addBools(p.view == r)
+		}
+		for _, name := range slices.SortedFunc(maps.Keys(x.etcd.past[r]), func(a, b string) int { return cmp.Or(owner(a)-owner(b), cmp.Compare(a, b)) }) {
+			h.addKey(name, x.etcd.past[r][name])
+		}
 	}
-	for i := range x.processes {
-		h.addTail(x.processes[(i+first)%2])
+	for _, p := range processes {
+		h.addProcess(p, x.etcd.ids)
+	}
+	h.add(len(x.net))
+	for _, w := range slices.SortedFunc(slices.Values(x.net), func(a, b *simCopy) int {
+		return cmp.Or(slices.Index(processes, a.from)-slices.Index(processes, b.from), cmp.Compare(a.Session, b.Session), cmp.Compare(a.N, b.N), a.call-b.call)
+	}) {
+		h.addBools(w.current(), w.half)
+		h.addContent(&w.write)
 	}
 	for i, lease := range x.etcd.leases {
 		if lease.living && !lease.session {
-			h.add(index(&h.windows, leaseName(clientLease(i+1))))
+			h.addName(leaseName(clientv3.LeaseID(i + 1)))
 		}
 	}
-	return h.addNet()
+}
+
+func (h *hasher) addKey(name string, k simKey) {
+	kind, name, _ := strings.Cut(name, "/")
+	h.add(int(kind[0]))
+	switch kind {
+	case "session":
+		h.last[name] = k.version
+		h.addWrite(name, k.version)
+	case "window":
+		h.addName(name)
+	case "claim":
+		session, n, _ := parseName(name)
+		h.addWrite(session, n)
+		h.addRevision(k.created)
+		h.addIDs(k.ids)
+	default:
+		record, _ := parseRecordName(name)
+		h.addRecord(record)
+		h.addIDs(k.ids)
+	}
+}
+
+func (h *hasher) addRecord(r recordName) {
+	h.addName(r.window)
+	h.addWrite(r.session, r.write)
+}
+
+func (h *hasher) addContent(w *write) {
+	h.addVersion(w.Session, w.N)
+	h.addIDs(w.Claim)
+	h.add(len(w.Left))
+	for _, left := range slices.SortedFunc(slices.Values(w.Left), func(a, b remainder) int { return cmp.Compare(a.N, b.N) }) {
+		h.addWrite(w.Session, left.N)
+		h.addIDs(left.IDs)
+	}
+	if h.addIDs(w.Done); len(w.Done) > 0 {
+		h.addBools(w.NewWindow)
+		h.addRecord(recordName{w.Window.Name, w.Session, w.Record})
+	}
+}
+
+// addProcess adds the parts of a process on which its next steps depend, besides its view.
+func (h *hasher) addProcess(p *simProcess, ids []string) {
+	c := p.c
+	h.addBools(p.over, len(c.wake) > 0, p.suspended(), p.sending != nil, c.committed == 0, c.viewed >= c.committed, c.pending != nil)
+	h.addVersion(c.view.session, c.sent)
+	h.addName(c.window.Name)
+	h.add(len(c.checks))
+	if c.pending != nil {
+		h.addContent(c.pending)
+		h.add(len(c.pending.checks))
+	}
+	h.addRecord(c.view.record.recordName)
+	h.addIDs(c.view.record.ids)
+	for _, id := range ids {
+		if e := c.entries[id]; e != nil {
+			h.add(1 + len(e.waiting))
+			h.addBools(e.holder != nil, e.finished, e.done, e.recorded, e.pending, e.due)
+		} else {
+			h.add(0)
+		}
+	}
+	var deliveries []int
+	for _, d := range p.deliveries {
+		e, place := c.entries[d.id], 0 // among the deliveries of the id
+		if e != nil && e.holder != d.claim {
+			place = 2 + slices.Index(e.waiting, d.claim)
+		}
+		flags := bits(e != nil, d.gone, d.last.token > 0 && d.claim.Held.Err() == nil, slices.Contains(c.checks, d.check))
+		deliveries = append(deliveries, int(d.id[0]-'a')<<8|int(d.phase)<<6|place<<4|flags)
+	}
+	slices.Sort(deliveries)
+	h.add(len(deliveries))
+	h.add(deliveries...)
+}
+
+// The canonical form of a state contains every field on which the claimer's next steps
+// depend. A new field of one of these types must be added to the form if it matters
+// there, and its number must be corrected here.
+func TestHashKnowsTheFields(t *testing.T) {
+	for typ, want := range map[reflect.Type]int{
+		reflect.TypeFor[claimer](): 16, reflect.TypeFor[entry](): 9, reflect.TypeFor[Claim](): 5, reflect.TypeFor[write](): 12,
+		reflect.TypeFor[roleState](): 8, reflect.TypeFor[claimKey](): 5, reflect.TypeFor[recordKey](): 2, reflect.TypeFor[recordName](): 3, reflect.TypeFor[doneSet](): 10,
+	} {
+		if typ.NumField() != want {
+			t.Errorf("%v has %d fields, the exploration expects %d", typ, typ.NumField(), want)
+		}
+	}
+}
+
+// newView is newRoleState with one map in place of a thousand, which take long to make.
+func newView(session string) *roleState {
+	done := &doneSet{seeds: viewSeeds, windows: make(map[uint32]*window), numbers: make(map[string]uint32)}
+	one := make(map[hash]uint32)
+	for i := range done.shards {
+		done.shards[i] = one
+	}
+	return &roleState{
+		sessions: make(map[string]sessionKey), claims: make(map[string]*claimKey), queues: make(map[string][]*claimKey),
+		done: done, forgotten: make(map[recordName][]string), session: session,
+	}
+}
+
+var viewSeeds = [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+
+// newSimClaimer is newClaimer with such a view.
+func newSimClaimer() *claimer {
+	c := &claimer{wake: make(chan struct{}, 1), view: newView(""), entries: make(map[string]*entry)}
+	c.held, c.suspend = context.WithCancelCause(context.Background())
+	c.suspend(ErrSuspended)
+	return c
 }

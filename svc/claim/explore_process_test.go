@@ -1,6 +1,8 @@
 package claim
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 // etcd, divided into steps between which other things can happen.
 type simProcess struct {
 	x       *run
+	name    int
 	c       *claimer
 	view    int64  // the revision of the claimer's state
 	lease   int64  // of the session
@@ -37,14 +40,14 @@ func (w *simCopy) current() bool { return w.c == w.from.c && w.call == w.from.ca
 
 // start simulates NewEtcd, Load and the first part of Run.
 func (p *simProcess) start() {
-	*p = simProcess{x: p.x, c: newClaimer()}
+	*p = simProcess{x: p.x, name: p.name, c: newSimClaimer()}
 	p.load()
 	p.open()
 }
 
 // load simulates Etcd.Load.
 func (p *simProcess) load() {
-	view := p.x.newState(p.c.view.session)
+	view := newView(p.c.view.session)
 	p.x.unreadable(view.Apply(p.x.etcd.snapshot(), func(string, *recordKey) {}))
 	p.view = p.x.etcd.revision
 	p.c.rebuild(view, p.view, p.c.seen())
@@ -62,8 +65,9 @@ var farFuture = time.Now().Add(1000 * time.Hour)
 // open simulates Etcd.open and the first part of Etcd.runSession.
 func (p *simProcess) open() {
 	p.lease = p.x.etcd.grant(true)
-	name := p.x.newSession()
-	p.x.etcd.commit([]change{p.x.etcd.put("session/"+name, "host 1", p.lease)})
+	p.x.sessions++
+	name := fmt.Sprintf("s%d", p.x.sessions)
+	p.x.etcd.commit(p.x.etcd.put("session/"+name, fmt.Sprintf(`{"types":["%c"]}`, p.name), p.lease))
 	p.over = false
 	p.names = append(p.names, name)
 	p.c.beginSession(name, p.x.etcd.revision, farFuture, func(error) {
@@ -72,9 +76,9 @@ func (p *simProcess) open() {
 	})
 }
 
-// endSession simulates the end of an iteration of Etcd.runSessions, and the beginning of the
+// nextSession simulates the end of an iteration of Etcd.runSessions, and the beginning of the
 // next.
-func (p *simProcess) endSession() {
+func (p *simProcess) nextSession() {
 	p.x.etcd.end(p.lease)
 	p.load()
 	p.open()
@@ -107,9 +111,11 @@ func (p *simProcess) canWrite() bool {
 func (p *simProcess) write() {
 	<-p.c.wake
 	if p.c.needsWindow() {
-		p.openWindow()
+		lease := p.x.etcd.grant(false)
+		p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 	}
 	if p.sending = p.c.compose(); p.sending != nil {
+		p.x.checkWrite(p, p.sending)
 		p.call++
 		p.resend()
 	}
@@ -118,12 +124,6 @@ func (p *simProcess) write() {
 // resend sends another copy for the same call of Etcd.send.
 func (p *simProcess) resend() {
 	p.x.net = append(p.x.net, &simCopy{write: *p.sending, from: p, c: p.c, call: p.call})
-}
-
-// openWindow simulates Etcd.openWindow.
-func (p *simProcess) openWindow() {
-	lease := p.x.etcd.grant(false)
-	p.c.setWindow(recordWindow{Name: leaseName(clientv3.LeaseID(lease)), Lease: lease, Room: 1 << 40})
 }
 
 // answer simulates the rest of the iteration, with the answer to Etcd.send.
@@ -143,3 +143,48 @@ func (p *simProcess) answer(a simAnswer) {
 
 // suspended reports whether the session is suspended.
 func (p *simProcess) suspended() bool { return p.c.held.Err() != nil }
+
+// steps adds the steps of the process and of its deliveries.
+func (p *simProcess) steps(steps []step) []step {
+	add := func(can bool, kind string, do func()) {
+		if can {
+			steps = append(steps, step{p.name, kind, do})
+		}
+	}
+	behind := p.x.etcd.revision - p.view
+	add(p.over, "opens the next session", p.nextSession)
+	add(p.canWrite(), "writes", p.write)
+	add(!p.over && p.suspended(), "is renewed", p.renew)
+	add(behind > 0, "watches", func() { p.watch(1) })
+	add(behind > 1, "catches up", func() { p.watch(behind) }) // an answer of the watch may have several revisions
+	for i, id := range p.x.queue {
+		add(len(p.deliveries) < cmp.Or(p.x.held, 2) && (i == 0 || p.x.queue[i-1] != id), "delivers "+id, func() { p.deliver(i) })
+	}
+	for _, d := range p.deliveries {
+		if d.phase == working {
+			ended := d.claim.Held.Err() != nil
+			add(true, "finishes", func() { p.finish(d) })
+			add(ended, "is cancelled", func() { p.cancelled(d) })
+			add(!ended && d.gone, "releases", func() { p.release(d) })
+		}
+	}
+	return steps
+}
+
+// faults adds the faults of the process and of its deliveries.
+func (p *simProcess) faults(faults []step) []step {
+	add := func(can bool, kind string, do func()) {
+		if can {
+			faults = append(faults, step{p.name, kind, do})
+		}
+	}
+	add(!p.x.mild, "CRASHES", func() { p.x.hurt = true; p.crash() })
+	add(!p.x.mild && !p.over && !p.suspended(), "IS SUSPENDED", func() { p.x.hurt = true; p.c.suspendSession() })
+	add(p.view < p.x.etcd.revision, "WATCH CLOSED", p.load)
+	add(p.sending != nil, "SENDS AGAIN", p.resend)
+	for _, d := range p.deliveries {
+		add(!p.x.mild && !d.gone, "CHANNEL LOST", func() { p.loseChannel(d) })
+		add(!d.gone && d.phase == working && d.claim.Held.Err() == nil, "HANDLER FAILS", func() { p.fail(d) })
+	}
+	return faults
+}

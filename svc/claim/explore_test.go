@@ -1,6 +1,7 @@
 package claim
 
 import (
+	"crypto/sha256"
 	"flag"
 	"fmt"
 	"runtime/debug"
@@ -15,19 +16,10 @@ var exploreFaults = flag.Int("explore.faults", -1, "faults in a run of TestExplo
 type scenario struct {
 	messages []string // ids
 	first    string   // the process that each message is delivered to first; empty: any
+	held     int      // deliveries of a process at once; 0: two
 	faults   int      // maximum in a run
 	mild     bool     // no crashes, suspensions or lost channels, which lead to the most states
 	broken   string   // the broken variant; "": none
-}
-
-func (s scenario) ids() []string { return slices.Compact(slices.Sorted(slices.Values(s.messages))) }
-
-// symmetries returns 2 if the ids a and b can be exchanged, and otherwise 1.
-func (s scenario) symmetries() int {
-	if s.first == "AA" && slices.Equal(s.messages, []string{"a", "b"}) {
-		return 2
-	}
-	return 1
 }
 
 // TestExplore runs the real claimers of two processes on a simulated etcd through
@@ -37,13 +29,12 @@ func (s scenario) symmetries() int {
 // handler. A lease expires only after its process has crashed or has suspended the
 // session. A write, a watch event, a late copy and an expiry may take any time.
 //
-// A run follows a list of choices from the start, and ends early in a state that was
+// A run replays steps from the start, and ends early in a state that was
 // explored before. States are compared in a canonical form, see hasher. Every state is
 // checked against the invariants of explore_check_test.go.
 //
-// With two faults of any kind (-explore.faults=2) two messages of one id have four million
-// states, and take about eight minutes. Two ids in one batch have 20 million, and take over
-// an hour.
+// With two faults of any kind (-explore.faults=2) two messages of one id have millions of
+// states, and two ids in one batch many more. TestRandomRuns takes more ids and faults, in a sample of orders.
 //
 // Three restrictions keep the number of states small. The answer to a write arrives at
 // once, or when the view has seen everything up to the write, or not at all. A process
@@ -55,7 +46,7 @@ func TestExplore(t *testing.T) {
 		"two messages of one id":              {messages: []string{"a", "a"}, faults: 1},
 		"mild faults":                         {messages: []string{"a", "a"}, faults: 3, mild: true},
 		"two ids in one batch":                {messages: []string{"a", "b"}, first: "AA", faults: 1},
-		"two ids, one of them wanted by both": {messages: []string{"a", "b", "a"}, first: "AAB", faults: 0},
+		"two ids, one of them wanted by both": {messages: []string{"a", "b", "a"}, first: "AAB"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if testing.Short() {
@@ -66,7 +57,7 @@ func TestExplore(t *testing.T) {
 			}
 			began := time.Now()
 			x := explore(s)
-			t.Logf("up to %d faults: %d runs, %d states, %d ends in %v", s.faults, x.runs, len(x.seen), x.ends, time.Since(began))
+			t.Logf("up to %d faults: %d runs, %d states, %d ends in %v", s.faults, x.runs, len(x.states), x.ends, time.Since(began))
 			if x.violation != "" {
 				t.Error(x.violation)
 			}
@@ -84,137 +75,108 @@ func TestExploreNotices(t *testing.T) {
 			if x.violation == "" {
 				t.Error("no violation was found")
 			}
-			t.Logf("after %d runs, %d states: %s", x.runs, len(x.seen), x.violation)
+			t.Logf("after %d runs, %d states: %s", x.runs, len(x.states), x.violation)
 		})
 	}
 }
 
 // explorer searches first all states that are reachable without a fault, then those
 // that are reachable after one fault in each of these states, and so on. Between
-// faults it searches depth first and replays each path from the start.
+// faults it searches depth first.
 type explorer struct {
 	scenario
-	seen      map[[16]byte]struct{}
-	nodes     []node
-	frontier  []node   // each node is a state and a fault that happens in it
-	prefix    []step   // the steps up to the last fault
-	path      []choice // the choices after that fault
-	hasher    hasher
-	states    statePool
+	hasher
+	seen      map[[sha256.Size]byte]bool
+	states    []branch // how each was reached first
+	todo      []branch // to be followed
 	runs      int
 	ends      int
 	violation string
 }
 
-// node is a state that was found: its predecessor and the step that led from there to it.
-type node struct {
-	from int32 // index of the predecessor
-	step step
-}
-
-// choice is a state of the path: the steps that are enabled in it, and the one being
-// tried.
-type choice struct {
-	node  int32
-	steps []step
-	taken int
+// branch is a step from a state. It is known by its number among the steps, or the faults,
+// that are possible in that state.
+type branch struct {
+	from  int32 // index of the state; -1: the initial state follows
+	fault bool
+	n     uint8
 }
 
 func explore(s scenario) *explorer {
 	defer debug.SetGCPercent(debug.SetGCPercent(800))
-	x := &explorer{scenario: s, seen: make(map[[16]byte]struct{}), hasher: newHasher()}
-	x.states.ids = s.ids()
-	x.branch(node{from: -1}, s.faults > 0)
-	for level := 1; level <= s.faults; level++ {
-		starts := x.frontier
-		x.frontier = nil
-		for _, start := range starts {
-			x.branch(start, level < s.faults)
+	x := &explorer{scenario: s, seen: make(map[[sha256.Size]byte]bool), todo: []branch{{from: -1}}}
+	for level := 0; level <= s.faults; level++ {
+		var faults []branch
+		for len(x.todo) > 0 && x.violation == "" {
+			last := len(x.todo) - 1
+			b := x.todo[last]
+			x.todo = x.todo[:last]
+			faults = append(faults, x.follow(b, level < s.faults)...)
 		}
+		x.todo = faults
 	}
 	return x
 }
 
-// branch explores all runs after a fault, up to the next fault. If collect is true, it
-// adds the faults that can happen to the frontier.
-func (x *explorer) branch(start node, collect bool) {
-	x.prefix, x.path = x.prefix[:0], x.path[:0]
-	for n := start; n.from >= 0; n = x.nodes[n.from] {
-		x.prefix = append(x.prefix, n.step)
-	}
-	slices.Reverse(x.prefix)
-	for more := true; more && x.violation == ""; more = x.next() {
-		x.run(start, collect)
-		x.runs++
-	}
-}
-
-// next advances to the next path. It returns false after the last one.
-func (x *explorer) next() bool {
-	for len(x.path) > 0 {
-		last := &x.path[len(x.path)-1]
-		if last.taken++; last.taken < len(last.steps) {
-			return true
-		}
-		x.path = x.path[:len(x.path)-1]
-	}
-	return false
-}
-
-// run replays the path and continues from its end until it reaches a known state or an
-// end.
-func (x *explorer) run(start node, collect bool) {
-	x.states.reset()
-	r := &run{scenario: x.scenario, explorer: x}
-	r.begin()
-	for _, s := range x.prefix {
-		r.take(s)
-	}
-	for _, c := range x.path {
-		start = node{c.node, c.steps[c.taken]}
-		r.take(start.step)
-	}
+// follow runs from the start through a branch to a known state or an end. Other branches on that way
+// are to be followed later. It returns the faults that can happen on it, if they are wanted.
+func (x *explorer) follow(b branch, withFaults bool) (faults []branch) {
+	x.runs++
+	r := x.replay(b)
 	for {
-		if r.check(); r.violation == "" && !x.extend(r, start, collect) && r.violation == "" {
-			return
+		if r.check(); r.violation == "" && !x.add(r, b) {
+			return faults
+		}
+		from := int32(len(x.states) - 1)
+		steps := r.steps()
+		if len(steps) == 0 {
+			x.ends++
+			r.checkEnd()
 		}
 		if r.violation != "" {
-			x.violation = fmt.Sprintf("%s\nafter %v", r.violation, x.trace(start))
-			return
+			x.violation = fmt.Sprintf("%s\nafter %q", r.violation, r.trace)
+			return nil
 		}
-		c := x.path[len(x.path)-1]
-		start = node{c.node, c.steps[0]}
-		r.take(start.step)
+		for n := 1; n < len(steps); n++ {
+			x.todo = append(x.todo, branch{from, false, uint8(n)})
+		}
+		if withFaults {
+			for n := range r.faults() {
+				faults = append(faults, branch{from, true, uint8(n)})
+			}
+		}
+		if len(steps) == 0 {
+			return faults
+		}
+		b = branch{from, false, 0}
+		r.take(steps[0])
 	}
 }
 
-// extend adds the state of a run to the path, unless the state is known or an end.
-func (x *explorer) extend(r *run, from node, collect bool) bool {
-	state := x.hasher.hash(r)
-	if _, known := x.seen[state]; known {
+// add adds the state of a run to those that are known. It reports whether it is new.
+func (x *explorer) add(r *run, b branch) bool {
+	hash := x.hash(r)
+	if x.seen[hash] {
 		return false
 	}
-	x.seen[state] = struct{}{}
-	this := int32(len(x.nodes))
-	x.nodes = append(x.nodes, from)
-	steps, faults := r.enabled(collect)
-	for _, fault := range faults {
-		x.frontier = append(x.frontier, node{this, fault})
-	}
-	if len(steps) == 0 {
-		x.ends++
-		r.checkEnd()
-		return false
-	}
-	x.path = append(x.path, choice{this, steps, 0})
+	x.seen[hash] = true
+	x.states = append(x.states, b)
 	return true
 }
 
-// trace lists the steps that lead to a state.
-func (x *explorer) trace(n node) (steps []step) {
-	for ; n.from >= 0; n = x.nodes[n.from] {
-		steps = append(steps, n.step)
+// replay returns a run in the state that a branch leads to.
+func (x *explorer) replay(b branch) *run {
+	var way []branch
+	for ; b.from >= 0; b = x.states[b.from] {
+		way = append(way, b)
 	}
-	slices.Reverse(steps)
-	return steps
+	r := newRun(x.scenario)
+	for _, b := range slices.Backward(way) {
+		if b.fault {
+			r.take(r.faults()[b.n])
+		} else {
+			r.take(r.steps()[b.n])
+		}
+	}
+	return r
 }

@@ -3,31 +3,91 @@ package claim
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
-// opsOf counts the operations of the transaction that Etcd.send makes of a write.
-func opsOf(w *write) int {
-	n := 1 + len(w.Left)
-	for _, there := range []bool{len(w.Claim) > 0, len(w.Done) > 0, w.NewWindow} {
-		if there {
-			n++
+// records returns how many ids each record lists whose key begins with prefix, in order of size.
+func (x *pair) records(prefix string) (sizes []int) {
+	for key, k := range x.etcd.keys {
+		if strings.HasPrefix(key, prefix) {
+			sizes = append(sizes, len(k.ids))
 		}
 	}
-	return n
+	slices.Sort(sizes)
+	return sizes
 }
 
-// bytesOf counts the bytes of JSON in a write.
-func bytesOf(w *write) int {
-	n := len(listJSON(w.Claim)) + len(listJSON(w.Done))
-	for _, left := range w.Left {
-		if len(left.IDs) > 0 {
-			n += len(listJSON(left.IDs))
+// Lone ids are added to the session's last record until that lists 16, also after the view was
+// read anew. A new session begins a record of its own.
+func TestSmallRecords(t *testing.T) {
+	x := newPair(t)
+	for i := range 41 {
+		switch {
+		case i == 40:
+			x.a.nextSession()
+		case i%10 == 9:
+			x.a.load()
+		}
+		x.a.c.finish(x.grant(x.a, fmt.Sprint(i)))
+		x.runUntilIdle()
+	}
+	if sizes := x.records("done/"); !slices.Equal(sizes, []int{1, 8, 16, 16}) {
+		t.Errorf("the records list %v ids", sizes)
+	}
+	if n := x.b.c.Remembered(); n != 41 {
+		t.Errorf("%d ids are done", n)
+	}
+}
+
+// A window takes ids until its time is over or it has no room left.
+func TestNeedsWindow(t *testing.T) {
+	now := time.Now()
+	tests := map[string]struct {
+		window recordWindow
+		want   bool
+	}{
+		"none":          {recordWindow{}, true},
+		"for ever":      {recordWindow{Name: forever, Room: 1}, false},
+		"before":        {recordWindow{Name: "w", Until: now.Add(time.Hour), Room: 1}, false},
+		"its time over": {recordWindow{Name: "w", Until: now, Room: 1}, true},
+		"full":          {recordWindow{Name: "w", Until: now.Add(time.Hour), Room: 0}, true},
+	}
+	for name, tt := range tests {
+		x := newPair(t)
+		c := x.grant(x.a, "1")
+		x.a.c.setWindow(tt.window)
+		if x.a.c.needsWindow() {
+			t.Errorf("%s: a window is needed although there is nothing to record", name)
+		}
+		x.a.c.finish(c)
+		if got := x.a.c.needsWindow(); got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+		if sent := x.a.c.compose(); (sent == nil) != tt.want { // an id finished after a look at the window
+			t.Errorf("%s: the next write is %+v", name, sent)
 		}
 	}
-	return n
+}
+
+// A write does not put more ids into a window than it has room for.
+func TestRoomOfAWindow(t *testing.T) {
+	x := newPair(t)
+	var granted []*Claim
+	for i := range 10 {
+		granted = append(granted, x.grant(x.a, fmt.Sprint(i)))
+	}
+	x.a.c.setWindow(recordWindow{Name: "w", Lease: x.etcd.grant(false), Room: 7})
+	for _, c := range granted {
+		x.a.c.finish(c)
+	}
+	x.runUntilIdle()
+	if all, first := x.records("done/"), x.records("done/w/"); !slices.Equal(all, []int{3, 7}) || !slices.Equal(first, []int{7}) {
+		t.Errorf("%v ids are recorded, %v of them in the window", all, first)
+	}
 }
 
 // A write has at most 48 operations and 256 KiB of JSON, however many ids are claimed
@@ -45,47 +105,53 @@ func TestWriteLimits(t *testing.T) {
 		"ids of quotes and Japanese": {1000, 300, strings.Repeat(`"注\`, 100)},
 		"claims of few ids":          {2000, 3, ""},
 		"claims of few long ids":     {2000, 3, strings.Repeat("x", 500)},
-		"lone ids of great length":   {40, 1, strings.Repeat("\x01", 9000)},
+		"lone ids of great length":   {40, 1, strings.Repeat("\x01", 9998)},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			d := newDriver(t)
-			all := make([]string, tt.ids)
-			for i := range all {
-				all[i] = fmt.Sprint(tt.id, i)
-			}
+			x := newPair(t)
+			var claimed []*Claim
 			random := rand.New(rand.NewPCG(1, 2))
-			var granted []*Claim
-			for from := 0; from < len(all) || len(granted) > 0; {
-				for range min(1+random.IntN(tt.batch), len(all)-from) {
-					granted = append(granted, d.c.enqueue(all[from]))
+			for from := 0; from < tt.ids || len(claimed) > 0; {
+				for range min(1+random.IntN(tt.batch), tt.ids-from) {
+					claimed = append(claimed, x.a.c.enqueue(fmt.Sprint(tt.id, from)))
 					from++
 				}
-				d.pump()
-				random.Shuffle(len(granted), func(i, j int) { granted[i], granted[j] = granted[j], granted[i] })
-				ending := granted
-				if from < len(all) {
-					ending = granted[:random.IntN(len(granted)+1)]
+				x.runUntilIdle()
+				random.Shuffle(len(claimed), func(i, j int) { claimed[i], claimed[j] = claimed[j], claimed[i] })
+				ending := claimed
+				if from < tt.ids {
+					ending = claimed[:random.IntN(len(claimed)+1)]
 				}
-				if len(ending) < 200 && from < len(all) { // let more claims gather
+				if len(ending) < 200 && from < tt.ids { // let more claims gather
 					ending = nil
 				}
-				granted = granted[len(ending):]
+				claimed = claimed[len(ending):]
 				for _, c := range ending {
-					d.finish(c)
+					x.expect(c, "granted")
+					x.a.c.finish(c)
 				}
-				d.pump()
-			}
-			if d.maxOps > 48 || d.maxBytes > 256<<10 {
-				t.Errorf("writes have up to %d operations and %d bytes", d.maxOps, d.maxBytes)
-			}
-			t.Logf("%d writes, of %d operations and %d bytes at most", d.writes, d.maxOps, d.maxBytes)
-			for _, id := range all {
-				if !d.c.view.Done(id) {
-					t.Fatalf("%q is not recorded", id)
+				x.runUntilIdle()
+				for _, c := range ending {
+					x.expect(c, "granted") // recorded
 				}
 			}
-			if n := len(d.c.entries); n > 0 {
+			maxOps, maxBytes := 0, 0
+			for _, events := range x.etcd.log {
+				bytes := 0
+				for _, e := range events {
+					bytes += len(e.Value)
+				}
+				maxOps, maxBytes = max(maxOps, len(events)), max(maxBytes, bytes)
+			}
+			if maxOps > 48 || maxBytes > 256<<10 {
+				t.Errorf("writes have up to %d operations and %d bytes", maxOps, maxBytes)
+			}
+			t.Logf("%d writes, of %d operations and %d bytes at most", x.etcd.revision, maxOps, maxBytes)
+			if n := x.b.c.Remembered(); n != tt.ids {
+				t.Errorf("%d ids are recorded of %d", n, tt.ids)
+			}
+			if n := len(x.a.c.entries); n > 0 {
 				t.Errorf("%d entries are left", n)
 			}
 		})
