@@ -28,7 +28,7 @@
 //
 //	before the claim is written        nothing: the event is delivered again
 //	after that, before the work        the event waits for CLAIM_TTL, then another process does the work
-//	after the work, before the record  the wait, and the work is done again
+//	during it, or before the record    the wait, and the work is done again
 //	after the record, before the ack   the event is delivered again and skipped
 //
 // README.md, in this folder, shows in pictures the life of an id, one event, and a race of two

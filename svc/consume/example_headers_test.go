@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/test/consumetest"
 )
 
 // A handler finds the headers of the message in its job, such as the trace that the event
@@ -17,18 +18,10 @@ func ExampleJob_headers() {
 		return nil
 	}
 	const parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-	runExample(context.Background(), processOrder,
-		tracedMessage{`{"type":"new_order","id":"1"}`, map[string]any{"traceparent": parent}})
+	show(context.Background(), processOrder,
+		consumetest.Message{Body: `{"type":"new_order","id":"1"}`, Headers: map[string]any{"traceparent": parent}})
 	// Output:
 	// continue the trace 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01
 	// count new_order_ok
 	// acknowledged
 }
-
-// tracedMessage is a message with headers.
-type tracedMessage struct {
-	message
-	headers map[string]any
-}
-
-func (m tracedMessage) Headers() map[string]any { return m.headers }

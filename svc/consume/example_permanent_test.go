@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/test/consumetest"
 )
 
 // An error is a failed attempt: the handler is called again, MAX_ATTEMPTS times in all. An
@@ -27,8 +28,8 @@ func ExamplePermanent() {
 		}
 		return nil
 	}
-	runExample(context.Background(), processOrder,
-		message(`{"type":"new_order","id":"1","customer":"ann"}`), message(`{"type":"new_order","id":"2"}`))
+	show(context.Background(), processOrder, consumetest.Message{Body: `{"type":"new_order","id":"1","customer":"ann"}`})
+	show(context.Background(), processOrder, consumetest.Message{Body: `{"type":"new_order","id":"2"}`})
 	// Output:
 	// order 1, attempt 1
 	// order 1, attempt 2

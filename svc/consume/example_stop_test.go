@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/test/consumetest"
 )
 
 // The context of a handler ends after HANDLER_TIMEOUT, late in a stop of the service, and when
@@ -24,7 +25,7 @@ func ExampleHandler_stop() {
 			return context.Cause(ctx)
 		}
 	}
-	runExample(ctx, processOrder, message(`{"type":"new_order","id":"1"}`))
+	show(ctx, processOrder, consumetest.Message{Body: `{"type":"new_order","id":"1"}`})
 	// Output:
 	// waiting for a courier
 	// not done: context canceled

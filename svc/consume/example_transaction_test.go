@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/test/consumetest"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -32,8 +33,9 @@ func ExampleJob_Key() {
 			return errors.Join(orders.Put(fmt.Append(nil, n), job.Body), done.Put(key, []byte("1")))
 		})
 	}
-	order := message(`{"type":"new_order","id":"7"}`)
-	runExample(context.Background(), processOrder, order, order) // the second as after a crash
+	order := consumetest.Message{Body: `{"type":"new_order","id":"7"}`}
+	show(context.Background(), processOrder, order)
+	show(context.Background(), processOrder, order) // as after a crash
 	// Output:
 	// orders/7 is order number 1
 	// count new_order_ok

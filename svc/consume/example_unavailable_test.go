@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/streamdal/gophercon2021/svc/consume"
+	"github.com/streamdal/gophercon2021/svc/test/consumetest"
 )
 
 // During an outage of what the work needs, the event is not to blame. The handler is called
@@ -26,7 +27,7 @@ func ExampleUnavailable() {
 		}
 		return err
 	}
-	runExample(context.Background(), processOrder, message(`{"type":"new_order","id":"1"}`))
+	show(context.Background(), processOrder, consumetest.Message{Body: `{"type":"new_order","id":"1"}`})
 	// Output:
 	// attempt 1: the warehouse is down
 	// attempt 1: the warehouse is down

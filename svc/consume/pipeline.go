@@ -109,7 +109,8 @@ func Counters(handlers map[string]Handler) []string {
 	return names
 }
 
-// Pipeline handles the deliveries of one role. All exported fields must be set.
+// Pipeline handles the deliveries of one role. All exported fields must be set, but for
+// RequireID and InProcess.
 type Pipeline struct {
 	Role        string
 	Handlers    map[string]Handler // by type
