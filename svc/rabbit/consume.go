@@ -76,7 +76,9 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	s.acker = newAcker(s.ch.Ack, 2*c.Prefetch)
 	defer func() {
 		defer conn.closeSoon().Stop()
-		s.acker.close()
+		if s.acker.close(); ctx.Err() != nil {
+			c.awaitAcks(s)
+		}
 	}()
 	alive, end := context.WithCancel(ctx)
 	defer end()
@@ -143,6 +145,15 @@ func (c *consumer) next(s *subscription, d *Delivery) int {
 		s.since, s.until = time.Now(), tag
 	}
 	return s.level
+}
+
+// awaitAcks waits until the queue has the acknowledgements. A quorum queue drops those that are
+// on their way when the channel closes (rabbitmq-server issue 10327), and answers a new consumer
+// after them. Others get what this one might be given.
+func (c *consumer) awaitAcks(s *subscription) {
+	if s.ch.Qos(1, 0, false) == nil {
+		s.ch.Consume(c.Topology.Queue, "svc-end", false, false, false, false, amqp.Table{"x-priority": int32(-100)}) // its error does not matter any more
+	}
 }
 
 // dispatch hands each delivery to a handler until the channel or ctx ends, and

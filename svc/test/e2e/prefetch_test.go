@@ -3,6 +3,7 @@ package e2e
 import (
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -72,6 +73,27 @@ func TestHeldFollowsTheHandlers(t *testing.T) {
 				t.Errorf("%d events were done, in %d posts, want %d", done, posts, 3*each)
 			}
 			s.wantLines(0, "level=WARN")
+		})
+	}
+}
+
+// Nothing that was done before a stop comes back, on either type of queue: without etcd it would
+// be done again.
+func TestStopAcknowledges(t *testing.T) {
+	t.Parallel()
+	const events = 10_000
+	for _, kind := range []string{"classic", "quorum"} {
+		t.Run(kind, func(t *testing.T) {
+			e, _ := newBroker(t)
+			e.deleteQueue("orders-queue")
+			s := e.start("orders", "QUEUE_TYPE="+kind)
+			s.waitLog("msg=consuming")
+			s.signal(syscall.SIGSTOP) // so that events wait
+			e.publishBodies(orders("a", events)...)
+			s.signal(syscall.SIGCONT)
+			s.waitLogs(events/2, "msg=processed")
+			s.stop()
+			e.waitDepth("orders-queue", events-s.log.count("msg=processed"))
 		})
 	}
 }
