@@ -50,7 +50,7 @@ func Permanent(err error) error { return &permanentError{err} }
 // Unavailable marks an error that is not the event's fault: the work is retried
 // until it is done, however long that takes, and no attempt is counted. Wait is
 // the minimum pause before the next attempt; 0 leaves it to the backoff. If many events
-// wait, the event is requeued instead, and gets a new token.
+// wait, the event is requeued instead, and may get a new token.
 func Unavailable(err error, wait time.Duration) error { return &unavailableError{err, wait} }
 
 // Unknown marks an error that leaves open whether the work was done. It is retried
