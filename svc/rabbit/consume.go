@@ -76,8 +76,11 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	s.acker = newAcker(s.ch.Ack, 2*c.Prefetch)
 	defer func() {
 		defer conn.closeSoon().Stop()
-		if s.acker.close(); ctx.Err() != nil {
-			c.awaitAcks(s)
+		s.acker.close()
+		// A quorum queue drops acknowledgements that are on their way when their channel closes
+		// (rabbitmq-server issue 10327). It answers this after them.
+		if ctx.Err() != nil {
+			s.ch.Cancel(s.tag, false)
 		}
 	}()
 	alive, end := context.WithCancel(ctx)
@@ -86,11 +89,19 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	err := c.dispatch(alive, conn, s)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errors.New("stopping"))
-		// Deliveries that were not begun are delivered again. The broker may answer the
-		// cancellation late, with a full prefetch on its way: nothing waits for that
-		// answer, and the connection stays open for the acknowledgements.
-		conn.watchers.Go(func() { s.ch.Cancel(s.tag, true) })
+		// Deliveries that were not begun are delivered again. If the handlers take longer, no
+		// more are to come meanwhile. The broker may answer that late, with a full prefetch on
+		// its way, so nothing waits for the answer.
+		handled := make(chan struct{})
+		conn.watchers.Go(func() {
+			select {
+			case <-time.After(100 * time.Millisecond):
+				s.ch.Cancel(s.tag, true)
+			case <-handled:
+			}
+		})
 		c.handling.Wait()
+		close(handled)
 	}
 	switch {
 	case unreadable(err) && s.level == 1:
@@ -145,15 +156,6 @@ func (c *consumer) next(s *subscription, d *Delivery) int {
 		s.since, s.until = time.Now(), tag
 	}
 	return s.level
-}
-
-// awaitAcks waits until the queue has the acknowledgements. A quorum queue drops those that are
-// on their way when the channel closes (rabbitmq-server issue 10327), and answers a new consumer
-// after them. Others get what this one might be given.
-func (c *consumer) awaitAcks(s *subscription) {
-	if s.ch.Qos(1, 0, false) == nil {
-		s.ch.Consume(c.Topology.Queue, "svc-end", false, false, false, false, amqp.Table{"x-priority": int32(-100)}) // its error does not matter any more
-	}
 }
 
 // dispatch hands each delivery to a handler until the channel or ctx ends, and
