@@ -93,7 +93,8 @@ func run(ctx context.Context, args, environ []string, timeout time.Duration, out
 		unknown = unknown && a.State == lookup.Unknown
 	}
 	if unknown { // so that a mistake is not taken for an answer
-		fmt.Fprintf(errOut, "nothing is known of them under %s%s/: that is ETCD_PREFIX, or the virtual host of AMQP_URL, and -role\n", cfg.EtcdPrefix, *role)
+		fmt.Fprintf(errOut, "nothing is known of them under %s%s/: they were never processed with etcd, were forgotten or have expired; "+
+			"or -role or ETCD_PREFIX (by default made of AMQP_URL's virtual host) is wrong\n", cfg.EtcdPrefix, *role)
 	}
 	return 0
 }
