@@ -3,10 +3,8 @@ package consume
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/streamdal/gophercon2021/svc/event"
@@ -23,10 +21,8 @@ const (
 // of one tenant among many. While they are half of what the consumer may hold, the first of
 // them is requeued, so that the others get through. The log and Refused speak of them.
 type refusals struct {
-	open atomic.Bool // an outage has begun
-
 	mu      sync.Mutex
-	waiting []*refusal    // those refused first come first
+	waiting []*refusal    // those refused first come first; without those that are being requeued
 	err     error         // the last one
 	passed  time.Time     // when work last passed, or the first of waiting was refused
 	stuck   time.Time     // when the broker last refused a copy
@@ -41,22 +37,15 @@ type refusal struct {
 	event    event.Event
 
 	move chan struct{} // receives when the event is to be requeued; capacity 1
-	told bool          // it has received
-	half int           // of what the consumer may hold
 }
 
 // refuse notes that the work of an event is refused, for the first time or again.
 func (p *Pipeline) refuse(r *refusal, err error) {
-	p.Outage.Failed(time.Now(), err, "", "id", r.event.ID)
-	half := r.delivery.Held() / 2
-	if cap(p.Semaphore) == 1 {
-		half = math.MaxInt // the order is kept
-	}
 	s := &p.refusals
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.open.Store(true)
-	s.err, r.half = err, half
+	p.Outage.Failed(time.Now(), err, "", "id", r.event.ID)
+	s.err = err
 	if r.move == nil {
 		if len(s.waiting) == 0 {
 			s.passed, s.again = time.Now(), make(chan struct{})
@@ -70,7 +59,7 @@ func (p *Pipeline) refuse(r *refusal, err error) {
 // full reports whether events are to be requeued.
 func (s *refusals) full() bool {
 	n := len(s.waiting)
-	return n > 0 && n >= s.waiting[n-1].half
+	return n > 0 && n >= s.waiting[n-1].delivery.Held()/2
 }
 
 // moves reports whether events are being requeued: then each is tried once a delivery.
@@ -94,9 +83,9 @@ func (s *refusals) schedule() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.moving = false
-		if i := slices.IndexFunc(s.waiting, func(r *refusal) bool { return !r.told }); i >= 0 && s.full() {
-			s.waiting[i].told = true
-			s.waiting[i].move <- struct{}{}
+		if s.full() {
+			s.waiting[0].move <- struct{}{}
+			s.waiting = s.waiting[1:]
 		}
 		s.schedule()
 	})
@@ -106,9 +95,9 @@ func (s *refusals) schedule() {
 func (s *refusals) stay(r *refusal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stuck, r.told = time.Now(), false
-	s.remove(r)
+	s.stuck = time.Now()
 	s.waiting = append(s.waiting, r)
+	s.schedule()
 }
 
 // leave notes that an event does not wait any more. r is nil if it was never refused.
@@ -118,10 +107,6 @@ func (s *refusals) leave(r *refusal) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.remove(r)
-}
-
-func (s *refusals) remove(r *refusal) {
 	s.waiting = slices.DeleteFunc(s.waiting, func(other *refusal) bool { return other == r })
 }
 
@@ -129,13 +114,12 @@ func (s *refusals) remove(r *refusal) {
 // refused. If nothing has passed for a while before that, all that wait are tried again.
 func (p *Pipeline) pass(r *refusal) {
 	s := &p.refusals
-	if s.leave(r); !s.open.Load() {
+	if s.leave(r); p.Outage.Err() == nil {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.waiting) == 0 {
-		s.open.Store(false)
 		p.Outage.Answered(time.Now())
 		return
 	}

@@ -82,7 +82,7 @@ func (s *Status) Probe(name string, ask func(context.Context) error) (stop func(
 	probe.Go(func() {
 		tick := time.NewTicker(probeEvery)
 		defer tick.Stop()
-		for ctx.Err() == nil {
+		for {
 			asked, cancel := context.WithTimeout(ctx, probeTimeout)
 			err := ask(asked)
 			cancel()
@@ -93,6 +93,7 @@ func (s *Status) Probe(name string, ask func(context.Context) error) (stop func(
 			select {
 			case <-tick.C:
 			case <-ctx.Done():
+				return
 			}
 		}
 	})
