@@ -78,7 +78,7 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 		defer conn.closeSoon().Stop()
 		s.acker.close()
 		// A quorum queue drops acknowledgements that are on their way when their channel closes
-		// (rabbitmq-server issue 10327). It answers this after them.
+		// (rabbitmq-server issue 10327). It answers the end of a consumer after them.
 		if ctx.Err() != nil {
 			s.ch.Cancel(s.tag, false)
 		}
@@ -89,9 +89,9 @@ func (c *consumer) use(ctx context.Context, conn *connection) error {
 	err := c.dispatch(alive, conn, s)
 	if ctx.Err() != nil {
 		c.Status.Set(PartConsumer, errors.New("stopping"))
-		// Deliveries that were not begun are delivered again. If the handlers take longer, no
-		// more are to come meanwhile. The broker may answer that late, with a full prefetch on
-		// its way, so nothing waits for the answer.
+		// Deliveries that were not begun are delivered again. If the handlers take longer than
+		// 100 ms, the consumer is cancelled first, so that no more deliveries come meanwhile.
+		// Nothing waits for the broker's answer, which may come late, behind a full prefetch.
 		handled := make(chan struct{})
 		conn.watchers.Go(func() {
 			select {
