@@ -12,6 +12,7 @@ import (
 	"github.com/streamdal/gophercon2021/svc/claim"
 	"github.com/streamdal/gophercon2021/svc/consume"
 	"github.com/streamdal/gophercon2021/svc/health"
+	"github.com/streamdal/gophercon2021/svc/outage"
 	"github.com/streamdal/gophercon2021/svc/rabbit"
 )
 
@@ -44,6 +45,7 @@ func TestEventThatEndsItsProcess(t *testing.T) {
 		pipeline := &consume.Pipeline{
 			Role: "orders", Handlers: map[string]consume.Handler{"new_order": work}, Claims: claim.NoDedup{}, InProcess: true,
 			Counter: &counted, Log: slog.New(slog.DiscardHandler), MaxAttempts: 3, Timeout: time.Minute, Semaphore: make(consume.Semaphore, 8),
+			Outage: &outage.Log{Logger: slog.New(slog.DiscardHandler)},
 		}
 		config := consuming(8, func(ctx context.Context, d consume.Delivery) {
 			if n := d.Returns(); n > often && !strings.Contains(string(d.Body()), killer) {
